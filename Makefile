@@ -1,0 +1,78 @@
+# The interpreter that the environments are made from; everything after that runs inside them.
+PYTHON ?= python3
+# Test processes that run at once.
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_VENV := .venv-demo
+# Twice quiet: warnings about the local pip set-up are hidden, errors are shown.
+PIP_INSTALL := -m pip --disable-pip-version-check install -qq
+
+# An example is a module of its own; names that begin with an underscore belong to one.
+EXAMPLES := $(sort $(patsubst examples/%.py,examples.%,$(filter-out examples/_%,$(wildcard examples/*.py))))
+
+.DEFAULT_GOAL := help
+# A recipe that fails must not leave a stamp that says it worked.
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.stamp: requirements-dev.txt requirements-run.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -r requirements-dev.txt
+	$(BIN)/python $(PIP_INSTALL) --no-deps -e .
+	@touch $@
+
+# Runtime dependencies alone, so that the demo shows what a user's install can do.
+$(DEMO_VENV)/.stamp: requirements-run.txt pyproject.toml
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python $(PIP_INSTALL) -r requirements-run.txt
+	$(DEMO_VENV)/bin/python $(PIP_INSTALL) --no-deps -e .
+	@touch $@
+
+.PHONY: venv
+venv: $(VENV)/.stamp ## Make the development environment in .venv
+
+.PHONY: test
+test: $(VENV)/.stamp ## Run every test, then the behaviour suite once more with a replay at each durable call
+	$(BIN)/python -m pytest -n $(WORKERS)
+	ZART_TEST_REPLAY=always $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour
+
+.PHONY: check
+check: $(VENV)/.stamp ## Lint, check formatting, types, the layering and the pins
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pip --disable-pip-version-check check
+
+.PHONY: format
+format: $(VENV)/.stamp ## Format the code and apply the linter's safe fixes
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: demo
+demo: $(DEMO_VENV)/.stamp ## Run the demo with nothing but the runtime dependencies installed
+	@$(DEMO_VENV)/bin/python -m examples.demo
+
+.PHONY: bench
+bench: $(VENV)/.stamp ## Run the benchmarks
+	$(BIN)/python -m benchmarks
+
+.PHONY: examples
+examples: $(VENV)/.stamp ## Run every example
+	@set -e; for example in $(EXAMPLES); do echo "== $$example"; $(BIN)/python -m $$example; done
+
+.PHONY: soak
+soak: $(VENV)/.stamp ## Run the long chaos and workload tests
+	# The limit per test that catches a hang in the suite would cut these short.
+	$(BIN)/python -m pytest -n $(WORKERS) -m soak --timeout=3600
+
+.PHONY: clean
+clean: ## Remove the environments, caches and build products
+	rm -rf $(VENV) $(DEMO_VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,436 @@
+"""DurableScheduler: what starts executions, talks to them and looks at them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
+
+from msgspec import Struct
+
+from zart_core.completions import Completions
+from zart_core.duration import Duration, instant, micros, positive_micros
+from zart_core.errors import (
+    BackendUnavailable,
+    ExecutionAlreadyExists,
+    ExecutionCancelled,
+    ExecutionFailed,
+    ExecutionNotFound,
+    ExecutionTimedOut,
+)
+from zart_core.execution import (
+    Execution,
+    ExecutionPage,
+    History,
+    Stats,
+    execution_view,
+    history_view,
+    stats_view,
+)
+from zart_core.failure import decode_failure
+from zart_core.handler import TaskHandler, check_task_name, data_types
+from zart_core.payload import Payloads
+from zart_core.records import FINAL, ExecutionRow, ListQuery, Offer, RunStatus, Start, Started
+from zart_core.scheduler import Scheduler
+
+T = TypeVar("T")
+Data = TypeVar("Data")
+Output = TypeVar("Output")
+
+_TRIES: Final = (0.05, 0.1, 0.2, 0.4)
+_MAX_PAGE: Final = 1_000
+
+
+class StartRequest(Struct, frozen=True):
+    """One start for :meth:`DurableScheduler.start_many`; the fields are the options of :meth:`DurableScheduler.start`."""
+
+    task: str | type[Any]
+    data: Any = None
+    execution_id: str | None = None
+    delay: Duration | None = None
+    at: datetime | None = None
+    queue: str = "default"
+    priority: int = 0
+    tags: dict[str, str] | None = None
+
+
+class ExecutionHandle(Generic[Output]):
+    """A started execution. ``created`` is False when the id existed and this start attached to it."""
+
+    __slots__ = ("_client", "_type", "created", "execution_id")
+
+    def __init__(self, client: DurableScheduler, execution_id: str, type_: Any, created: bool) -> None:
+        self._client = client
+        self._type = type_
+        self.execution_id = execution_id
+        self.created = created
+
+    def __repr__(self) -> str:
+        return f"<ExecutionHandle {self.execution_id!r}>"
+
+    async def result(self, timeout: Duration | None = None) -> Output:
+        """Wait for the output. Woken by the completion, not by a poll.
+
+        Raises ``ExecutionFailed`` (``ExecutionTimedOut`` for a passed deadline), ``ExecutionCancelled``, ``WaitTimedOut`` when it took
+        longer than ``timeout`` (the execution goes on), ``ExecutionNotFound``.
+        """
+        row = await self._client.finished(self.execution_id, timeout)
+        return cast(Output, self._client.output(row, self._type))
+
+    async def status(self) -> Execution:
+        """How it is now."""
+        return await self._client.status(self.execution_id)
+
+    async def cancel(self, *, reason: str | None = None) -> bool:
+        """See :meth:`DurableScheduler.cancel`."""
+        return await self._client.cancel(self.execution_id, reason=reason)
+
+    async def offer_event(self, name: str, payload: Any = None, *, event_id: str | None = None) -> None:
+        """See :meth:`DurableScheduler.offer_event`."""
+        await self._client.offer_event(self.execution_id, name, payload, event_id=event_id)
+
+
+class DurableScheduler:
+    """The client's side: any number of them, in any process that can reach the store; it needs no worker and no handler.
+
+    Every operation is idempotent by its key, so a broken connection is answered by trying again a few times before
+    ``BackendUnavailable`` is raised.
+    """
+
+    def __init__(self, scheduler: Scheduler, *, payloads: Payloads | None = None) -> None:
+        self._scheduler = scheduler
+        self._payloads = payloads or Payloads()
+        self._completions = Completions(scheduler)
+
+    # --- starting --------------------------------------------------------------------------------------------------
+
+    @overload
+    async def start(
+        self,
+        task: type[TaskHandler[Data, Output]],
+        data: Data,
+        *,
+        execution_id: str | None = ...,
+        if_exists: Literal["attach", "raise"] = ...,
+        delay: Duration | None = ...,
+        at: datetime | None = ...,
+        queue: str = ...,
+        priority: int = ...,
+        tags: dict[str, str] | None = ...,
+    ) -> ExecutionHandle[Output]: ...
+
+    @overload
+    async def start(
+        self,
+        task: str,
+        data: Any = ...,
+        *,
+        execution_id: str | None = ...,
+        if_exists: Literal["attach", "raise"] = ...,
+        delay: Duration | None = ...,
+        at: datetime | None = ...,
+        queue: str = ...,
+        priority: int = ...,
+        tags: dict[str, str] | None = ...,
+    ) -> ExecutionHandle[Any]: ...
+
+    async def start(
+        self,
+        task: str | type[Any],
+        data: Any = None,
+        *,
+        execution_id: str | None = None,
+        if_exists: Literal["attach", "raise"] = "attach",
+        delay: Duration | None = None,
+        at: datetime | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        tags: dict[str, str] | None = None,
+    ) -> ExecutionHandle[Any]:
+        """Start an execution; it is stored durably on return.
+
+        ``execution_id`` is the idempotency key: starting an id that exists, finished or not, runs nothing again. With
+        ``if_exists="attach"`` its handle is returned (``created`` is False), with ``"raise"`` ``ExecutionAlreadyExists`` is raised; an id
+        that belongs to another task always raises that. ``delay`` or ``at`` (aware) set when it may first run; ``priority``: higher
+        runs first. A handler's class (with a ``name``) types the handle and checks ``data``; a name does neither.
+
+        ``PayloadError`` names the field of ``data`` that cannot be encoded or does not fit; nothing is stored then.
+        """
+        if if_exists not in ("attach", "raise"):
+            raise ValueError(f"if_exists must be 'attach' or 'raise', not {if_exists!r}")
+        request = StartRequest(task, data, execution_id, delay, at, queue, priority, tags)
+        record = self._record(request)
+        (started,) = await self._persist(lambda: self._scheduler.start([record]))
+        handle = self._handle(request, record, started)
+        if not handle.created and if_exists == "raise":
+            raise ExecutionAlreadyExists(f"execution {record.execution_id!r} exists already")
+        return handle
+
+    async def start_many(self, items: Iterable[StartRequest]) -> list[ExecutionHandle[Any]]:
+        """Start many executions in one call, all or none; ids that exist are attached to. Handles come in the order of ``items``."""
+        requests = list(items)
+        records = [self._record(request) for request in requests]
+        if not records:
+            return []
+        started = await self._persist(lambda: self._scheduler.start(records))
+        return [self._handle(*parts) for parts in zip(requests, records, started, strict=True)]
+
+    @overload
+    async def start_and_wait(
+        self,
+        task: type[TaskHandler[Data, Output]],
+        data: Data,
+        *,
+        timeout: Duration | None = ...,
+        execution_id: str | None = ...,
+        **options: Any,
+    ) -> Output: ...
+
+    @overload
+    async def start_and_wait(
+        self,
+        task: str,
+        data: Any = ...,
+        *,
+        timeout: Duration | None = ...,
+        execution_id: str | None = ...,
+        **options: Any,
+    ) -> Any: ...
+
+    async def start_and_wait(
+        self,
+        task: str | type[Any],
+        data: Any = None,
+        *,
+        timeout: Duration | None = None,
+        execution_id: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """:meth:`start`, then the handle's ``result(timeout)``. ``options`` are those of :meth:`start`."""
+        handle = await self.start(cast(Any, task), data, execution_id=execution_id, **options)
+        return await handle.result(timeout)
+
+    @overload
+    def handle(self, execution_id: str, task: type[TaskHandler[Any, Output]]) -> ExecutionHandle[Output]: ...
+
+    @overload
+    def handle(self, execution_id: str, task: str | None = None) -> ExecutionHandle[Any]: ...
+
+    def handle(self, execution_id: str, task: str | type[Any] | None = None) -> ExecutionHandle[Any]:
+        """The handle of an execution that was started elsewhere; asks nobody whether it exists. A handler's class types it."""
+        return ExecutionHandle(self, _check_id(execution_id), _types(task)[1], created=False)
+
+    # --- talking to executions -------------------------------------------------------------------------------------
+
+    async def offer_event(
+        self, execution_id: str, name: str, payload: Any = None, *, event_id: str | None = None
+    ) -> None:
+        """Give an execution an event; it is stored durably on return and delivered to at most one wait, in arrival order.
+
+        The same ``event_id`` twice is delivered once. Raises ``ExecutionNotFound``, ``ExecutionFinished``, ``PayloadError``.
+        """
+        _check_id(execution_id)
+        if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
+            raise ValueError(f"{name!r} cannot name an event: event names are text of 1 to 200 printable characters")
+        if event_id is not None and (not isinstance(event_id, str) or not 0 < len(event_id) <= 200):
+            raise ValueError(f"event_id must be text of 1 to 200 characters, not {event_id!r}")
+        data = self._payloads.encode(payload, what=f"event {name!r} for execution {execution_id!r}")
+        # With an id of its own the offer can be repeated when its fate is unknown.
+        offer = Offer(execution_id=execution_id, name=name, payload=data, event_id=event_id or new_id())
+        await self._persist(lambda: self._scheduler.offer_event(offer))
+
+    async def cancel(self, execution_id: str, *, reason: str | None = None) -> bool:
+        """Cancel an execution. True: it will end as cancelled, whatever else happens. False: it had finished before.
+
+        A queued or waiting one ends at once; of a running one the current step may finish and no further step starts. Its
+        ``on_failure`` still runs (kind ``cancelled``). Raises ``ExecutionNotFound``.
+        """
+        _check_id(execution_id)
+        return await self._persist(lambda: self._scheduler.cancel(execution_id, reason))
+
+    async def resume(self, execution_id: str) -> bool:
+        """Let an execution run again that was quarantined (status ``paused``) because its workers kept dying. False if it was not."""
+        _check_id(execution_id)
+        return await self._persist(lambda: self._scheduler.resume(execution_id))
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    async def status(self, execution_id: str) -> Execution:
+        """How an execution is now. Raises ``ExecutionNotFound``."""
+        row = await self._persist(lambda: self._scheduler.get(_check_id(execution_id)))
+        if row is None:
+            raise ExecutionNotFound(f"there is no execution {execution_id!r}")
+        return execution_view(row, self._payloads)
+
+    async def wait(self, execution_id: str, timeout: Duration | None = None) -> Execution:
+        """The finished execution, whatever its status. Raises ``WaitTimedOut``, ``ExecutionNotFound``."""
+        return execution_view(await self.finished(execution_id, timeout), self._payloads)
+
+    async def list(
+        self,
+        *,
+        status: RunStatus | Iterable[RunStatus] | None = None,
+        task: str | type[Any] | None = None,
+        tags: dict[str, str] | None = None,
+        search: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> ExecutionPage:
+        """Executions, newest first: of a status (or several), a task, with all of ``tags``, whose id begins with ``search``.
+
+        ``cursor`` is the last page's. At most 1,000 a page.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_PAGE:
+            raise ValueError(f"limit must be between 1 and {_MAX_PAGE}, not {limit!r}")
+        statuses = (status,) if isinstance(status, str) else tuple(status or ())
+        unknown = set(statuses) - FINAL - {"scheduled", "running", "waiting", "paused"}
+        if unknown:
+            raise ValueError(f"unknown status {', '.join(sorted(unknown))}")
+        if cursor is not None and not cursor.isdecimal():
+            raise ValueError(f"{cursor!r} is not a cursor of list()")
+        query = ListQuery(
+            statuses=cast("tuple[RunStatus, ...]", statuses),
+            task=task if isinstance(task, str) or task is None else _types(task)[2],
+            tags=tags or {},
+            search=search,
+            limit=limit,
+            before=None if cursor is None else int(cursor),
+        )
+        rows = await self._persist(lambda: self._scheduler.list(query))
+        items = [execution_view(row, self._payloads) for row in rows]
+        return ExecutionPage(items=items, cursor=str(rows[-1].run_id) if len(rows) == limit else None)
+
+    async def history(self, execution_id: str, run: int | None = None) -> History:
+        """Every step, attempt and event of an execution's latest run, or of the one numbered ``run``. ``ExecutionNotFound``."""
+        row = await self._persist(lambda: self._scheduler.history(_check_id(execution_id), run))
+        if row is None:
+            which = "" if run is None else f" with a run {run}"
+            raise ExecutionNotFound(f"there is no execution {execution_id!r}{which}")
+        return history_view(row, self._payloads)
+
+    async def published(self, execution_id: str) -> dict[str, Any]:
+        """What an execution has published so far, by key. Raises ``ExecutionNotFound``."""
+        values = await self._persist(lambda: self._scheduler.published(_check_id(execution_id)))
+        if values is None:
+            raise ExecutionNotFound(f"there is no execution {execution_id!r}")
+        what = f"a published value of execution {execution_id!r}"
+        return {key: self._payloads.decode(value, Any, what=what) for key, value in values.items()}
+
+    async def stats(self) -> Stats:
+        """Counts over all stored executions."""
+        return stats_view(await self._persist(self._scheduler.stats))
+
+    # --- for handles -----------------------------------------------------------------------------------------------
+
+    async def finished(self, execution_id: str, timeout: Duration | None) -> ExecutionRow:
+        """The stored row of an execution once it has finished."""
+        seconds = None if timeout is None else max(0, micros(timeout, what="timeout")) / 1_000_000
+        return await self._completions.wait(_check_id(execution_id), seconds)
+
+    def output(self, row: ExecutionRow, type_: Any) -> Any:
+        """A finished row's output as ``type_``; raises what a handle's ``result`` raises."""
+        name = row.execution_id
+        if row.status == "completed":
+            return self._payloads.decode(row.output or b"null", type_, what=f"the output of execution {name!r}")
+        failure = decode_failure(row.error) if row.error is not None else None
+        if row.status == "cancelled":
+            text = str(failure.error.message) if failure is not None else f"execution {name!r} was cancelled"
+            raise ExecutionCancelled(text, execution_id=name, reason=_reason(text))
+        if failure is None:
+            raise ExecutionNotFound(f"execution {name!r} has no recorded failure")
+        where = f" (in step {failure.step!r})" if failure.step else ""
+        kind = ExecutionTimedOut if failure.kind == "deadline" else ExecutionFailed
+        raise kind(f"execution {name!r} failed{where}: {failure.error}", execution_id=name, failure=failure)
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _record(self, request: StartRequest) -> Start:
+        data_type, _, task, timeout = _types(request.task)
+        if task is None:
+            raise ValueError(f"{request.task!r} has no name: give the class one (name = ...) to start it by class")
+        execution_id = new_id() if request.execution_id is None else _check_id(request.execution_id)
+        what = f"the input of execution {execution_id!r} (task {task!r})"
+        data = self._payloads.encode(request.data, what=what)
+        if data_type is not Any:
+            self._payloads.decode(data, data_type, what=what)
+        if request.delay is not None and request.at is not None:
+            raise ValueError(f"execution {execution_id!r}: give delay or at, not both")
+        if (
+            isinstance(request.priority, bool)
+            or not isinstance(request.priority, int)
+            or abs(request.priority) > 32_767
+        ):
+            raise ValueError(
+                f"execution {execution_id!r}: priority must be a number of at most 32767, not {request.priority!r}"
+            )
+        if not isinstance(request.queue, str) or not request.queue.strip() or len(request.queue) > 200:
+            raise ValueError(f"execution {execution_id!r}: {request.queue!r} cannot name a queue")
+        tags = request.tags or {}
+        if not all(
+            isinstance(key, str) and isinstance(value, str) for key, value in cast("dict[Any, Any]", tags).items()
+        ):
+            raise ValueError(f"execution {execution_id!r}: tags are text by text, not {tags!r}")
+        return Start(
+            execution_id=execution_id,
+            task=task,
+            input=data,
+            queue=request.queue,
+            priority=request.priority,
+            tags=tags,
+            wake_at=None if request.at is None else max(0, instant(request.at, what="at")),
+            delay=None if request.delay is None else max(0, micros(request.delay, what="delay")),
+            timeout=timeout,
+        )
+
+    def _handle(self, request: StartRequest, record: Start, started: Started) -> ExecutionHandle[Any]:
+        if started.task != record.task:
+            raise ExecutionAlreadyExists(
+                f"execution {record.execution_id!r} exists already, for task {started.task!r} and not for {record.task!r}"
+            )
+        # An id made here is nobody else's: when it exists, a first try of ours took effect whose answer was lost.
+        created = started.created or request.execution_id is None
+        return ExecutionHandle(self, record.execution_id, _types(request.task)[1], created)
+
+    async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
+        for pause in _TRIES:
+            try:
+                return await operation()
+            except BackendUnavailable:
+                await asyncio.sleep(pause)
+        return await operation()
+
+
+def new_id() -> str:
+    """A new id: 32 hex digits, time-ordered (the layout of a UUID version 7), so that indexes grow at their end."""
+    return f"{time.time_ns() // 1_000_000:012x}7{os.urandom(10).hex()[:3]}{8 | os.urandom(1)[0] & 3:x}{os.urandom(8).hex()[:15]}"
+
+
+def _types(task: str | type[Any] | None) -> tuple[Any, Any, str | None, int | None]:
+    """Input type, output type, name and timeout of what was given to start."""
+    if task is None:
+        return Any, Any, None, None
+    if isinstance(task, str):
+        return Any, Any, check_task_name(task), None
+    if not isinstance(task, type) or not issubclass(task, TaskHandler):
+        raise TypeError(f"a task is given by its name or its TaskHandler class, not as {task!r}")
+    handler = cast("type[TaskHandler[Any, Any]]", task)
+    data, output = data_types(handler)
+    given = handler.timeout
+    timeout = None if given is None else positive_micros(given, what=f"the timeout of {handler.__qualname__}")
+    return data, output, None if handler.name is None else check_task_name(handler.name), timeout
+
+
+def _check_id(execution_id: object) -> str:
+    if not isinstance(execution_id, str):
+        raise TypeError(f"execution_id must be text, not {type(execution_id).__name__}")
+    if not execution_id.strip() or not execution_id.isprintable() or len(execution_id) > 200:
+        raise ValueError(f"{execution_id!r} cannot be an execution_id: ids are text of 1 to 200 printable characters")
+    return execution_id
+
+
+def _reason(text: str) -> str | None:
+    _, separator, reason = text.partition("was cancelled: ")
+    return reason if separator else None

@@ -1,0 +1,1 @@
+"""The execution engine: drives claimed runs, knows neither handlers above it nor backends below the contract."""

@@ -1,0 +1,118 @@
+"""Claims: asks the backend for work, never for more than the worker has free slots."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from zart_core.clock import Clock
+from zart_core.engine.lease import Lease
+from zart_core.engine.timer import Timer
+from zart_core.errors import BackendUnavailable, LeaseLost
+from zart_core.records import Claim, ClaimedRun, TaskOffer
+from zart_core.scheduler import Scheduler
+
+logger = logging.getLogger("zart")
+
+
+class Claims:
+    """Claims when told that work may be there, when the next known timer is due, and at the poll interval in any case.
+
+    Correctness rests on the poll alone; the others only make it quick.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        lease: Lease,
+        *,
+        queues: tuple[str, ...],
+        tasks: tuple[TaskOffer, ...],
+        poll_interval: int,
+        free: Callable[[], int],
+        begin: Callable[[ClaimedRun], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._clock: Clock = scheduler.clock
+        self._lease = lease
+        self._queues = queues
+        self._tasks = tasks
+        self._poll = poll_interval / 1_000_000
+        self._free = free
+        self._begin = begin
+        self._wanted = asyncio.Event()
+        self._timer: Timer | None = None
+        self.next_wake: int | None = None
+        """When the earliest run becomes due that this worker could take, as far as the last claim knew."""
+        self._asking = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a claim is under way, or wanted and possible."""
+        return self._asking or (self._wanted.is_set() and self._free() > 0)
+
+    def wake(self) -> None:
+        """There may be work, or a slot became free."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Claim until cancelled, or until the lease is lost."""
+        failures = 0
+        while not self._lease.lost:
+            self._wanted.clear()
+            try:
+                full = await self.claim()
+            except BackendUnavailable as error:
+                if failures == 0:
+                    logger.warning("claim failed, it will be repeated: %s", error)
+                failures = min(failures + 1, 6)
+                await asyncio.sleep(min(0.02 * 2**failures, 1.0) * random.uniform(0.5, 1.5))
+                continue
+            failures = 0
+            if not full:
+                await self._pause()
+
+    async def claim(self) -> bool:
+        """One claim for all free slots. Whether it filled them, so that there may be more."""
+        limit = self._free()
+        if limit <= 0:
+            return False
+        self._asking = True
+        asked_at = time.monotonic()
+        try:
+            claimed = await self._scheduler.claim(
+                Claim(
+                    worker_id=self._lease.worker_id,
+                    lease=self._lease.length,
+                    queues=self._queues,
+                    tasks=self._tasks,
+                    limit=limit,
+                )
+            )
+        except LeaseLost:
+            self._lease.lose()
+            return False
+        finally:
+            self._asking = False
+        self._lease.renewed(asked_at)
+        self.next_wake = claimed.next_wake
+        for run in claimed.runs:
+            self._begin(run)
+        return len(claimed.runs) >= limit
+
+    async def _pause(self) -> None:
+        """Until woken, the next known timer, or the poll interval (spread, so that workers do not poll in step)."""
+        if self.next_wake is not None and self._free() > 0:
+            self._timer = Timer(self._clock, self.next_wake, self._wanted.set)
+        try:
+            async with asyncio.timeout(self._poll * random.uniform(0.8, 1.2)):
+                await self._wanted.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None

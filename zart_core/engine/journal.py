@@ -1,0 +1,197 @@
+"""The journal: everything that must become durable, by group commit.
+
+While one flush is in flight, further facts gather; when it returns, all of them go in the next one. There is no timer: an idle
+engine answers in one round trip, a busy one commits hundreds of facts at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Final
+
+from zart_core.errors import BackendUnavailable, LeaseLost
+from zart_core.records import (
+    AttemptFact,
+    DetailsFact,
+    FinishFact,
+    Flush,
+    Flushed,
+    PublishFact,
+    RetryFact,
+    StepFact,
+    SuspendFact,
+)
+from zart_core.scheduler import Scheduler
+
+logger = logging.getLogger("zart")
+
+DONE: Final = 0
+LOST: Final = 1
+REFUSED: Final = 2
+Durable = asyncio.Future[int]
+"""Resolves to DONE, LOST or REFUSED once the fact's flush has returned; never to an exception."""
+
+_BACKOFF: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Journal:
+    """Collects the facts of all runs of one worker and flushes them."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        worker_id: int,
+        *,
+        on_cancelled: Callable[[int], None],
+        on_lease_lost: Callable[[], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._worker_id = worker_id
+        self._on_cancelled = on_cancelled
+        self._on_lease_lost = on_lease_lost
+        self._loop = asyncio.get_running_loop()
+        self._pending = Flush(worker_id=worker_id)
+        self._waiting: list[tuple[Durable, int]] = []
+        self._details: dict[tuple[int, str, int], DetailsFact] = {}
+        self._work: asyncio.Future[None] | None = None
+        self._fenced = False
+        self._in_flight = False
+        self.flushes = 0
+
+    # Each method below returns at once; the future tells when, and whether, the fact is durable.
+
+    def step(self, fact: StepFact) -> Durable:
+        self._pending.steps.append(fact)
+        return self._expect(fact.run_id)
+
+    def failed_attempt(self, attempt: AttemptFact, step: StepFact | None = None) -> Durable:
+        """A failed attempt together with what it makes of its step: both or neither."""
+        self._pending.attempts.append(attempt)
+        if step is not None:
+            self._pending.steps.append(step)
+        return self._expect(attempt.run_id)
+
+    def publish(self, fact: PublishFact) -> Durable:
+        self._pending.published.append(fact)
+        return self._expect(fact.run_id)
+
+    def details(self, fact: DetailsFact) -> None:
+        """Heartbeat details: nobody waits for them, and only the last ones of a step count."""
+        self._details[fact.run_id, fact.row.name, fact.row.ordinal] = fact
+        self._wake()
+
+    def retry(self, fact: RetryFact, attempt: AttemptFact) -> Durable:
+        self._pending.attempts.append(attempt)
+        self._pending.retries.append(fact)
+        return self._expect(fact.run_id)
+
+    def finish(self, fact: FinishFact) -> Durable:
+        self._pending.finishes.append(fact)
+        return self._expect(fact.run_id)
+
+    def suspend(self, fact: SuspendFact) -> Durable:
+        self._pending.suspends.append(fact)
+        return self._expect(fact.run_id)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be flushed and no flush is under way."""
+        return not self._in_flight and not self._waiting and not self._details
+
+    def fence(self) -> None:
+        """The worker's lease is lost: nothing is written any more, and whatever waits is answered with LOST."""
+        self._fenced = True
+        waiting, self._waiting = self._waiting, []
+        for future, _ in waiting:
+            if not future.done():
+                future.set_result(LOST)
+        self._pending = Flush(worker_id=self._worker_id)
+        self._details.clear()
+
+    async def run(self) -> None:
+        """Flush until cancelled."""
+        while True:
+            if not self._waiting and not self._details:
+                self._work = self._loop.create_future()
+                await self._work
+                self._work = None
+                continue
+            flush, waiting = self._take()
+            self._in_flight = True
+            try:
+                flushed = await self._flush(flush)
+            except BaseException:
+                for future, _ in waiting:
+                    if not future.done():
+                        future.set_result(LOST)
+                raise
+            finally:
+                self._in_flight = False
+            self._settle(flushed, waiting)
+
+    def _expect(self, run_id: int) -> Durable:
+        future: Durable = self._loop.create_future()
+        if self._fenced:
+            self._pending = Flush(worker_id=self._worker_id)
+            future.set_result(LOST)
+            return future
+        self._waiting.append((future, run_id))
+        self._wake()
+        return future
+
+    def _wake(self) -> None:
+        if self._work is not None and not self._work.done():
+            self._work.set_result(None)
+
+    def _take(self) -> tuple[Flush, list[tuple[Durable, int]]]:
+        flush, waiting = self._pending, self._waiting
+        if self._details:
+            flush.details.extend(self._details.values())
+            self._details.clear()
+        self._pending = Flush(worker_id=self._worker_id)
+        self._waiting = []
+        return flush, waiting
+
+    async def _flush(self, flush: Flush) -> Flushed | None:
+        """One flush, repeated while the backend cannot be reached: facts are idempotent by key. ``None``: the lease is lost.
+
+        A repeated flush may find that its first try had taken effect, and then reports a run that finished or was suspended as
+        lost. Nothing more is to be done for such a run here, so lost is the right answer for it too.
+        """
+        failures = 0
+        while not self._fenced:
+            try:
+                flushed = await self._scheduler.flush(flush)
+            except LeaseLost:
+                self._on_lease_lost()
+                return None
+            except BackendUnavailable as error:
+                if failures == 0:
+                    logger.warning("flush failed, it will be repeated: %s", error)
+                await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)] * random.uniform(0.5, 1.5))
+                failures += 1
+            else:
+                self.flushes += 1
+                return flushed
+        return None
+
+    def _settle(self, flushed: Flushed | None, waiting: list[tuple[Durable, int]]) -> None:
+        if flushed is None:
+            for future, _ in waiting:
+                if not future.done():
+                    future.set_result(LOST)
+            return
+        for run_id in flushed.cancelled:
+            self._on_cancelled(run_id)
+        lost, refused = flushed.lost, flushed.refused
+        if not lost and not refused:
+            for future, _ in waiting:
+                if not future.done():  # its waiter may have been cancelled meanwhile
+                    future.set_result(DONE)
+            return
+        for future, run_id in waiting:
+            if not future.done():
+                future.set_result(LOST if run_id in lost else REFUSED if run_id in refused else DONE)

@@ -1,0 +1,89 @@
+"""What a run has done already: recorded results by name, and the checks that a pass through the handler keeps to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import CodeType
+
+from zart_core.errors import DuplicateStepError, NonDeterminismError
+from zart_core.records import StepKind, StepRow
+
+Site = tuple[CodeType, int]
+"""Where in the user's code a call stands: its code object and line."""
+
+FAILURE_ORDINAL = -32_768
+"""The row of this ordinal marks that on_failure has begun; it holds the failure. Ordinals below zero are on_failure's own."""
+FAILURE_NAME = "on_failure"
+
+
+class Replay:
+    """The recorded rows of one run. Identity is (name, ordinal), never position, so code may change around steps."""
+
+    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id")
+
+    def __init__(self, execution_id: str, rows: Iterable[StepRow]) -> None:
+        self.execution_id = execution_id
+        self._rows = {(row.name, row.ordinal): row for row in rows}
+        self._unmet = sum(1 for row in self._rows.values() if row.ordinal != FAILURE_ORDINAL)
+        self._used: dict[tuple[str, int], tuple[str, Site]] = {}
+        self._waits: dict[str, int] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether this pass still walks through what an earlier one has recorded."""
+        return self._unmet > 0
+
+    def leave(self) -> None:
+        """Something new begins: whatever is recorded and was not met belongs to code that is gone."""
+        self._unmet = 0
+
+    def meet(self, name: str, ordinal: int, kind: StepKind, site: Site) -> StepRow | None:
+        """The recorded row of a call, ``None`` for a new one. Refuses a second use of a name, and a row of another kind."""
+        key = (name, ordinal)
+        first = self._used.get(key)
+        if first is not None:
+            raise DuplicateStepError(
+                f"execution {self.execution_id!r} uses the name {name!r} twice in one pass: "
+                f"as {first[0]} at {_where(first[1])} and as {kind} at {_where(site)}. "
+                "Every call needs a name of its own (in a loop: put the index or an id into it)"
+            )
+        self._used[key] = (kind, site)
+        if kind == "event":
+            self._waits[name] = self._waits.get(name, 0) + 1
+        row = self._rows.get(key)
+        if row is None:
+            return None
+        if row.kind != kind:
+            raise NonDeterminismError(
+                f"execution {self.execution_id!r} recorded {name!r} as {row.kind}, "
+                f"but the code at {_where(site)} now calls it as {kind}. "
+                "Give the new call another name, or deploy the code that recorded it"
+            )
+        if self._unmet > 0:
+            self._unmet -= 1
+        return row
+
+    def occurrence(self, name: str) -> int:
+        """How often this pass has waited for events of this name before. A first use of it as a step is met as a duplicate."""
+        return self._waits.get(name, 0)
+
+    def keep(self, row: StepRow) -> None:
+        """Remember what has just been recorded, for a pass that starts again in this worker."""
+        self._rows[row.name, row.ordinal] = row
+
+    def rewind(self, *, drop_failed: bool) -> None:
+        """Begin another pass. ``drop_failed``: failed steps will run again (the handler is retried)."""
+        if drop_failed:
+            self._rows = {key: row for key, row in self._rows.items() if row.status != "failed"}
+        self._used.clear()
+        self._waits.clear()
+        self._unmet = sum(1 for row in self._rows.values() if row.ordinal != FAILURE_ORDINAL)
+
+    def get(self, name: str, ordinal: int) -> StepRow | None:
+        """A row by its key, without meeting it."""
+        return self._rows.get((name, ordinal))
+
+
+def _where(site: Site) -> str:
+    code, line = site
+    return f"{code.co_filename}:{line} (in {code.co_qualname})"

@@ -1,0 +1,731 @@
+"""One claimed run, driven in memory: its handler's coroutine, what it waits for, and how it ends.
+
+A call that has to wait *parks*. When every call of the run is parked, the run is *idle*: it stays in memory for ``linger``, then it
+is suspended: one fenced write gives the lease up, and the parked calls raise ``Suspended``. That write is refused when what the
+run waits for has happened already; then nothing was unwound and the run simply goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+from zart_core import failure as failures
+from zart_core.ambient import ExecutionInfo, current_execution, current_step
+from zart_core.clock import Clock
+from zart_core.duration import later
+from zart_core.engine.halt import Abandoned, Halt, Suspended
+from zart_core.engine.inbox import Inbox
+from zart_core.engine.journal import DONE, LOST, REFUSED, Durable, Journal
+from zart_core.engine.lease import Lease
+from zart_core.engine.replay import FAILURE_NAME, FAILURE_ORDINAL, Replay, Site
+from zart_core.engine.timer import Timer
+from zart_core.errors import (
+    DeadlineExceeded,
+    ExecutionCancelled,
+    NonDeterminismError,
+    NonRetryable,
+    ZartError,
+)
+from zart_core.payload import Payloads
+from zart_core.records import (
+    AttemptFact,
+    AttemptRow,
+    ClaimedRun,
+    ErrorInfo,
+    ExecutionFailure,
+    FinishFact,
+    RetryFact,
+    Signals,
+    StepFact,
+    StepKind,
+    StepRow,
+    SuspendFact,
+    Watch,
+)
+
+logger = logging.getLogger("zart")
+
+_GRACE: Final = 5.0
+"""Seconds that a handler's ``finally`` blocks have to end once it was told to stop; then it is cancelled."""
+_MISMATCH_DELAY: Final = 5_000_000
+"""How long a run waits, in microseconds, whose code does not fit its history: for a deployment that does."""
+
+
+class Body(Protocol):
+    """One task's handler as the engine sees it: bytes in, bytes out, calls through the run."""
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def max_retries(self) -> int: ...
+
+    @property
+    def timeout(self) -> int | None: ...
+
+    @property
+    def handles_failure(self) -> bool:
+        """Whether there is anything to run when the execution has failed or was cancelled."""
+        ...
+
+    async def run(self, run: Run) -> bytes:
+        """Decode the input, run the handler, encode its output."""
+        ...
+
+    async def on_failure(self, run: Run, failure: ExecutionFailure) -> bytes:
+        """The handler's last word: an encoded output completes the execution, an exception fails it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the runs of one worker share."""
+
+    worker_id: int
+    journal: Journal
+    clock: Clock
+    lease: Lease
+    payloads: Payloads
+    threads: Executor
+    linger: int
+    signal_linger: int
+    """How long a run that waits for signals stays in memory; timers within ``linger`` are waited for in any case."""
+    replay_always: bool
+    refresh: Callable[[Run], None]
+    """Ask the backend for this run's signals; :meth:`Run.deliver` gets the answer."""
+    changed: Callable[[], None]
+    """A run became idle or busy."""
+
+
+class Parked:
+    """A call that waits in memory."""
+
+    __slots__ = ("due", "future", "hold", "on_signal", "timer", "wake_at")
+
+    def __init__(self, wake_at: int | None, on_signal: bool, hold: bool) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.wake_at = wake_at
+        self.on_signal = on_signal
+        self.hold = hold
+        self.due = False
+        self.timer: Timer | None = None
+
+    def wake(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Run:
+    """Drives one claimed run until it finishes, is suspended, or is lost."""
+
+    def __init__(self, claimed: ClaimedRun, body: Body, services: Services) -> None:
+        self.claimed = claimed
+        self.run_id = claimed.run_id
+        self.epoch = claimed.epoch
+        self.execution_id = claimed.execution_id
+        self.body = body
+        self.services = services
+        self.clock = services.clock
+        self.journal = services.journal
+        self.payloads = services.payloads
+        self.replay = Replay(claimed.execution_id, claimed.steps)
+        self.inbox = Inbox(claimed.events, claimed.steps)
+        self.attempt = claimed.attempt
+        self.data: Any = None  # the decoded input, set by the body
+        self.loop = asyncio.get_running_loop()
+        self._error: BaseException | None = None
+
+        self.halt: Halt | None = None
+        self.gated = claimed.cancel_requested
+        """Whether a new call has to look before it begins: a cancellation, deadline, suspension or drain is on."""
+        self.compensating = False  # in on_failure
+        self._cancelled = claimed.cancel_requested
+        self._cancel_reason = claimed.cancel_reason
+        self._overdue = False
+        self._draining = False
+        self._closed = False
+        self._concurrent = False  # calls were made in tasks other than the handler's own
+        self._calls = 0
+        self._parked: set[Parked] = set()
+        self._arrivals: list[Parked] = []  # parked calls that wait for signals
+        self._suspending: asyncio.Future[None] | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._stale = False  # a suspension was refused for a signal that is not here yet
+        self._seen = claimed.signal_seq
+        self._idle_check: asyncio.Handle | None = None
+        self._linger: Timer | None = None
+        self._deadline: Timer | None = None
+        self._root: asyncio.Task[Any] | None = None
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def drive(self) -> None:
+        """Run the handler to one of its ends. Never raises but for ``CancelledError`` of the task itself."""
+        self._root = asyncio.current_task()
+        current_execution.set(self._info())
+        if self.claimed.deadline is not None:
+            self._deadline = Timer(self.clock, self.claimed.deadline, self.deadline_passed)
+        try:
+            await self._drive()
+        except Halt:
+            pass
+        except asyncio.CancelledError:
+            if self.halt is None:
+                raise
+        except Exception:
+            # A defect of the engine or of a user's codec: the lease runs on until the worker ends, so say it loudly.
+            logger.exception("execution %r: the engine could not go on", self.execution_id)
+        finally:
+            self._closed = True
+            self.gated = True
+            self._forget_timers()
+
+    async def _drive(self) -> None:
+        failure = self._recorded_failure()
+        while failure is None:
+            result = await self._pass()
+            if isinstance(result, bytes):
+                if await self._finish(FinishFact(self.run_id, self.epoch, "completed", result)):
+                    return
+                failure = self._cancellation()  # it was accepted before the finish: the cancellation wins
+            elif isinstance(result, NonDeterminismError):
+                if await self._wait_for_code(result):
+                    return
+                failure = self._cancellation()
+            elif self._may_retry(result):
+                await self._retry(result)
+            else:
+                failure = self._final(result)
+        if self.body.handles_failure:
+            await self._compensate(failure)
+        else:
+            await self._finish_failed(failure)
+
+    async def _pass(self) -> bytes | ExecutionFailure | NonDeterminismError:
+        """One pass through the handler: its encoded output, or why it failed. Raises only ``Halt``."""
+        try:
+            output = await self.body.run(self)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            return self._judge(error)
+        if self.halt is not None:
+            logger.warning(
+                "execution %r: the handler of %r returned a value after it was told to stop; the value is ignored. "
+                "Does it catch BaseException?",
+                self.execution_id,
+                self.claimed.task,
+            )
+            raise self.halt
+        if self._cancelled:
+            return self._cancellation()
+        if self._overdue:
+            return self._deadline_failure()
+        return output
+
+    def _judge(self, error: BaseException) -> ExecutionFailure | NonDeterminismError:
+        """Why the handler failed that raised ``error``."""
+        if self.halt is not None:
+            raise self.halt
+        if isinstance(error, Halt):  # kept by the user from an earlier life and raised again
+            error = ZartError(f"{type(error).__name__} was raised outside a suspension")
+        if self._root is not None and isinstance(error, asyncio.CancelledError):
+            while self._root.cancelling():
+                self._root.uncancel()
+        if self._cancelled:
+            return self._cancellation()
+        if self._overdue:
+            failure = failures.failure_of(error)
+            return failure if failure.kind == "deadline" else self._deadline_failure()
+        if isinstance(error, NonDeterminismError):
+            return error
+        self._error = error
+        return failures.failure_of(error)
+
+    def _may_retry(self, failure: ExecutionFailure) -> bool:
+        return (
+            failure.kind in ("step", "error")
+            and self.attempt < self.body.max_retries
+            and not isinstance(self._error, NonRetryable)
+        )
+
+    async def _retry(self, failure: ExecutionFailure) -> None:
+        """Begin the handler's next attempt: completed steps are kept, failed ones will run again."""
+        now = self.clock.now()
+        error = failures.encode_info(failure.error)
+        attempt = AttemptRow("", 0, self.attempt + 1, self.claimed.started_at, now, error, self.services.worker_id)
+        self.attempt += 1
+        retry = RetryFact(self.run_id, self.epoch, self.attempt)
+        await self.durable(self.journal.retry(retry, AttemptFact(self.run_id, self.epoch, attempt)))
+        logger.info("execution %r: attempt %d of the handler failed, trying again", self.execution_id, self.attempt)
+        self.replay.rewind(drop_failed=True)
+        self._concurrent = False
+        current_execution.set(self._info())
+
+    def _final(self, failure: ExecutionFailure) -> ExecutionFailure:
+        """The handler has failed for good: says whether its retries were used up."""
+        if self.body.max_retries and failure.kind in ("step", "error") and self.attempt >= self.body.max_retries:
+            failure = ExecutionFailure(
+                kind="retries", step=failure.step, error=failure.error, attempts=self.attempt + 1
+            )
+        return failure
+
+    async def _compensate(self, failure: ExecutionFailure) -> None:
+        """Give the handler its last word. The failure is recorded first, so that a crash in here cannot revive the body."""
+        self._begin_compensation()
+        if self.replay.get(FAILURE_NAME, FAILURE_ORDINAL) is None:
+            now = self.clock.now()
+            row = StepRow(
+                FAILURE_NAME,
+                FAILURE_ORDINAL,
+                "failure",
+                "completed",
+                0,
+                now,
+                now,
+                output=failures.encode_failure(failure),
+                worker_id=self.services.worker_id,
+            )
+            await self.durable(self.journal.step(StepFact(self.run_id, self.epoch, row)))
+            self.replay.keep(row)
+        try:
+            output = await self.body.on_failure(self, failure)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if self.halt is not None:
+                raise self.halt from None
+            return await self._finish_failed(_last_word(failure, error))
+        if self.halt is not None:
+            raise self.halt
+        if failure.kind == "cancelled":
+            return await self._finish_failed(failure)
+        if not await self._finish(FinishFact(self.run_id, self.epoch, "completed", output)):
+            await self._finish_failed(self._cancellation())
+
+    def _begin_compensation(self) -> None:
+        """From here on calls work again, in a namespace of their own, whatever ended the body."""
+        self.compensating = True
+        self.gated = self._suspending is not None or self._draining
+        self.replay.rewind(drop_failed=False)
+        self._concurrent = False
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    async def _finish_failed(self, failure: ExecutionFailure) -> None:
+        status: Literal["cancelled", "failed"] = "cancelled" if failure.kind == "cancelled" else "failed"
+        fact = FinishFact(self.run_id, self.epoch, status, error=failures.encode_failure(failure))
+        if not await self._finish(fact):
+            error = failures.encode_failure(self._cancellation())
+            await self._finish(FinishFact(self.run_id, self.epoch, "cancelled", error=error))
+
+    async def _finish(self, fact: FinishFact) -> bool:
+        """False when a cancellation was accepted first. One of the two wins in the backend, and the status never flips."""
+        verdict = await self.journal.finish(fact)
+        if verdict == LOST:
+            raise self.abandon()
+        if verdict == REFUSED:
+            self._cancelled = True
+            return False
+        return True
+
+    async def _wait_for_code(self, error: NonDeterminismError) -> bool:
+        """The history does not fit the code: nothing is failed, the run waits for a deployment that fits (a rollback).
+
+        False when a cancellation was accepted meanwhile.
+        """
+        logger.error("execution %r is parked: %s", self.execution_id, error)
+        info = failures.encode_info(failures.describe(error))
+        wake_at = later(self.clock.latest(), _MISMATCH_DELAY)
+        fact = SuspendFact(self.run_id, self.epoch, wake_at, False, False, self._seen, True, info)
+        return await self.journal.suspend(fact) != REFUSED
+
+    def _recorded_failure(self) -> ExecutionFailure | None:
+        row = self.replay.get(FAILURE_NAME, FAILURE_ORDINAL)
+        return None if row is None or row.output is None else failures.decode_failure(row.output)
+
+    def _cancellation(self) -> ExecutionFailure:
+        info = failures.describe(self._cancel_error())
+        return ExecutionFailure(kind="cancelled", error=info, attempts=self.attempt + 1)
+
+    def _cancel_error(self) -> ExecutionCancelled:
+        reason = self._cancel_reason
+        text = f"execution {self.execution_id!r} was cancelled" + (f": {reason}" if reason else "")
+        return ExecutionCancelled(text, execution_id=self.execution_id, reason=reason)
+
+    def _deadline_failure(self) -> ExecutionFailure:
+        error = failures.describe(self.deadline_error(None))
+        return ExecutionFailure(kind="deadline", error=error, attempts=self.attempt + 1)
+
+    def deadline_error(self, step: str | None, attempts: int = 0) -> DeadlineExceeded:
+        """The error of a call that the execution's deadline ends."""
+        where = f" before {step!r} could finish" if step else ""
+        return DeadlineExceeded(
+            f"the deadline of execution {self.execution_id!r} passed{where}", step=step or "", attempts=attempts
+        )
+
+    def _info(self) -> ExecutionInfo:
+        return ExecutionInfo(
+            execution_id=self.execution_id,
+            task_name=self.claimed.task,
+            data=self.data,
+            step_name=None,
+            current_attempt=self.attempt,
+            max_retries=self.body.max_retries,
+            key=f"{self.execution_id}\x00{self.claimed.run}",
+        )
+
+    def begin(self, data: Any) -> None:
+        """The body has decoded the input."""
+        self.data = data
+        current_execution.set(self._info())
+
+    # --- what a call does ------------------------------------------------------------------------------------------
+
+    def meet(self, name: str, ordinal: int, kind: StepKind, site: Site) -> StepRow | None:
+        """The first thing every call does: may it be made at all, and what is recorded of it?"""
+        self.check()
+        if type(name) is not str or not name.isprintable() or not 0 < len(name) <= 200 or name.isspace():
+            raise self.bad_name(name, kind)
+        return self.replay.meet(name, ordinal, kind, site)
+
+    def own(self, count: int) -> int:
+        """The ordinal of a name's ``count``-th use: on_failure has a namespace of its own, below zero."""
+        return -1 - count if self.compensating else count
+
+    def check(self) -> None:
+        """Whether calls may be made from here at all."""
+        step = current_step.get()
+        if step is not None:
+            raise step.misuse(
+                f"step {step.step_name!r} of execution {self.execution_id!r} used the context in its body: "
+                "a step is one unit of work; make the call in the handler"
+            )
+        if self.halt is not None:
+            raise self.halt
+        if self._closed:
+            raise ZartError(
+                f"execution {self.execution_id!r} does not run here any more: its context was used after its end"
+            )
+
+    def bad_name(self, name: object, kind: str) -> ZartError:
+        """The error for a name that cannot be one."""
+        shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:80] + "…"
+        return ZartError(
+            f"{shown} is not a name for a {kind} of execution {self.execution_id!r}: "
+            "names are text of 1 to 200 printable characters"
+        )
+
+    async def ready(self, name: str) -> None:
+        """May something new begin? Waits out a suspension or a lapsed lease; raises what has ended the execution."""
+        while self._suspending is not None:
+            # Race: the lease is being given up in the backend while another branch wants to begin. The answer decides.
+            await asyncio.shield(self._suspending)
+        if self.services.lease.lapsed:
+            await self.services.lease.valid()
+        if self.halt is not None:
+            raise self.halt
+        if not self.compensating:
+            if self._cancelled:
+                raise self._cancel_error()
+            if self._overdue:
+                raise self.deadline_error(name)
+        if self._draining:
+            await self.hold()
+
+    def enter(self) -> None:
+        """A call begins that is not answered from the history."""
+        self._calls += 1
+        if not self._concurrent and asyncio.current_task() is not self._root:
+            self._concurrent = True
+
+    def leave(self) -> None:
+        """… and has ended."""
+        self._calls -= 1
+        if self._parked:
+            self._look()
+
+    async def record(self, row: StepRow) -> None:
+        """Make a call's row durable. Raises ``Halt`` when the run is not this worker's any more."""
+        await self.durable(self.journal.step(StepFact(self.run_id, self.epoch, row)))
+
+    async def durable(self, promise: Durable) -> None:
+        """Wait until a fact is durable. Raises ``Halt`` when the run is not this worker's any more."""
+        if await promise == LOST:
+            raise self.abandon()
+
+    async def settled(self, row: StepRow) -> None:
+        """A call has its durable result. With ``replay="always"`` it is not given to this pass but to the next."""
+        self.replay.keep(row)
+        if self.services.replay_always:
+            await self.hold()
+
+    async def park(self, *, wake_at: int | None, on_signal: bool = False) -> None:
+        """Wait in memory until ``wake_at``, or until a signal comes; the run may be suspended meanwhile."""
+        await self._park(Parked(wake_at, on_signal, hold=False))
+
+    async def hold(self) -> None:
+        """Wait for the run to be suspended and claimed anew: this pass goes no further."""
+        await self._park(Parked(None, on_signal=False, hold=True))
+
+    async def _park(self, parked: Parked) -> None:
+        self._parked.add(parked)
+        if parked.wake_at is not None:
+            parked.timer = Timer(self.clock, parked.wake_at, functools.partial(self._due, parked))
+        self._look()
+        try:
+            await parked.future
+        finally:
+            self._parked.discard(parked)
+            if parked.timer is not None:
+                parked.timer.cancel()
+            self._no_longer_idle()
+
+    def _due(self, parked: Parked) -> None:
+        if self._suspending is None:
+            parked.wake()
+        else:
+            parked.due = True  # the answer to the suspension decides: see _answered
+
+    # --- idle, linger, suspension ----------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether every call of the run is parked."""
+        return (
+            bool(self._parked) and len(self._parked) == self._calls and self._suspending is None and self.halt is None
+        )
+
+    def _look(self) -> None:
+        """Something parked or ended: is the run idle now, and what follows from that?"""
+        if not self.idle or self._stale:
+            return
+        self.services.changed()
+        if not self._concurrent and self._suspend_at_once():
+            # The handler's own task waits and no other ever made a call: nothing else can move it. The row of the wait that was
+            # just appended and the suspension go in one flush.
+            self._suspend()
+        elif self._idle_check is None:
+            # Other branches may be about to begin (gather starts its tasks one after another): look again after them.
+            self._idle_check = self.loop.call_soon(self._look_again, 2)
+
+    def _look_again(self, turns: int) -> None:
+        self._idle_check = None
+        if not self.idle or self._stale:
+            return
+        if turns:
+            self._idle_check = self.loop.call_soon(self._look_again, turns - 1)
+        elif self._suspend_at_once():
+            self._suspend()
+        elif self._linger is None:
+            until = later(self.clock.now(), self.services.linger)
+            self._linger = Timer(self.clock, until, self._linger_over)
+
+    def _suspend_at_once(self) -> bool:
+        if self._draining or self.services.linger <= 0 or any(parked.hold for parked in self._parked):
+            return True
+        if self._concurrent:
+            return False  # another branch may be in a plain await: only time can tell
+        wake_at = self._wake_at()
+        if wake_at is not None and wake_at - self.clock.now() <= self.services.linger:
+            return False
+        return self.services.signal_linger <= 0 or not any(parked.on_signal for parked in self._parked)
+
+    def _linger_over(self) -> None:
+        self._linger = None
+        if self.idle and not self._stale:
+            self._suspend()
+
+    def _no_longer_idle(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+
+    def evict(self) -> None:
+        """Another run may need this slot: suspend without lingering on. Does nothing to a run that may not be idle."""
+        if self.idle and not self._stale and not self._concurrent:
+            self._suspend()
+
+    def _wake_at(self) -> int | None:
+        if any(parked.hold for parked in self._parked):
+            return self.clock.now()
+        times = [parked.wake_at for parked in self._parked if parked.wake_at is not None]
+        return min(times) if times else None
+
+    def _suspend(self) -> None:
+        self._no_longer_idle()
+        self._suspending = self.loop.create_future()
+        self.gated = True
+        fact = SuspendFact(
+            self.run_id,
+            self.epoch,
+            self._wake_at(),
+            on_signal=any(parked.on_signal for parked in self._parked),
+            on_children=False,
+            seen=self._seen,
+            cleanup=self.body.handles_failure,
+        )
+        self.journal.suspend(fact).add_done_callback(self._answered)
+
+    def _answered(self, promise: Durable) -> None:
+        """The backend's answer to the suspension."""
+        suspending, self._suspending = self._suspending, None
+        if suspending is not None:
+            suspending.set_result(None)
+        if promise.cancelled() or promise.result() == LOST:
+            self.abandon()
+        elif promise.result() == DONE:
+            self._stop(Suspended(self.execution_id))
+        else:
+            # Refused: what is waited for has happened. Nothing was unwound; learn what it is and go on.
+            self._stale = True
+            self._regate()
+            for parked in list(self._parked):
+                if parked.due:
+                    parked.wake()
+            self.services.refresh(self)
+
+    def _regate(self) -> None:
+        self.gated = (
+            self._suspending is not None
+            or self._draining
+            or (not self.compensating and (self._cancelled or self._overdue))
+        )
+
+    # --- what comes from outside -----------------------------------------------------------------------------------
+
+    def watch(self) -> Watch:
+        """What to ask the backend for this run's signals."""
+        return Watch(self.run_id, self.epoch, self._seen)
+
+    def deliver(self, signals: Signals) -> None:
+        """News from the backend."""
+        if signals.lost:
+            self.abandon()
+            return
+        if signals.signal_seq > self._seen:
+            self._seen = signals.signal_seq
+            self.inbox.add(signals.events)
+            for parked in list(self._parked):
+                if parked.on_signal:
+                    parked.wake()  # it looks whether the event is for it, and parks again if not
+        if signals.cancel_requested:
+            self.cancel(signals.cancel_reason)
+        self._caught_up()
+        self._look()
+
+    def refreshed(self) -> None:
+        """The backend had nothing new for this run."""
+        self._caught_up()
+        self._look()
+
+    async def catch_up(self) -> None:
+        """Return when the backend has been asked for this run's signals, and their news are here."""
+        if self._news is None:
+            self._news = self.loop.create_future()
+            self.services.refresh(self)
+        await asyncio.shield(self._news)
+
+    def _caught_up(self) -> None:
+        self._stale = False
+        news, self._news = self._news, None
+        if news is not None:
+            news.set_result(None)
+
+    def cancel(self, reason: str | None) -> None:
+        """A cancellation was accepted: parked calls raise it now, others at their next call."""
+        if reason is not None:
+            self._cancel_reason = reason
+        if self._cancelled:
+            return
+        self._cancelled = True
+        self._regate()
+        if not self.compensating and self._suspending is None:
+            for parked in list(self._parked):
+                parked.fail(self._cancel_error())
+
+    def deadline_passed(self) -> None:
+        """The execution's deadline is over: parked calls raise it now, others at their next call."""
+        if self._overdue:
+            return
+        self._overdue = True
+        self._regate()
+        if self._suspending is None:
+            for parked in list(self._parked):
+                parked.fail(self.deadline_error(None))
+        # A body that waits for something else than our calls is cancelled, once it had a moment to end by itself.
+        self.loop.call_later(1.0, self._cancel_overdue)
+
+    def _cancel_overdue(self) -> None:
+        if not self._closed and not self.compensating and self.halt is None and self._root is not None:
+            self._root.cancel()
+
+    def drain(self) -> None:
+        """The worker stops: finish the steps that run, begin nothing new, give the lease up."""
+        self._draining = True
+        self.gated = True
+        self._look()
+
+    def abandon(self) -> Halt:
+        """Stop without a word: nothing can be written any more."""
+        return self._stop(Abandoned(self.execution_id))
+
+    def _stop(self, halt: Halt) -> Halt:
+        if self.halt is None:
+            self.halt = halt
+            self.gated = True
+            self._forget_timers()
+            self._caught_up()
+            for parked in list(self._parked):
+                parked.fail(halt)
+            abandoned = isinstance(halt, Abandoned)
+            if self._root is not None and not self._root.done():
+                if abandoned and self._root is not asyncio.current_task():
+                    self._root.cancel()
+                else:
+                    self.loop.call_later(_GRACE, self._cancel_stopped)
+        return self.halt
+
+    def _cancel_stopped(self) -> None:
+        if self._root is not None and not self._root.done():
+            logger.warning(
+                "execution %r: its handler did not end after it was told to stop; it is cancelled", self.execution_id
+            )
+            self._root.cancel()
+
+    def _forget_timers(self) -> None:
+        self._no_longer_idle()
+        for timer in (self._deadline, *(parked.timer for parked in self._parked)):
+            if timer is not None:
+                timer.cancel()
+        self._deadline = None
+
+
+def _last_word(failure: ExecutionFailure, error: BaseException) -> ExecutionFailure:
+    """What is kept when ``on_failure`` raised: the failure itself when it was only passed on, else the new error with the old."""
+    if getattr(error, "failure", None) is failure:
+        return failure
+    info = failures.failure_of(error).error
+    text = f"{info.traceback}\nwhile on_failure handled: {failure.error}\n{failure.error.traceback}"
+    said = ErrorInfo(type=info.type, message=info.message, traceback=text, step=info.step or failure.step)
+    return ExecutionFailure(kind=failure.kind, step=failure.step, error=said, attempts=failure.attempts)
+
+
+def spawn(run: Run, name: str) -> asyncio.Task[None]:
+    """Drive ``run`` in a task of its own, in a context that nothing from outside has coloured."""
+    return asyncio.get_running_loop().create_task(run.drive(), name=name, context=contextvars.Context())

@@ -1,0 +1,401 @@
+"""Steps: run a function once and remember its result.
+
+The attempt loop: run, time out, retry, record. Attempts, the next attempt's time and a global deadline are durable, so a retry
+policy means the same whether or not the process lives through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from msgspec import Struct
+
+from zart_core import failure as failures
+from zart_core.ambient import ExecutionInfo, current_step
+from zart_core.duration import later, spoken
+from zart_core.engine.timer import Timer
+from zart_core.errors import PayloadError, StepInterrupted, StepTimedOut, ZartError
+from zart_core.payload import return_type
+from zart_core.records import AttemptFact, AttemptRow, DetailsFact, StepFact, StepRow
+from zart_core.retry import NO_RETRY, RetryConfig, judge
+
+if TYPE_CHECKING:
+    from zart_core.engine.replay import Site
+    from zart_core.engine.run import Run
+
+_STUCK: Final = 1.0
+"""Seconds that a timed-out step has to end after its cancellation; then it is left to itself and its result ignored."""
+_COROUTINE: Final = inspect.CO_COROUTINE
+
+
+class StepOptions(Struct, frozen=True):
+    """How one step is run; the times are microseconds."""
+
+    retry: RetryConfig = NO_RETRY
+    timeout: int | None = None
+    scope: Literal["global", "per_attempt"] = "global"
+    returns: Any = None
+    at_most_once: bool = False
+
+
+PLAIN: Final = StepOptions()
+
+
+async def run_step(
+    run: Run, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepOptions
+) -> tuple[StepRow, Any]:
+    """The step's finished row and, when it completed, its value decoded from what is stored.
+
+    On return the row is durable. Raises what ends the execution (``Halt``, a cancellation, its deadline), and the errors of
+    wrong use.
+    """
+    row = run.meet(name, run.own(0), "step", site)
+    if row is None or row.status == "pending":
+        run.enter()
+        try:
+            if run.gated or run.services.lease.lapsed:
+                await run.ready(name)
+            run.replay.leave()
+            return await _Attempts(run, name, fn, args, options, row).finish()
+        finally:
+            run.leave()
+    return row, _stored_value(run, row, fn, options)
+
+
+def _stored_value(run: Run, row: StepRow, fn: Callable[..., Any], options: StepOptions) -> Any:
+    if row.status != "completed" or row.output is None:
+        return None
+    what = f"the recorded result of step {row.name!r} of execution {run.execution_id!r}"
+    return run.payloads.decode(row.output, _type_of(fn, options), what=what)
+
+
+def _type_of(fn: Callable[..., Any], options: StepOptions) -> Any:
+    return return_type(fn) if options.returns is None else options.returns
+
+
+class _Attempts:
+    """One step from its first attempt here to its durable end."""
+
+    __slots__ = (
+        "args",
+        "attempts",
+        "deadline",
+        "details",
+        "first_started",
+        "fn",
+        "name",
+        "options",
+        "ordinal",
+        "row",
+        "run",
+    )
+
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        options: StepOptions,
+        row: StepRow | None,
+    ) -> None:
+        self.run = run
+        self.name = name
+        self.ordinal = run.own(0)
+        self.fn = fn
+        self.args = args
+        self.options = options
+        self.row = row
+        self.attempts = 0 if row is None else row.attempts
+        self.first_started = run.clock.now() if row is None else row.started_at
+        self.deadline = None if row is None else row.deadline
+        self.details = None if row is None else row.details
+
+    async def finish(self) -> tuple[StepRow, Any]:
+        run, options, row = self.run, self.options, self.row
+        if row is not None:
+            if row.wake_at is not None:
+                if row.wake_at > run.clock.now():
+                    await self._back_off(row.wake_at)
+            elif options.at_most_once:
+                return await self._interrupted()
+        if options.timeout is not None and options.scope == "global" and self.deadline is None:
+            # One deadline over all attempts, kept over restarts: it has to be durable before the first attempt begins.
+            self.deadline = later(run.clock.latest(), options.timeout)
+            await run.record(self._row("pending"))
+        elif options.at_most_once:
+            await run.record(self._row("pending"))
+        while True:
+            started = run.clock.now()
+            error, value = await self._attempt()
+            finished = run.clock.now()
+            if error is None:
+                try:
+                    return await self._completed(value, finished)
+                except PayloadError as unusable:
+                    error = unusable
+            if run.halt is not None:
+                raise run.halt  # the lease is gone: what the body did cannot be recorded
+            done = await self._failed(error, started, finished)
+            if done is not None:
+                return done, None
+
+    async def _completed(self, value: Any, finished: int) -> tuple[StepRow, Any]:
+        run = self.run
+        what = f"the result of step {self.name!r} of execution {run.execution_id!r}"
+        output, decoded = run.payloads.round_trip(value, _type_of(self.fn, self.options), what=what)
+        row = StepRow(
+            self.name,
+            self.ordinal,
+            "step",
+            "completed",
+            self.attempts + 1,
+            self.first_started,
+            finished,
+            deadline=self.deadline,
+            output=output,
+            worker_id=run.services.worker_id,
+        )
+        await run.record(row)
+        await run.settled(row)
+        return row, decoded
+
+    async def _failed(self, error: BaseException, started: int, finished: int) -> StepRow | None:
+        """Record a failed attempt. The failed row when it was the last, ``None`` when another attempt follows, now due."""
+        run, clock = self.run, self.run.clock
+        self.attempts += 1
+        kind: failures.ErrorKind = "failed"
+        delay: int | None = None
+        if isinstance(error, _TimedOut):
+            kind, error = error.kind, error.error
+            if kind == "deadline":
+                run.deadline_passed()
+        elif isinstance(error, PayloadError):
+            kind = "payload"
+        elif not isinstance(error, _Misused):
+            verdict = judge(self.options.retry, error, attempt=self.attempts, elapsed=finished - self.first_started)
+            delay = verdict.delay
+            if verdict.exhausted:
+                kind = "exhausted"
+        stored = failures.store(
+            error.error if isinstance(error, _Misused) else error, kind=kind, attempts=self.attempts
+        )
+        attempt = AttemptRow(self.name, self.ordinal, self.attempts, started, finished, stored, run.services.worker_id)
+        wake_at = None
+        if delay is not None:
+            wake_at = later(clock.latest(), delay)
+            row = self._row("pending", wake_at=wake_at)
+        else:
+            row = self._row("failed", finished=finished, error=stored)
+        facts = AttemptFact(run.run_id, run.epoch, attempt), StepFact(run.run_id, run.epoch, row)
+        await run.durable(run.journal.failed_attempt(*facts))
+        if wake_at is None:
+            await run.settled(row)
+            return row
+        run.replay.keep(row)
+        if run.services.replay_always:
+            await run.hold()
+        await self._back_off(wake_at)
+        return None
+
+    async def _back_off(self, wake_at: int) -> None:
+        """Wait for the next attempt's time. A long one holds no worker slot: the run is suspended like for a sleep."""
+        if self.deadline is not None and self.deadline < wake_at:
+            wake_at = self.deadline  # no attempt will follow, so do not wait for it: _attempt times out at once
+        await self.run.park(wake_at=wake_at)
+        if self.run.gated or self.run.services.lease.lapsed:
+            await self.run.ready(self.name)
+
+    async def _interrupted(self) -> tuple[StepRow, Any]:
+        run = self.run
+        error = StepInterrupted(
+            f"step {self.name!r} of execution {run.execution_id!r} was started, then its worker died: whether it took effect "
+            "is unknown, and it may run at most once",
+            step=self.name,
+        )
+        self.attempts += 1
+        stored = failures.store(error, kind="interrupted", attempts=self.attempts)
+        row = self._row("failed", finished=run.clock.now(), error=stored)
+        await run.record(row)
+        await run.settled(row)
+        return row, None
+
+    def _row(
+        self,
+        status: Literal["pending", "failed"],
+        *,
+        finished: int | None = None,
+        wake_at: int | None = None,
+        error: bytes | None = None,
+    ) -> StepRow:
+        return StepRow(
+            self.name,
+            self.ordinal,
+            "step",
+            status,
+            self.attempts,
+            self.first_started,
+            finished,
+            wake_at=wake_at,
+            deadline=self.deadline,
+            error=error,
+            details=self.details,
+            worker_id=self.run.services.worker_id,
+        )
+
+    # --- one attempt -----------------------------------------------------------------------------------------------
+
+    async def _attempt(self) -> tuple[BaseException | None, Any]:
+        """Run the body once: its error or its value. Raises only what stops the handler itself."""
+        run = self.run
+        info = ExecutionInfo(
+            execution_id=run.execution_id,
+            task_name=run.claimed.task,
+            data=run.data,
+            step_name=self.name,
+            current_attempt=self.attempts,
+            max_retries=self.options.retry.max_retries,
+            key=f"{run.execution_id}\x00{run.claimed.run}\x00{self.ordinal}\x00{self.name}",
+            heartbeat_details=self._previous_details(),
+            beat=self._heartbeat,
+        )
+        until, exceeded = self._effective_deadline()
+        token = current_step.set(info)
+        try:
+            if until is not None:
+                error, value = await self._bounded(until, exceeded)
+            elif _is_async(self.fn):
+                error, value = None, await self.fn(*self.args)
+            else:
+                error, value = await self._in_thread()
+        except GeneratorExit:
+            raise
+        except BaseException as raised:
+            if isinstance(raised, asyncio.CancelledError) and self._stopped():
+                raise
+            error, value = raised, None
+        finally:
+            current_step.reset(token)
+        if info.misused is not None:
+            return _Misused(info.misused), None
+        return error, value
+
+    def _stopped(self) -> bool:
+        """Whether a CancelledError is meant for the handler (a sibling failed, the worker stops), not raised by the body."""
+        task = asyncio.current_task()
+        return self.run.halt is not None or (task is not None and task.cancelling() > 0)
+
+    async def _in_thread(self) -> tuple[BaseException | None, Any]:
+        # The context travels, so that context() works in the thread. What the function raises comes back as a value: a
+        # StopIteration cannot be set on a future, and would be lost.
+        within = functools.partial(copy_context().run, _call, self.fn, self.args)
+        error, value = await asyncio.get_running_loop().run_in_executor(self.run.services.threads, within)
+        if error is None and inspect.isawaitable(value):  # a plain function (a lambda, say) that returned a coroutine
+            value = await value
+        return error, value
+
+    def _effective_deadline(self) -> tuple[int | None, BaseException | None]:
+        """When this attempt must end, and the error if it does not: the sooner of the step's and the execution's deadline."""
+        run, options = self.run, self.options
+        until = self.deadline
+        if options.timeout is not None and options.scope == "per_attempt":
+            until = later(run.clock.latest(), options.timeout)
+        overall = None if run.compensating else run.claimed.deadline
+        if overall is not None and (until is None or overall < until):
+            return overall, _TimedOut("deadline", run.deadline_error(self.name, self.attempts + 1))
+        if until is None:
+            return None, None
+        length = spoken(options.timeout or 0)
+        scope = "over all attempts" if options.scope == "global" else "per attempt"
+        text = f"step {self.name!r} of execution {run.execution_id!r} did not finish within {length} ({scope})"
+        return until, _TimedOut("timed_out", StepTimedOut(text, step=self.name, attempts=self.attempts + 1))
+
+    async def _bounded(self, until: int, exceeded: BaseException | None) -> tuple[BaseException | None, Any]:
+        """One attempt in a task of its own that is cancelled at ``until``. A thread cannot be cancelled: its late result is ignored."""
+        loop = asyncio.get_running_loop()
+        if until <= self.run.clock.now():
+            return exceeded, None
+        expired: asyncio.Future[None] = loop.create_future()
+        timer = Timer(self.run.clock, until, lambda: None if expired.done() else expired.set_result(None))
+        body = loop.create_task(self._guarded())
+        try:
+            await asyncio.wait((body, expired), return_when=asyncio.FIRST_COMPLETED)
+            if not expired.done():
+                return body.result()
+            body.cancel()
+            await asyncio.wait((body,), timeout=_STUCK)
+            return exceeded, None
+        except asyncio.CancelledError:
+            body.cancel()
+            await asyncio.wait((body,), timeout=_STUCK)
+            raise
+        finally:
+            timer.cancel()
+            if body.done() and not body.cancelled():
+                body.exception()  # looked at, so that nothing is logged about it
+
+    async def _guarded(self) -> tuple[BaseException | None, Any]:
+        """The body, with whatever it raises as a value: SystemExit in a task would tear down the loop."""
+        try:
+            if _is_async(self.fn):
+                return None, await self.fn(*self.args)
+            return await self._in_thread()
+        except (asyncio.CancelledError, GeneratorExit) as raised:
+            task = asyncio.current_task()
+            if isinstance(raised, GeneratorExit) or (task is not None and task.cancelling() > 0):
+                raise
+            return raised, None
+        except BaseException as raised:
+            return raised, None
+
+    def _previous_details(self) -> Any:
+        if self.details is None:
+            return None
+        return self.run.payloads.decode(self.details, Any, what=f"heartbeat details of step {self.name!r}")
+
+    def _heartbeat(self, details: Any) -> None:
+        run = self.run
+        what = f"heartbeat details of step {self.name!r} of execution {run.execution_id!r}"
+        self.details = run.payloads.encode(details, what=what)
+        run.loop.call_soon_threadsafe(self._store_details)
+
+    def _store_details(self) -> None:
+        # Nobody waits for it: when the lease is lost, the next record of this run will say so.
+        if self.run.halt is None:
+            self.run.journal.details(DetailsFact(self.run.run_id, self.run.epoch, self._row("pending")))
+
+
+class _TimedOut(Exception):
+    """Carries a timeout to where it is recorded."""
+
+    def __init__(self, kind: Literal["timed_out", "deadline"], error: ZartError) -> None:
+        super().__init__(str(error))
+        self.kind: failures.ErrorKind = kind
+        self.error = error
+
+
+class _Misused(Exception):
+    """Carries a wrong use of the context in a step's body to where it is recorded: never retried."""
+
+    def __init__(self, error: ZartError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _call(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[BaseException | None, Any]:
+    try:
+        return None, fn(*args)
+    except BaseException as raised:
+        return raised, None
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+    code = getattr(fn, "__code__", None)
+    if code is not None:
+        return bool(code.co_flags & _COROUTINE)
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(type(fn), "__call__", None))

@@ -1,0 +1,229 @@
+"""One tenure: a worker from its registration to the end of its lease, and the runs that it drives meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from typing import Any, Final, Protocol
+
+from msgspec import Struct
+
+from zart_core.engine.claims import Claims
+from zart_core.engine.journal import Journal
+from zart_core.engine.lease import Lease
+from zart_core.engine.run import Body, Run, Services, spawn
+from zart_core.engine.sweeper import Sweeper
+from zart_core.engine.wakeups import WakeUps
+from zart_core.payload import Payloads
+from zart_core.records import ClaimedRun, TaskOffer
+from zart_core.scheduler import Scheduler
+
+logger = logging.getLogger("zart")
+
+_END: Final = 6.0
+"""Seconds that abandoned handlers have to end."""
+
+
+class Bodies(Protocol):
+    """Bodies by task name."""
+
+    def body(self, task: str) -> Body: ...
+
+
+class TenureOptions(Struct, frozen=True, kw_only=True):
+    """How a worker works; times are microseconds."""
+
+    concurrency: int
+    queues: tuple[str, ...]
+    lease: int
+    poll_interval: int
+    linger: int
+    signal_linger: int
+    max_deliveries: int
+    replay_always: bool
+
+
+class Tenure:
+    """Composes the duties of one registration. Ends when it is told to, or when its lease is lost; then a new one takes its place."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        worker_id: int,
+        bodies: Bodies,
+        offers: tuple[TaskOffer, ...],
+        options: TenureOptions,
+        payloads: Payloads,
+        threads: Executor,
+    ) -> None:
+        self._scheduler = scheduler
+        self.worker_id = worker_id
+        self._bodies = bodies
+        self._options = options
+        self.runs: dict[tuple[int, int], Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._duties: list[asyncio.Task[None]] = []
+        self._making_room = False
+        self.ended = asyncio.Event()
+        self.changed = asyncio.Event()
+        self.lease = Lease(scheduler, worker_id, options.lease, self._lost)
+        self.journal = Journal(scheduler, worker_id, on_cancelled=self._cancelled, on_lease_lost=self.lease.lose)
+        self.claims = Claims(
+            scheduler,
+            self.lease,
+            queues=options.queues,
+            tasks=offers,
+            poll_interval=options.poll_interval,
+            free=self.free,
+            begin=self._begin,
+        )
+        self.wakeups = WakeUps(
+            scheduler,
+            worker_id,
+            poll_interval=options.poll_interval,
+            runs=lambda: list(self.runs.values()),
+            ready=self._ready,
+        )
+        self.sweeper = Sweeper(
+            scheduler,
+            interval=min(options.lease / 4_000_000, 0.5),
+            max_deliveries=options.max_deliveries,
+            freed=self.claims.wake,
+        )
+        self._services = Services(
+            worker_id=worker_id,
+            journal=self.journal,
+            clock=scheduler.clock,
+            lease=self.lease,
+            payloads=payloads,
+            threads=threads,
+            linger=options.linger,
+            signal_linger=options.signal_linger,
+            replay_always=options.replay_always,
+            refresh=self.wakeups.ask,
+            changed=self._run_changed,
+        )
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    def begin(self, *, claiming: bool) -> None:
+        """Start the duties. ``claiming``: ask for work by itself; otherwise the caller does, with ``claims.claim()``."""
+        self._duty("journal", self.journal.run())
+        self._duty("lease", self.lease.run())
+        self._duty("wakeups", self.wakeups.run())
+        self._duty("sweeper", self.sweeper.run())
+        if claiming:
+            self._duty("claims", self.claims.run())
+
+    def free(self) -> int:
+        """Slots that nothing occupies."""
+        return self._options.concurrency - len(self.runs)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing happens but waiting: every run is idle, nothing is to be written, claimed or delivered."""
+        return (
+            all(run.idle for run in self.runs.values())
+            and self.journal.idle
+            and self.wakeups.idle
+            and not self.claims.busy
+        )
+
+    async def drain(self, seconds: float) -> None:
+        """Claim nothing more, let the steps that run finish within ``seconds``, release the rest, give the lease up.
+
+        Released work can be claimed by another worker at once; it does not wait for the lease.
+        """
+        self._stop_duty("claims")
+        if not self.lease.lost:
+            for run in list(self.runs.values()):
+                run.drain()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=seconds)
+        for run in list(self.runs.values()):
+            logger.warning("execution %r did not come to a stop in time: it is released as it is", run.execution_id)
+            run.abandon()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_END)
+        await self.close()
+        await self._scheduler.deregister(self.worker_id)
+
+    async def close(self) -> None:
+        """End the duties."""
+        for duty in self._duties:
+            duty.cancel()
+        await asyncio.gather(*self._duties, return_exceptions=True)
+        self.journal.fence()
+
+    def _duty(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"zart-{name}")
+        task.add_done_callback(self._duty_ended)
+        self._duties.append(task)
+
+    def _stop_duty(self, name: str) -> None:
+        for duty in self._duties:
+            if duty.get_name() == f"zart-{name}":
+                duty.cancel()
+
+    def _duty_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            # A defect: nothing may go on half-alive. The tenure ends, its work is released, and a new one begins.
+            logger.error("the duty %s failed: the worker registers anew", task.get_name(), exc_info=error)
+            self.ended.set()
+
+    # --- runs ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, claimed: ClaimedRun) -> None:
+        run = Run(claimed, self._bodies.body(claimed.task), self._services)
+        key = (run.run_id, run.epoch)
+        self.runs[key] = run
+        task = spawn(run, f"zart execution {run.execution_id} ({claimed.task})")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended(key))
+
+    def _ended(self, key: tuple[int, int]) -> Callable[[asyncio.Task[None]], None]:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self.runs.pop(key, None)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("driving a run failed", exc_info=error)
+            self.changed.set()
+            self.claims.wake()
+
+        return ended
+
+    def _ready(self) -> None:
+        self.changed.set()
+        self.claims.wake()
+
+    def _run_changed(self) -> None:
+        """A run became idle. Idle runs keep their slot only while nobody needs it."""
+        self.changed.set()
+        if self.free() <= 0 and not self._making_room:
+            self._making_room = True
+            asyncio.get_running_loop().call_soon(self._make_room)
+
+    def _make_room(self) -> None:
+        self._making_room = False
+        if self.free() <= 0:
+            for run in list(self.runs.values()):
+                run.evict()
+
+    def _cancelled(self, run_id: int) -> None:
+        for (known, _), run in list(self.runs.items()):
+            if known == run_id:
+                run.cancel(None)
+                self.wakeups.ask(run)  # for the reason
+
+    def _lost(self) -> None:
+        """The backend has declared this worker dead: its handlers stop, nothing is written any more."""
+        logger.error("worker %d has lost its lease: its %d executions are stopped", self.worker_id, len(self.runs))
+        self.journal.fence()
+        for run in list(self.runs.values()):
+            run.abandon()
+        self.ended.set()

@@ -1,0 +1,98 @@
+"""Wake-ups: carries news from the backend to the runs in memory and to the claims."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from zart_core.errors import BackendUnavailable
+from zart_core.records import Notification
+from zart_core.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from zart_core.engine.run import Run
+
+logger = logging.getLogger("zart")
+
+
+class WakeUps:
+    """Asks for the signals of runs when a notification names them, when a run wants to know, and at the poll interval."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        worker_id: int,
+        *,
+        poll_interval: int,
+        runs: Callable[[], Iterable[Run]],
+        ready: Callable[[], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._worker_id = worker_id
+        self._poll = poll_interval / 1_000_000
+        self._runs = runs
+        self._ready = ready
+        self._asked: dict[tuple[int, int], Run] = {}
+        self._work = asyncio.Event()
+        self.busy = False
+
+    def notified(self, notification: Notification) -> None:
+        """The backend says that something happened."""
+        if notification.ready:
+            self._ready()
+        concerned = notification.signals
+        if concerned is None or concerned:
+            for run in self._runs():
+                if concerned is None or run.run_id in concerned:
+                    self.ask(run)
+
+    def ask(self, run: Run) -> None:
+        """Fetch this run's signals soon; it gets :meth:`Run.deliver` or :meth:`Run.refreshed`."""
+        self._asked[run.run_id, run.epoch] = run
+        self._work.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no run waits for news that was asked for."""
+        return not self._asked and not self.busy
+
+    async def run(self) -> None:
+        """Fetch and deliver until cancelled."""
+        unsubscribe = self._scheduler.subscribe(self.notified)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self._poll * random.uniform(0.8, 1.2)):
+                        await self._work.wait()
+                except TimeoutError:
+                    for run in self._runs():
+                        self.ask(run)
+                self._work.clear()
+                if self._asked:
+                    await self._fetch()
+        finally:
+            unsubscribe()
+
+    async def _fetch(self) -> None:
+        asked, self._asked = self._asked, {}
+        self.busy = True
+        try:
+            news = await self._scheduler.signals([run.watch() for run in asked.values()], self._worker_id)
+        except BackendUnavailable as error:
+            logger.warning("asking for signals failed, it will be repeated: %s", error)
+            self._asked = asked | self._asked
+            await asyncio.sleep(self._poll * random.uniform(0.1, 0.3))
+            self._work.set()
+            return
+        finally:
+            self.busy = False
+        by_run = {signals.run_id: signals for signals in news}
+        for (run_id, _), run in asked.items():
+            signals = by_run.get(run_id)
+            if signals is None:
+                run.refreshed()
+            else:
+                run.deliver(signals)

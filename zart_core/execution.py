@@ -1,0 +1,255 @@
+"""What clients see of an execution: its state, its history, the counts over all of them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from zart_core import failure as failures
+from zart_core.duration import moment, optional_moment
+from zart_core.payload import Payloads
+from zart_core.records import (
+    AttemptRow,
+    ErrorInfo,
+    EventRow,
+    ExecutionFailure,
+    ExecutionRow,
+    HistoryRow,
+    PendingWait,
+    RunStatus,
+    StatsRow,
+    StepKind,
+    StepRow,
+    StepStatus,
+)
+
+_WAITING_ON: dict[str, str] = {"sleep": "sleep", "event": "event", "child": "children", "step": "retry"}
+
+
+class WaitingOn(Struct, frozen=True, kw_only=True):
+    """What an execution waits for: ``kind`` is ``sleep``, ``event``, ``children`` or ``retry``; ``until`` is when it ends at the latest."""
+
+    kind: str
+    name: str
+    until: datetime | None
+
+
+class Execution(Struct, frozen=True, kw_only=True):
+    """One execution: its latest run, or the one asked for. Payloads are decoded to plain JSON values."""
+
+    execution_id: str
+    task_name: str
+    version: str | None
+    run: int
+    status: RunStatus
+    waiting_on: WaitingOn | None
+    input: Any
+    output: Any
+    error: ErrorInfo | None
+    failure: ExecutionFailure | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline: datetime | None
+    wake_at: datetime | None
+    attempt: int
+    queue: str
+    priority: int
+    tags: dict[str, str]
+    parent_id: str | None
+    worker: str | None
+    cancel_requested: bool
+
+
+class ExecutionPage(Struct, frozen=True, kw_only=True):
+    """A page of executions, newest first; give ``cursor`` to the next call, ``None`` at the end."""
+
+    items: list[Execution]
+    cursor: str | None
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One failed attempt of a step, or of the handler itself."""
+
+    attempt: int
+    error: ErrorInfo
+    started_at: datetime
+    finished_at: datetime
+    worker: str | None
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One durable call. ``attempts`` counts the attempts that ended; ``failures`` are those that failed, in order."""
+
+    name: str
+    kind: StepKind
+    status: StepStatus
+    attempts: int
+    output: Any
+    error: ErrorInfo | None
+    started_at: datetime
+    finished_at: datetime | None
+    wake_at: datetime | None
+    worker: str | None
+    failures: list[Attempt]
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """One event that was offered; ``read_by`` is the wait that got it."""
+
+    name: str
+    payload: Any
+    sent_at: datetime
+    read_by: str | None
+
+
+class History(Struct, frozen=True, kw_only=True):
+    """Everything stored of one run. ``failures`` are the handler's own failed attempts."""
+
+    execution: Execution
+    steps: list[Step]
+    events: list[Event]
+    failures: list[Attempt]
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """Counts over all stored executions. ``ready`` ones wait for a worker, the oldest since ``oldest_ready_at``."""
+
+    by_status: dict[str, int]
+    ready: int
+    oldest_ready_at: datetime | None
+    workers: int
+
+
+def execution_view(row: ExecutionRow, payloads: Payloads) -> Execution:
+    """``row`` as clients see it."""
+    failure = failures.decode_failure(row.error) if row.error is not None and row.finished_at is not None else None
+    error = failure.error if failure is not None else None
+    if failure is None and row.error is not None:
+        error = failures.decode_info(row.error)
+    what = f"of execution {row.execution_id!r}"
+    return Execution(
+        execution_id=row.execution_id,
+        task_name=row.task,
+        version=row.version,
+        run=row.run,
+        status=row.status,
+        waiting_on=_waiting_on(row, error),
+        input=payloads.decode(row.input, Any, what=f"the input {what}"),
+        output=None if row.output is None else payloads.decode(row.output, Any, what=f"the output {what}"),
+        error=error,
+        failure=failure,
+        created_at=moment(row.created_at),
+        started_at=optional_moment(row.started_at),
+        finished_at=optional_moment(row.finished_at),
+        deadline=optional_moment(row.deadline),
+        wake_at=optional_moment(row.wake_at),
+        attempt=row.attempt,
+        queue=row.queue,
+        priority=row.priority,
+        tags=row.tags,
+        parent_id=row.parent_id,
+        worker=row.worker,
+        cancel_requested=row.cancel_requested,
+    )
+
+
+def history_view(row: HistoryRow, payloads: Payloads) -> History:
+    """``row`` as clients see it."""
+    attempts: dict[tuple[str, int], list[Attempt]] = {}
+    for attempt in row.attempts:
+        attempts.setdefault((attempt.name, attempt.ordinal), []).append(_attempt(attempt, row.workers))
+    readers = {step.event_seq: step.name for step in row.steps if step.event_seq is not None}
+    events = {event.seq: event for event in row.events}
+    return History(
+        execution=execution_view(row.execution, payloads),
+        steps=[_step(step, attempts, events, row, payloads) for step in row.steps],
+        events=[_event(event, readers, payloads) for event in row.events],
+        failures=attempts.get(("", 0), []),
+    )
+
+
+def stats_view(row: StatsRow) -> Stats:
+    """``row`` as clients see it."""
+    return Stats(
+        by_status=row.by_status,
+        ready=row.ready,
+        oldest_ready_at=optional_moment(row.oldest_ready_at),
+        workers=row.workers,
+    )
+
+
+def _waiting_on(row: ExecutionRow, error: ErrorInfo | None) -> WaitingOn | None:
+    """The wait that ends first; a run that waits because of an error waits for its next try."""
+    if row.finished_at is not None:
+        return None
+    waits = [wait for wait in row.waits if wait.kind != "step" or wait.until is not None]
+    if row.status == "waiting" and error is not None:
+        return WaitingOn(kind="retry", name=error.step or row.task, until=optional_moment(row.wake_at))
+    if not waits:
+        return None
+    first = min(waits, key=_until)
+    return WaitingOn(kind=_WAITING_ON.get(first.kind, first.kind), name=first.name, until=optional_moment(first.until))
+
+
+def _until(wait: PendingWait) -> float:
+    return float("inf") if wait.until is None else wait.until
+
+
+def _step(
+    row: StepRow,
+    attempts: dict[tuple[str, int], list[Attempt]],
+    events: dict[int, EventRow],
+    history: HistoryRow,
+    payloads: Payloads,
+) -> Step:
+    output = row.output
+    error = None if row.error is None else failures.load(row.error).info(row.name)
+    if row.kind == "failure" and output is not None:
+        error, output = failures.decode_failure(output).error, None
+    if row.event_seq is not None and row.event_seq in events:
+        output = events[row.event_seq].payload
+    sleeping = row.kind == "sleep" and history.execution.finished_at is None and _sleeps(row, history)
+    return Step(
+        name=row.name,
+        kind=row.kind,
+        status="pending" if sleeping else row.status,
+        attempts=row.attempts,
+        output=None if output is None else payloads.decode(output, Any, what=f"the result of step {row.name!r}"),
+        error=error,
+        started_at=moment(row.started_at),
+        finished_at=None if sleeping else optional_moment(row.finished_at),
+        wake_at=optional_moment(row.wake_at),
+        worker=_worker(row.worker_id, history.workers),
+        failures=attempts.get((row.name, row.ordinal), []),
+    )
+
+
+def _sleeps(row: StepRow, history: HistoryRow) -> bool:
+    return any(wait.kind == "sleep" and wait.name == row.name for wait in history.execution.waits)
+
+
+def _attempt(row: AttemptRow, workers: dict[int, str]) -> Attempt:
+    error = failures.load(row.error).info(row.name) if row.name else failures.decode_info(row.error)
+    return Attempt(
+        attempt=row.attempt,
+        error=error,
+        started_at=moment(row.started_at),
+        finished_at=moment(row.finished_at),
+        worker=_worker(row.worker_id, workers),
+    )
+
+
+def _event(row: EventRow, readers: dict[int, str], payloads: Payloads) -> Event:
+    return Event(
+        name=row.name,
+        payload=payloads.decode(row.payload, Any, what=f"event {row.name!r}"),
+        sent_at=moment(row.sent_at),
+        read_by=readers.get(row.seq),
+    )
+
+
+def _worker(worker_id: int | None, names: dict[int, str]) -> str | None:
+    return None if worker_id is None else names.get(worker_id, str(worker_id))

@@ -1,0 +1,410 @@
+"""Everything that crosses the contract between the engine and a backend.
+
+All are frozen Structs. Times are microseconds since the Unix epoch (UTC), lengths of time are microseconds, payloads are
+bytes that the backend stores and never looks into. A backend fills the records it returns completely; it never invents ids
+other than ``run_id`` and ``worker_id``.
+
+Glossary
+--------
+execution   what a user started, known by its ``execution_id``; it is its latest run
+run         one life of an execution, ``run_id``: the thing a worker claims
+attempt     how often the handler of a run has been started because it failed before
+step        one named durable call of a run: ``(run_id, name, ordinal)``
+signal      something that happened to a run from outside (an event, a cancellation); ``signal_seq`` counts them
+epoch       counts the claims of a run; together with the worker's id it fences every write
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+RunStatus = Literal["scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled"]
+FinalStatus = Literal["completed", "failed", "cancelled"]
+StepKind = Literal["step", "capture", "sleep", "event", "child", "choice", "patch", "failure"]
+StepStatus = Literal["pending", "completed", "failed"]
+FailureKind = Literal["step", "error", "deadline", "retries", "cancelled", "quarantined"]
+
+FINAL: frozenset[str] = frozenset(("completed", "failed", "cancelled"))
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+class ErrorInfo(Struct, frozen=True, kw_only=True):
+    """An exception as stored: readable by every client, without its class."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    step: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class ExecutionFailure(Struct, frozen=True, kw_only=True):
+    """Why an execution failed: given to ``on_failure`` and kept on the execution.
+
+    ``kind`` is ``"step"`` (a step's error left the handler), ``"error"`` (any other exception did), ``"deadline"``,
+    ``"retries"`` (``max_retries`` were used up), ``"cancelled"`` or ``"quarantined"``. ``attempts`` counts the step's
+    attempts for kind ``"step"``, else those of the handler.
+    """
+
+    kind: FailureKind
+    error: ErrorInfo
+    step: str | None = None
+    attempts: int = 0
+
+
+# --- the history of a run -------------------------------------------------------------------------------------------
+
+
+class StepRow(Struct, frozen=True, gc=False):
+    """What is stored of one durable call.
+
+    A sleep is written once, when it is first reached: as completed, with ``finished_at`` and ``wake_at`` at its deadline.
+    """
+
+    name: str
+    ordinal: int  # the k-th wait for an event of this name; 0 for every other kind
+    kind: StepKind
+    status: StepStatus
+    attempts: int  # attempts whose end is known
+    started_at: int
+    finished_at: int | None = None
+    wake_at: int | None = None  # a sleep's end, a wait's timeout, a retry's next attempt
+    deadline: int | None = None  # of a step with a global timeout, fixed at its first attempt
+    event_seq: int | None = None  # the event this wait has consumed: its payload stays in the event's row
+    output: bytes | None = None
+    error: bytes | None = None
+    details: bytes | None = None  # the last heartbeat's, of the attempt that did not end
+    worker_id: int | None = None
+
+
+class EventRow(Struct, frozen=True, gc=False):
+    """One event offered to a run. ``seq`` orders the events of a run by arrival."""
+
+    seq: int
+    name: str
+    payload: bytes
+    sent_at: int
+
+
+class AttemptRow(Struct, frozen=True, gc=False):
+    """One attempt of a step that failed. ``name`` is empty for a failed attempt of the handler itself."""
+
+    name: str
+    ordinal: int
+    attempt: int  # 1 for the first
+    started_at: int
+    finished_at: int
+    error: bytes
+    worker_id: int | None = None
+
+
+# --- starting -------------------------------------------------------------------------------------------------------
+
+
+class Start(Struct, frozen=True, kw_only=True):
+    """A new execution. ``wake_at`` is when it may first run (``None``: now, by the backend's clock)."""
+
+    execution_id: str
+    task: str
+    input: bytes
+    version: str | None = None
+    queue: str = "default"
+    priority: int = 0  # higher runs first
+    tags: dict[str, str] = {}
+    wake_at: int | None = None
+    delay: int | None = None  # from the backend's now; exclusive with wake_at
+    timeout: int | None = (
+        None  # deadline = when it may first run + timeout; None: the handler's, set by the first claim
+    )
+
+
+class Started(Struct, frozen=True):
+    """``created`` is False when the id existed; ``task`` is then the task it was started with."""
+
+    execution_id: str
+    run_id: int
+    task: str
+    created: bool
+
+
+# --- workers and claims ---------------------------------------------------------------------------------------------
+
+
+class WorkerInfo(Struct, frozen=True, kw_only=True):
+    """What a worker says of itself; for people who look."""
+
+    name: str
+    host: str
+    pid: int
+    tasks: tuple[str, ...]
+    queues: tuple[str, ...]
+
+
+class TaskOffer(Struct, frozen=True):
+    """A task this worker has a handler for, with what a first claim records on the run."""
+
+    name: str
+    version: str
+    timeout: int | None
+
+
+class Claim(Struct, frozen=True, kw_only=True):
+    """A request for work. ``limit`` is the number of free slots, never exceeded."""
+
+    worker_id: int
+    lease: int
+    queues: tuple[str, ...]
+    tasks: tuple[TaskOffer, ...]
+    limit: int
+
+
+class ClaimedRun(Struct, frozen=True, kw_only=True):
+    """A run leased to this worker, with everything needed to go on: no further read is necessary."""
+
+    run_id: int
+    epoch: int
+    execution_id: str
+    run: int
+    task: str
+    version: str | None
+    input: bytes
+    attempt: int  # of the handler; 0 for the first
+    tags: dict[str, str]
+    parent_id: str | None
+    created_at: int
+    started_at: int
+    deadline: int | None
+    signal_seq: int
+    open_children: int
+    cancel_requested: bool
+    cancel_reason: str | None
+    steps: list[StepRow]
+    events: list[EventRow]
+
+
+class Claimed(Struct, frozen=True):
+    """``next_wake`` is the earliest time at which a run that this claim could have taken becomes due, as far as is known."""
+
+    runs: list[ClaimedRun]
+    next_wake: int | None
+
+
+# --- flush: the facts of one group commit ---------------------------------------------------------------------------
+
+
+class StepFact(Struct, frozen=True, gc=False):
+    """Write a step's row. A pending row is replaced; a completed or failed one is never touched."""
+
+    run_id: int
+    epoch: int
+    row: StepRow
+
+
+class AttemptFact(Struct, frozen=True, gc=False):
+    """Add a failed attempt. The same attempt again changes nothing."""
+
+    run_id: int
+    epoch: int
+    row: AttemptRow
+
+
+class DetailsFact(Struct, frozen=True, gc=False):
+    """Set a pending step's heartbeat details; a step that has no row yet gets this pending one, a finished one is left alone."""
+
+    run_id: int
+    epoch: int
+    row: StepRow
+
+
+class PublishFact(Struct, frozen=True, gc=False):
+    """Set a published value; the last one of a key wins."""
+
+    run_id: int
+    epoch: int
+    key: str
+    value: bytes
+
+
+class RetryFact(Struct, frozen=True, gc=False):
+    """Begin the handler's next attempt: set ``attempt`` and drop the rows of failed steps, which will run again."""
+
+    run_id: int
+    epoch: int
+    attempt: int
+
+
+class FinishFact(Struct, frozen=True, gc=False):
+    """Finish the run. Refused when a cancellation was accepted and ``status`` is not ``"cancelled"``."""
+
+    run_id: int
+    epoch: int
+    status: FinalStatus
+    output: bytes | None = None
+    error: bytes | None = None  # an encoded ExecutionFailure
+
+
+class SuspendFact(Struct, frozen=True, gc=False):
+    """Give the lease up until ``wake_at`` (``None``: no timer).
+
+    Refused when a cancellation was accepted, when ``on_signal`` and the run's signal_seq is no longer ``seen``, or when
+    ``on_children`` and no child is open any more: then what is waited for has already happened, and the run goes on.
+    """
+
+    run_id: int
+    epoch: int
+    wake_at: int | None
+    on_signal: bool
+    on_children: bool
+    seen: int
+    cleanup: bool  # a cancellation has to run the handler once more (undos, on_failure)
+    error: bytes | None = None  # an encoded ErrorInfo, shown while the run waits
+
+
+class Flush(Struct, frozen=True, kw_only=True):
+    """Facts of any number of runs held by one worker, made durable by one commit, in the order of these fields."""
+
+    worker_id: int
+    steps: list[StepFact] = []
+    attempts: list[AttemptFact] = []
+    details: list[DetailsFact] = []
+    published: list[PublishFact] = []
+    retries: list[RetryFact] = []
+    finishes: list[FinishFact] = []
+    suspends: list[SuspendFact] = []
+
+
+class Flushed(Struct, frozen=True):
+    """What did not go as asked, by run_id. A run in none of them: all its facts are durable.
+
+    ``lost``: its lease is not this worker's any more and nothing of it was written. ``refused``: its suspension or finish
+    was refused, all other facts are durable. ``cancelled``: a cancellation was accepted for it.
+    """
+
+    lost: frozenset[int] = frozenset()
+    refused: frozenset[int] = frozenset()
+    cancelled: frozenset[int] = frozenset()
+
+
+# --- signals --------------------------------------------------------------------------------------------------------
+
+
+class Watch(Struct, frozen=True):
+    """A run this worker holds in memory, with the last signal it knows of."""
+
+    run_id: int
+    epoch: int
+    seen: int
+
+
+class Signals(Struct, frozen=True, kw_only=True):
+    """What happened to a watched run since ``seen``. ``lost``: its lease is not this worker's any more."""
+
+    run_id: int
+    signal_seq: int
+    open_children: int
+    cancel_requested: bool
+    cancel_reason: str | None
+    events: list[EventRow]
+    lost: bool = False
+
+
+class Notification(Struct, frozen=True, kw_only=True):
+    """A hint that something happened; never more than a hint: whoever hears it looks at the tables.
+
+    ``ready``: runs may be claimable now. ``signals``: these runs got an event or a cancellation (``None``: unknown, any may
+    have). ``finished``: these executions finished (``None``: any may have).
+    """
+
+    ready: bool = False
+    signals: frozenset[int] | None = frozenset()
+    finished: frozenset[str] | None = frozenset()
+
+
+# --- clients --------------------------------------------------------------------------------------------------------
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """An event for an execution. The same ``event_id`` for the same run is delivered once."""
+
+    execution_id: str
+    name: str
+    payload: bytes
+    event_id: str | None = None
+
+
+class PendingWait(Struct, frozen=True):
+    """What a live run waits for: a pending row, or a sleep whose deadline is still to come."""
+
+    kind: StepKind
+    name: str
+    until: int | None
+
+
+class ExecutionRow(Struct, frozen=True, kw_only=True):
+    """An execution (one run of it) as stored."""
+
+    execution_id: str
+    run_id: int
+    run: int
+    task: str
+    version: str | None
+    status: RunStatus
+    queue: str
+    priority: int
+    tags: dict[str, str]
+    attempt: int
+    input: bytes
+    output: bytes | None
+    error: bytes | None  # an encoded ExecutionFailure when finished, an ErrorInfo while it waits
+    parent_id: str | None
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    deadline: int | None
+    wake_at: int | None
+    worker: str | None
+    cancel_requested: bool
+    waits: list[PendingWait]
+
+
+class Settled(Struct, frozen=True):
+    """Which of the executions asked for have finished, and which do not exist."""
+
+    finished: list[ExecutionRow]
+    missing: list[str]
+
+
+class ListQuery(Struct, frozen=True, kw_only=True):
+    """Newest first. ``search`` is a prefix of the execution id, taken literally. ``before`` is a run_id (keyset)."""
+
+    statuses: tuple[RunStatus, ...] = ()
+    task: str | None = None
+    tags: dict[str, str] = {}
+    search: str | None = None
+    limit: int = 50
+    before: int | None = None
+
+
+class HistoryRow(Struct, frozen=True, kw_only=True):
+    """Everything stored of one run."""
+
+    execution: ExecutionRow
+    steps: list[StepRow]  # in order of their start
+    attempts: list[AttemptRow]
+    events: list[EventRow]
+    workers: dict[int, str]  # names by worker_id
+
+
+class StatsRow(Struct, frozen=True, kw_only=True):
+    """Counts over all executions that are stored."""
+
+    by_status: dict[str, int]
+    ready: int
+    oldest_ready_at: int | None
+    workers: int

@@ -1,0 +1,127 @@
+"""TaskRegistry: the tasks that a worker can run, and the adapters that let the engine drive their handlers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, cast, overload
+
+from zart_core.context import TaskContext
+from zart_core.duration import positive_micros
+from zart_core.engine.run import Run
+from zart_core.handler import TaskHandler, check_task_name, data_types
+from zart_core.records import ExecutionFailure
+
+
+class TaskRegistry:
+    """Handlers by task name. Each worker has one; there is no global registry."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[str, HandlerBody] = {}
+
+    @overload
+    def register(self, name: str, handler: TaskHandler[Any, Any], /) -> None: ...
+
+    @overload
+    def register(self, handler: TaskHandler[Any, Any], /) -> None: ...
+
+    def register(self, name: str | TaskHandler[Any, Any], handler: TaskHandler[Any, Any] | None = None, /) -> None:
+        """Add a handler, under ``name`` or under the handler's own.
+
+        Raises ``ValueError`` for a name that is blank, reserved, taken, or differs from the handler's own, and for attributes that
+        make no sense; ``TypeError`` for what is not an instance of a ``TaskHandler`` with an async ``run(self, ctx, data)``.
+        """
+        given = None if isinstance(name, TaskHandler) else name
+        checked = _check_handler(name if isinstance(name, TaskHandler) else handler)
+        task = _task_name(given, checked)
+        if task in self._bodies:
+            raise ValueError(f"a handler for task {task!r} is registered already: {self._bodies[task].handler!r}")
+        self._bodies[task] = HandlerBody(task, checked)
+
+    def body(self, task: str) -> HandlerBody:
+        """The adapter of a registered task. ``KeyError`` for an unknown one."""
+        return self._bodies[task]
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._bodies
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bodies)
+
+    def __len__(self) -> int:
+        return len(self._bodies)
+
+
+class HandlerBody:
+    """A handler as the engine drives it: decodes the input, gives the handler its context, encodes the output."""
+
+    def __init__(self, task: str, handler: TaskHandler[Any, Any]) -> None:
+        cls: type[TaskHandler[Any, Any]] = type(handler)
+        self.handler = handler
+        self.task = task
+        self.version = str(handler.version)
+        retries = handler.max_retries
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"max_retries of task {task!r} must be a whole number of at least 0, not {retries!r}")
+        self.max_retries = retries
+        given = handler.timeout
+        self.timeout = None if given is None else positive_micros(given, what=f"the timeout of task {task!r}")
+        self.handles_failure = cls.on_failure is not TaskHandler[Any, Any].on_failure
+        self.data_type, self.output_type = data_types(cls)
+
+    async def run(self, run: Run) -> bytes:
+        ctx = self._context(run)
+        output = await self.handler.run(ctx, ctx.data)
+        return self._encode(run, output)
+
+    async def on_failure(self, run: Run, failure: ExecutionFailure) -> bytes:
+        ctx = self._context(run)
+        output = await self.handler.on_failure(ctx, ctx.data, failure)
+        return self._encode(run, output)
+
+    def _context(self, run: Run) -> TaskContext:
+        what = f"the input of execution {run.execution_id!r} (task {self.task!r})"
+        run.begin(run.payloads.decode(run.claimed.input, self.data_type, what=what))
+        return TaskContext(run, scope=self.handler.run)
+
+    def _encode(self, run: Run, output: object) -> bytes:
+        what = f"the output of execution {run.execution_id!r} (task {self.task!r})"
+        data = run.payloads.encode(output, what=what)
+        if self.output_type is not Any:
+            # Whoever waits for it decodes it by the same type: refuse here, where the handler can be blamed.
+            run.payloads.decode(data, self.output_type, what=what)
+        return data
+
+
+def _check_handler(handler: object) -> TaskHandler[Any, Any]:
+    if isinstance(handler, type):
+        hint = ": register an instance, e.g. " + handler.__name__ + "()" if issubclass(handler, TaskHandler) else ""
+        raise TypeError(f"{handler.__qualname__} is a class, not a TaskHandler instance{hint}")
+    if not isinstance(handler, TaskHandler):
+        raise TypeError(f"a handler must be an instance of a TaskHandler subclass, not {type(handler).__qualname__}")
+    checked = cast("TaskHandler[Any, Any]", handler)
+    cls = type(checked)
+    for method, count in (("run", 3), ("on_failure", 4)):
+        function = getattr(cls, method)
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(f"{cls.__qualname__}.{method} must be an async function")
+        parameters = list(inspect.signature(function).parameters.values())
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        needed = [p for p in positional if p.default is p.empty]
+        if not variadic and (len(positional) < count or len(needed) > count):
+            wanted = "(self, ctx, data)" if method == "run" else "(self, ctx, data, failure)"
+            raise TypeError(f"{cls.__qualname__}.{method} must take {wanted}")
+    return checked
+
+
+def _task_name(given: object, handler: TaskHandler[Any, Any]) -> str:
+    own = handler.name
+    if given is None:
+        if own is None:
+            cls = type(handler).__qualname__
+            raise ValueError(f"{cls} has no name: give it one (name = ...) or register(name, handler)")
+        given = own
+    elif own is not None and own != given:
+        raise ValueError(f"{type(handler).__qualname__} calls itself {own!r} but is registered as {given!r}")
+    return check_task_name(given)

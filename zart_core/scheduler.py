@@ -1,0 +1,181 @@
+"""The contract with a backend: a glossary of the operations that durable execution needs from a store.
+
+A backend is one class with these methods. The engine and the clients know nothing else of it. The suite in
+:mod:`zart_core.testing.contract` specifies every method's behaviour; a backend is right when it passes.
+
+Rules for every method:
+
+* **Atomic.** A call takes effect wholly or not at all, and has taken effect durably when it returns.
+* **Idempotent by key.** Whatever a caller repeats because it does not know whether the first call took effect (the
+  connection broke) leaves the same state as doing it once.
+* **Fenced.** A write on behalf of a run takes effect only while ``active.worker_id`` and ``active.epoch`` are the caller's.
+  The check and the write are one atomic act.
+* **Only the backend's clock decides**: what is due, which lease has passed.
+* **Errors.** ``BackendUnavailable`` when the store cannot be reached or refuses to work: the outcome is unknown and the call
+  may be repeated. Other errors are named at the method; they mean that nothing was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
+
+from zart_core.clock import Clock
+from zart_core.records import (
+    Claim,
+    Claimed,
+    ExecutionRow,
+    Flush,
+    Flushed,
+    HistoryRow,
+    ListQuery,
+    Notification,
+    Offer,
+    Settled,
+    Signals,
+    Start,
+    Started,
+    StatsRow,
+    Watch,
+    WorkerInfo,
+)
+
+
+class Scheduler(Protocol):
+    """A store of executions and the queue to run them from."""
+
+    clock: Clock
+    """The backend's time."""
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect. Opening an open scheduler does nothing. Raises ``SchemaOutdated`` when the schema is not this version's."""
+        ...
+
+    async def close(self) -> None:
+        """Disconnect and leave nothing behind: no thread, task or connection. Closing a closed scheduler does nothing."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether :meth:`open` has succeeded and :meth:`close` has not been called since."""
+        ...
+
+    async def migrate(self) -> None:
+        """Bring the schema to this version. Idempotent; any number of processes may do it at once and it happens once."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    # --- starting and clients --------------------------------------------------------------------------------------
+
+    async def start(self, starts: Sequence[Start]) -> list[Started]:
+        """Store new executions, all or none; answers come in the order of ``starts``.
+
+        An id that exists, finished or not, is left as it is and reported with ``created=False`` and the task it has. The
+        same new id twice in one call is created once.
+        """
+        ...
+
+    async def offer_event(self, offer: Offer) -> bool:
+        """Add an event to the execution's latest run and wake it if it waits for signals.
+
+        Returns False when an event with this ``event_id`` is there already. Raises ``ExecutionNotFound`` and
+        ``ExecutionFinished``. Locks the run's row, so it is either before a suspension (which is then refused) or after it
+        (and wakes it): no wake-up is lost.
+        """
+        ...
+
+    async def cancel(self, execution_id: str, reason: str | None) -> bool:
+        """Accept a cancellation. False when the execution had finished already; ``ExecutionNotFound`` when there is none.
+
+        A run that never ran, or is suspended with nothing to clean up, is finished as cancelled by this very call. Any other is
+        marked, its signal_seq raised and, if suspended, made claimable now; from then on only a finish as cancelled is accepted.
+        """
+        ...
+
+    async def resume(self, execution_id: str) -> bool:
+        """Let a quarantined run be claimed again, with a fresh budget of deliveries. False when it was not quarantined.
+
+        Raises ``ExecutionNotFound``.
+        """
+        ...
+
+    async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
+        """The latest run of an execution, or the one numbered ``run``."""
+        ...
+
+    async def settled(self, execution_ids: Sequence[str]) -> Settled:
+        """Which of these executions have finished, and which do not exist; one read for all of them."""
+        ...
+
+    async def list(self, query: ListQuery) -> list[ExecutionRow]:
+        """The latest runs that match, newest first, at most ``query.limit``. ``waits`` need not be filled."""
+        ...
+
+    async def history(self, execution_id: str, run: int | None = None) -> HistoryRow | None:
+        """Everything stored of a run, read in one snapshot."""
+        ...
+
+    async def published(self, execution_id: str) -> dict[str, bytes] | None:
+        """The published values of the latest run; ``None`` when there is no such execution."""
+        ...
+
+    async def stats(self) -> StatsRow:
+        """Counts by status, what is ready and since when, live workers."""
+        ...
+
+    # --- workers ---------------------------------------------------------------------------------------------------
+
+    async def register(self, info: WorkerInfo, lease: int) -> int:
+        """A new worker with a lease; returns its id, which is never used again: a worker that was declared dead gets another."""
+        ...
+
+    async def heartbeat(self, worker_id: int, lease: int) -> None:
+        """Extend the lease to now + ``lease``. Raises ``LeaseLost`` when the worker has been declared dead."""
+        ...
+
+    async def claim(self, claim: Claim) -> Claimed:
+        """Lease due runs to a worker, with their whole history. Also a heartbeat. Raises ``LeaseLost``.
+
+        Takes only runs of the tasks and queues named, at most ``limit``: higher priority first, then the longest due. Each
+        claimed run's epoch is raised; a first claim records started_at, version and deadline. What it returns of a run was
+        read after the run was leased, so it holds everything the previous owner made durable.
+        """
+        ...
+
+    async def flush(self, flush: Flush) -> Flushed:
+        """Make facts of the worker's runs durable in one commit. Fenced by run: see ``Flushed``.
+
+        Repeating a flush is harmless: finished rows stay, and for a run that the first call already finished or suspended the
+        repeated call reports ``lost``.
+        """
+        ...
+
+    async def signals(self, watches: Sequence[Watch], worker_id: int) -> Sequence[Signals]:
+        """What is new for runs this worker holds; only those with something new (or lost) are in the answer."""
+        ...
+
+    async def reap(self, max_deliveries: int) -> int:
+        """Declare workers dead whose lease has passed, and make their runs claimable. Returns how many runs were freed.
+
+        Any worker may do it at any time. A run whose worker died ``max_deliveries`` times without its history growing in
+        between is quarantined instead: parked, shown as paused, until :meth:`resume`.
+        """
+        ...
+
+    async def deregister(self, worker_id: int) -> None:
+        """Free whatever the worker still holds, at once, and forget it. Unknown ids do nothing."""
+        ...
+
+    # --- wake-ups -----------------------------------------------------------------------------------------------------
+
+    def subscribe(self, listener: Callable[[Notification], None]) -> Callable[[], None]:
+        """Call ``listener`` on the running event loop for what happens from now on; returns a function that ends it.
+
+        Best effort: a notification may be late, doubled, lost or say less than happened. Correctness never rests on it.
+        """
+        ...

@@ -1,0 +1,115 @@
+"""What can never be in the tables, looked for."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from zart_sqlite.runs import CHILDREN, SIGNAL
+
+# Each finds the run_ids (or worker_ids) that break one rule.
+_RULES: Final[tuple[tuple[str, str], ...]] = (
+    (
+        "run {} is in limbo: nothing will ever claim or wake it",
+        f"""
+        SELECT run_id FROM zart_active
+        WHERE worker_id IS NULL AND wake_at IS NULL AND NOT quarantined AND waits & {SIGNAL | CHILDREN} = 0
+        """,
+    ),
+    (
+        "run {} waits for children and has none that is open",
+        f"""
+        SELECT run_id FROM zart_active
+        WHERE worker_id IS NULL AND NOT quarantined AND waits & {CHILDREN} <> 0 AND open_children = 0
+          AND (wake_at IS NULL OR wake_at > :now)
+        """,
+    ),
+    (
+        "run {} was cancelled and is not claimable",
+        """
+        SELECT run_id FROM zart_active
+        WHERE worker_id IS NULL AND NOT quarantined AND cancel_requested
+          AND (wake_at IS NULL OR wake_at > :now)
+        """,
+    ),
+    (
+        "run {} waits beyond its deadline",
+        """
+        SELECT run_id FROM zart_active
+        WHERE worker_id IS NULL AND NOT quarantined AND deadline IS NOT NULL
+          AND (wake_at IS NULL OR (wake_at > deadline AND wake_at > :now))
+        """,
+    ),
+    ("run {} has fewer than no open children", "SELECT run_id FROM zart_active WHERE open_children < 0"),
+    (
+        "run {} is leased and has a timer",
+        "SELECT run_id FROM zart_active WHERE worker_id IS NOT NULL AND wake_at IS NOT NULL",
+    ),
+    (
+        "run {} is quarantined and leased or claimable",
+        "SELECT run_id FROM zart_active WHERE quarantined AND (worker_id IS NOT NULL OR wake_at IS NOT NULL)",
+    ),
+    (
+        "run {} is leased to a worker that does not exist",
+        """
+        SELECT run_id FROM zart_active AS a
+        WHERE worker_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM zart_workers AS w WHERE w.worker_id = a.worker_id)
+        """,
+    ),
+    (
+        "run {} is leased to a worker that is dead or gone",
+        """
+        SELECT run_id FROM zart_active AS a
+        WHERE EXISTS (SELECT 1 FROM zart_workers AS w WHERE w.worker_id = a.worker_id AND w.expires_at IS NULL)
+        """,
+    ),
+    (
+        "run {} is both active and finished",
+        "SELECT a.run_id FROM zart_active AS a JOIN zart_results AS e ON e.run_id = a.run_id",
+    ),
+    (
+        "run {} is neither active nor finished",
+        """
+        SELECT run_id FROM zart_runs AS r
+        WHERE NOT EXISTS (SELECT 1 FROM zart_active AS a WHERE a.run_id = r.run_id)
+          AND NOT EXISTS (SELECT 1 FROM zart_results AS e WHERE e.run_id = r.run_id)
+        """,
+    ),
+    (
+        "run {} has finished and still waits or has a timer",
+        """
+        SELECT DISTINCT s.run_id FROM zart_steps AS s JOIN zart_results AS e ON e.run_id = s.run_id
+        WHERE s.status = 'pending' AND (s.finished_at IS NULL OR s.wake_at IS NOT NULL)
+        """,
+    ),
+    (
+        "run {} has a finished step without an end",
+        "SELECT DISTINCT run_id FROM zart_steps WHERE status <> 'pending' AND finished_at IS NULL",
+    ),
+    (
+        "run {} has events that its signal_seq does not count",
+        """
+        SELECT a.run_id FROM zart_active AS a
+        WHERE a.signal_seq < (SELECT max(seq) FROM zart_events AS v WHERE v.run_id = a.run_id)
+        """,
+    ),
+    *(
+        (
+            f"run {{}} does not exist and has rows in {table}",
+            f"""
+            SELECT DISTINCT run_id FROM {table} AS t
+            WHERE NOT EXISTS (SELECT 1 FROM zart_runs AS r WHERE r.run_id = t.run_id)
+            """,
+        )
+        for table in ("zart_active", "zart_results", "zart_steps", "zart_attempts", "zart_events", "zart_published")
+    ),
+)
+
+
+def audit(db: sqlite3.Connection, now: int) -> list[str]:
+    """A sentence for each violation. All rules look at one snapshot."""
+    return [
+        sentence.format(row[0])
+        for sentence, rule in _RULES
+        for row in db.execute(rule, {"now": now} if ":now" in rule else {})
+    ]

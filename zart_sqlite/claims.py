@@ -1,0 +1,216 @@
+"""Leasing due runs to a worker."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+import msgspec
+
+from zart_core.duration import later
+from zart_core.records import Claim, Claimed, ClaimedRun
+from zart_sqlite import history
+from zart_sqlite.blobs import LARGE, InJson, from_json, inlined
+from zart_sqlite.leases import renew
+from zart_sqlite.rows import as_json
+from zart_sqlite.writer import Transaction
+
+# One statement finds the runs to take and the next time at which there will be one, by index seeks alone:
+#   pair   every queue with every task of the claim
+#   level  the priorities that occur in a pair, by skip-scan: each seek goes to the next lower one
+#   head   the first run of each level, if it is due, and the level's first that is not due yet
+#   merged a k-way merge of the levels: SQLite takes the next row of a recursion by its ORDER BY, and each row taken brings in
+#          its successor of the same level. So it reads as many index entries as it takes runs, plus one for each level,
+#          however many runs are due, and orders by priority, then by time, over all queues and tasks.
+# Sleeping runs lie behind the due ones of their level and are not reached; leased and finished ones are not in the
+# index.
+FIND: Final = """
+WITH RECURSIVE
+    pair (queue, task, offer) AS (
+        SELECT q.value, t.value, t.key FROM json_each(:queues) AS q CROSS JOIN json_each(:tasks) AS t
+    ),
+    level (queue, task, offer, priority) AS (
+        SELECT queue, task, offer, (
+            SELECT a.priority FROM zart_active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = pair.queue AND a.task = pair.task
+            ORDER BY a.priority DESC LIMIT 1)
+        FROM pair
+        UNION ALL
+        SELECT queue, task, offer, (
+            SELECT a.priority FROM zart_active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = level.queue AND a.task = level.task
+              AND a.priority < level.priority
+            ORDER BY a.priority DESC LIMIT 1)
+        FROM level WHERE level.priority IS NOT NULL
+    ),
+    head (queue, task, offer, priority, run_id, next_wake) AS MATERIALIZED (
+        SELECT queue, task, offer, priority, (
+            SELECT a.run_id FROM zart_active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at <= :now
+              AND a.queue = level.queue AND a.task = level.task AND a.priority = level.priority
+            ORDER BY a.wake_at, a.run_id LIMIT 1
+        ), (
+            SELECT a.wake_at FROM zart_active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at > :now
+              AND a.queue = level.queue AND a.task = level.task AND a.priority = level.priority
+            ORDER BY a.wake_at LIMIT 1
+        )
+        FROM level WHERE priority IS NOT NULL
+    ),
+    merged (run_id, offer, queue, task, priority, wake_at) AS (
+        SELECT a.run_id, head.offer, a.queue, a.task, a.priority, a.wake_at
+        FROM head CROSS JOIN zart_active AS a ON a.run_id = head.run_id
+        UNION ALL
+        SELECT n.run_id, m.offer, m.queue, m.task, m.priority, n.wake_at
+        FROM merged AS m CROSS JOIN zart_active AS n ON n.run_id = (
+            SELECT a.run_id FROM zart_active AS a
+            WHERE a.worker_id IS NULL AND a.queue = m.queue AND a.task = m.task AND a.priority = m.priority
+              AND (a.wake_at, a.run_id) > (m.wake_at, m.run_id) AND a.wake_at <= :now
+            ORDER BY a.wake_at, a.run_id LIMIT 1)
+        ORDER BY 5 DESC, 6, 1
+        LIMIT :limit
+    )
+SELECT (SELECT json_group_array(json_array(run_id, offer)) FROM merged), (SELECT min(next_wake) FROM head)
+"""
+
+# Raising the epoch fences whoever held the run before: a write of theirs, however late, names another epoch.
+# A first claim (epoch 0) fixes the deadline; only then wake_at is still what the start asked for.
+_LEASE: Final = """
+    UPDATE zart_active SET
+        worker_id = :worker_id,
+        epoch = epoch + 1,
+        wake_at = NULL,
+        waits = 0,
+        cleanup = 1,
+        error = NULL,
+        started_at = coalesce(started_at, :now),
+        version = CASE epoch WHEN 0 THEN taken.version ELSE zart_active.version END,
+        deadline = CASE epoch WHEN 0 THEN coalesce(deadline, min(wake_at + taken.timeout, :forever)) ELSE deadline END
+    FROM (
+        SELECT json_extract(value, '$[0]') AS run_id, json_extract(value, '$[1]') AS version,
+               json_extract(value, '$[2]') AS timeout
+        FROM json_each(:taken)
+    ) AS taken
+    WHERE zart_active.run_id = taken.run_id
+"""
+
+_LOAD: Final = f"""
+    SELECT json_group_array(json_array(
+        a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, {inlined("r.input")}, a.attempt, json(r.tags),
+        (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = a.parent_run), r.created_at, a.started_at, a.deadline,
+        a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason))
+    FROM json_each(?1) AS taken
+    CROSS JOIN zart_active AS a ON a.run_id = taken.value
+    CROSS JOIN zart_runs AS r ON r.run_id = a.run_id
+"""
+_INPUT: Final = "SELECT input FROM zart_runs WHERE run_id = ?"
+
+
+class _Loaded(msgspec.Struct, array_like=True, frozen=True):
+    run_id: int
+    epoch: int
+    execution_id: str
+    run: int
+    task: str
+    version: str | None
+    input: InJson
+    attempt: int
+    tags: dict[str, str]
+    parent_id: str | None
+    created_at: int
+    started_at: int
+    deadline: int | None
+    signal_seq: int
+    open_children: int
+    cancel_requested: int
+    cancel_reason: str | None
+
+
+_decode_found = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_decode_loaded = msgspec.json.Decoder(list[_Loaded]).decode
+
+# Where the clock ends: a deadline beyond it is kept at it.
+_FOREVER: Final = later(0, 2**62)
+
+
+def claim(tx: Transaction, request: Claim) -> Claimed:
+    """See :meth:`zart_core.scheduler.Scheduler.claim`."""
+    # First the lease, so that a worker declared dead gets nothing. Reaping needs the write lock too: it is either
+    # before this transaction and seen here, or after it and finds these runs.
+    renew(tx, request.worker_id, request.lease)
+    now = tx.clock.now()
+    found, next_wake = tx.db.execute(
+        FIND,
+        {
+            "queues": as_json(dict.fromkeys(request.queues)),
+            "tasks": as_json(offer.name for offer in request.tasks),
+            "now": now,
+            "limit": max(0, request.limit),
+        },
+    ).fetchone()
+    taken = _decode_found(found)
+    if not taken:
+        return Claimed([], next_wake)
+    offers = request.tasks
+    tx.db.execute(
+        _LEASE,
+        {
+            "worker_id": request.worker_id,
+            "now": now,
+            "forever": _FOREVER,
+            "taken": as_json((run_id, offers[offer].version, offers[offer].timeout) for run_id, offer in taken),
+        },
+    )
+    return Claimed(_load(tx.db, [run_id for run_id, _ in taken]), next_wake)
+
+
+def release(tx: Transaction, worker_id: int, claimed: Claimed) -> None:
+    """Take a claim back whose answer nobody received: nobody would run what it leased, and the lease would live on."""
+    leases = as_json((run.run_id, run.epoch) for run in claimed.runs)
+    if tx.db.execute(_RELEASE, {"worker_id": worker_id, "now": tx.clock.now(), "leases": leases}).rowcount:
+        tx.happened.ready = True
+
+
+_RELEASE: Final = """
+    UPDATE zart_active SET worker_id = NULL, wake_at = :now
+    FROM (
+        SELECT json_extract(value, '$[0]') AS run_id, json_extract(value, '$[1]') AS epoch FROM json_each(:leases)
+    ) AS lease
+    WHERE zart_active.run_id = lease.run_id AND zart_active.epoch = lease.epoch AND +worker_id = :worker_id
+"""
+
+
+def _load(db: sqlite3.Connection, run_ids: list[int]) -> list[ClaimedRun]:
+    """Everything needed to go on with these runs, in their order."""
+    loaded = {run.run_id: run for run in _decode_loaded(db.execute(_LOAD, (as_json(run_ids),)).fetchone()[0])}
+    # A first claim has no steps, and what nobody signalled has no events.
+    resumed = [run.run_id for run in loaded.values() if run.epoch > 1]
+    signalled = [run.run_id for run in loaded.values() if run.signal_seq > 0]
+    steps = history.steps(db, resumed) if resumed else {}
+    events = history.events(db, [(run_id, 0) for run_id in signalled]) if signalled else {}
+    return [
+        ClaimedRun(
+            run_id=run.run_id,
+            epoch=run.epoch,
+            execution_id=run.execution_id,
+            run=run.run,
+            task=run.task,
+            version=run.version,
+            input=db.execute(_INPUT, (run.run_id,)).fetchone()[0]
+            if run.input == LARGE
+            else from_json(run.input) or b"",
+            attempt=run.attempt,
+            tags=run.tags,
+            parent_id=run.parent_id,
+            created_at=run.created_at,
+            started_at=run.started_at,
+            deadline=run.deadline,
+            signal_seq=run.signal_seq,
+            open_children=run.open_children,
+            cancel_requested=bool(run.cancel_requested),
+            cancel_reason=run.cancel_reason,
+            steps=steps.get(run.run_id, []),
+            events=events.get(run.run_id, []),
+        )
+        for run in (loaded[run_id] for run_id in run_ids)
+    ]

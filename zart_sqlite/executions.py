@@ -1,0 +1,282 @@
+"""Reading executions: one, many by id, by query, and how many there are."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from zart_core.records import (
+    FINAL,
+    ExecutionRow,
+    HistoryRow,
+    ListQuery,
+    PendingWait,
+    RunStatus,
+    Settled,
+    StatsRow,
+    StepKind,
+)
+from zart_sqlite import history
+from zart_sqlite.blobs import LARGE, InJson, from_json, inlined, is_large
+from zart_sqlite.rows import as_json, mapping_as_json
+
+_STATUS: Final = """
+    CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused' WHEN a.worker_id IS NOT NULL THEN 'running'
+         WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+"""
+_ROWS: Final = f"""
+    SELECT json_group_array(json_array(
+        r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version), {_STATUS}, r.queue, r.priority,
+        json(r.tags), coalesce(e.attempt, a.attempt), {inlined("r.input")}, {inlined("e.output")},
+        CASE WHEN e.run_id IS NULL THEN {inlined("a.error")} ELSE {inlined("e.error")} END,
+        (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = r.parent_run),
+        r.created_at, coalesce(e.started_at, a.started_at), e.finished_at, coalesce(e.deadline, a.deadline), a.wake_at,
+        (SELECT w.name FROM zart_workers AS w WHERE w.worker_id = a.worker_id),
+        coalesce(a.cancel_requested, e.status = 'cancelled')))
+    FROM json_each(?1) AS wanted
+    CROSS JOIN zart_runs AS r ON r.run_id = wanted.value
+    LEFT JOIN zart_results AS e ON e.run_id = r.run_id
+    LEFT JOIN zart_active AS a ON a.run_id = r.run_id
+"""
+_LARGE: Final = f"""
+    SELECT r.run_id, r.input, e.output, coalesce(e.error, a.error)
+    FROM zart_runs AS r
+    LEFT JOIN zart_results AS e ON e.run_id = r.run_id
+    LEFT JOIN zart_active AS a ON a.run_id = r.run_id
+    WHERE r.run_id IN (SELECT value FROM json_each(?1))
+      AND ({is_large("r.input")} OR {is_large("e.output")} OR {is_large("coalesce(e.error, a.error)")})
+"""
+_WAITS: Final = """
+    SELECT kind, name, wake_at FROM zart_steps INDEXED BY zart_steps_pending
+    WHERE run_id = ? AND status = 'pending' AND finished_at IS NULL ORDER BY started_at, rowid
+"""
+_RUN: Final = """
+    SELECT run_id FROM zart_runs WHERE execution_id = ?1 AND run = coalesce(?2, run) ORDER BY run DESC LIMIT 1
+"""
+_SETTLED: Final = """
+    SELECT json_group_array(json_array(
+        id, run_id, EXISTS (SELECT 1 FROM zart_results AS e WHERE e.run_id = asked.run_id)))
+    FROM (
+        SELECT value AS id, (
+            SELECT r.run_id FROM zart_runs AS r WHERE r.execution_id = value ORDER BY r.run DESC LIMIT 1
+        ) AS run_id
+        FROM json_each(?1)
+    ) AS asked
+"""
+
+_SUPERSEDED: Final = "EXISTS (SELECT 1 FROM zart_runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)"
+_MATCHES: Final = f"""
+    r.run_id < coalesce(:before, 9223372036854775807)
+    AND NOT {_SUPERSEDED}
+    AND (:task IS NULL OR r.task = :task)
+    AND (:statuses IS NULL OR {_STATUS} IN (SELECT value FROM json_each(:statuses)))
+    AND NOT EXISTS (
+        SELECT 1 FROM json_each(:tags) AS t
+        WHERE NOT EXISTS (SELECT 1 FROM json_each(r.tags) AS has WHERE has.key = t.key AND has.value = t.value))
+"""
+# Where a list begins: at the newest run, at the ids with a prefix, at what is unfinished, at what ended badly. The last
+# two are few among millions.
+_LIST_ALL: Final = f"""
+    SELECT json_group_array(run_id) FROM (
+        SELECT r.run_id FROM zart_runs AS r
+        LEFT JOIN zart_results AS e ON e.run_id = r.run_id LEFT JOIN zart_active AS a ON a.run_id = r.run_id
+        WHERE {_MATCHES} ORDER BY r.run_id DESC LIMIT :limit)
+"""
+_LIST_PREFIX: Final = f"""
+    SELECT json_group_array(run_id) FROM (
+        SELECT r.run_id FROM zart_runs AS r
+        LEFT JOIN zart_results AS e ON e.run_id = r.run_id LEFT JOIN zart_active AS a ON a.run_id = r.run_id
+        WHERE r.execution_id >= :search AND substr(r.execution_id, 1, length(:search)) = :search AND +{_MATCHES.strip()}
+        ORDER BY +r.run_id DESC LIMIT :limit)
+"""
+_LIST_LIVE: Final = f"""
+    SELECT json_group_array(run_id) FROM (
+        SELECT r.run_id FROM zart_active AS a CROSS JOIN zart_runs AS r ON r.run_id = a.run_id
+        LEFT JOIN zart_results AS e ON e.run_id = r.run_id
+        WHERE {_MATCHES} ORDER BY a.run_id DESC LIMIT :limit)
+"""
+_LIST_BAD: Final = f"""
+    SELECT json_group_array(run_id) FROM (
+        SELECT r.run_id FROM zart_results AS e INDEXED BY zart_results_status
+        CROSS JOIN zart_runs AS r ON r.run_id = e.run_id
+        LEFT JOIN zart_active AS a ON a.run_id = r.run_id
+        WHERE e.status IN ('failed', 'cancelled') AND {_MATCHES} ORDER BY e.run_id DESC LIMIT :limit)
+"""
+
+_COUNT_LIVE: Final = f"""
+    SELECT {_STATUS}, count(*)
+    FROM zart_active AS a LEFT JOIN zart_results AS e ON e.run_id = a.run_id GROUP BY 1
+"""
+_COUNT_FINISHED: Final = "SELECT status, count(*) FROM zart_results INDEXED BY zart_results_status GROUP BY status"
+# Runs that a later one of the same execution has replaced; all of those are finished.
+_COUNT_REPLACED: Final = """
+    SELECT e.status, count(*)
+    FROM zart_runs AS n INDEXED BY zart_runs_again
+    CROSS JOIN zart_runs AS r ON r.execution_id = n.execution_id AND r.run = n.run - 1
+    CROSS JOIN zart_results AS e ON e.run_id = r.run_id
+    WHERE n.run > 1 GROUP BY e.status
+"""
+_READY: Final = """
+    SELECT count(*), min(wake_at) FROM zart_active INDEXED BY zart_active_ready
+    WHERE worker_id IS NULL AND wake_at IS NOT NULL AND wake_at <= ?
+"""
+_WORKERS: Final = "SELECT count(*) FROM zart_workers WHERE expires_at > ?"
+_WORKER_NAMES: Final = "SELECT worker_id, name FROM zart_workers WHERE worker_id IN (SELECT value FROM json_each(?))"
+
+STATUSES: Final[tuple[RunStatus, ...]] = (
+    "scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled",
+)  # fmt: skip
+
+
+class _Stored(msgspec.Struct, array_like=True, frozen=True):
+    execution_id: str
+    run_id: int
+    run: int
+    task: str
+    version: str | None
+    status: RunStatus
+    queue: str
+    priority: int
+    tags: dict[str, str]
+    attempt: int
+    input: InJson
+    output: InJson
+    error: InJson
+    parent_id: str | None
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    deadline: int | None
+    wake_at: int | None
+    worker: str | None
+    cancel_requested: int
+
+
+_decode_stored = msgspec.json.Decoder(list[_Stored]).decode
+_decode_asked = msgspec.json.Decoder(list[tuple[str, int | None, int]]).decode
+_decode_ids = msgspec.json.Decoder(list[int]).decode
+
+
+def get(db: sqlite3.Connection, execution_id: str, run: int | None) -> ExecutionRow | None:
+    """See :meth:`zart_core.scheduler.Scheduler.get`."""
+    run_id = _find(db, execution_id, run)
+    return None if run_id is None else _load_with_waits(db, run_id)
+
+
+def settled(db: sqlite3.Connection, execution_ids: Sequence[str]) -> Settled:
+    """See :meth:`zart_core.scheduler.Scheduler.settled`."""
+    asked = _decode_asked(db.execute(_SETTLED, (as_json(dict.fromkeys(execution_ids)),)).fetchone()[0])
+    finished = [run_id for _, run_id, done in asked if run_id is not None and done]
+    return Settled(_load(db, finished) if finished else [], [name for name, run_id, _ in asked if run_id is None])
+
+
+def list_executions(db: sqlite3.Connection, query: ListQuery) -> list[ExecutionRow]:
+    """See :meth:`zart_core.scheduler.Scheduler.list`."""
+    statuses = frozenset(query.statuses)
+    if query.search:
+        statement = _LIST_PREFIX
+    elif statuses and not statuses & FINAL:
+        statement = _LIST_LIVE
+    elif statuses and statuses <= {"failed", "cancelled"}:
+        statement = _LIST_BAD
+    else:
+        statement = _LIST_ALL
+    found = db.execute(
+        statement,
+        {
+            "before": query.before,
+            "task": query.task,
+            "statuses": as_json(statuses) if statuses else None,
+            "tags": mapping_as_json(query.tags),
+            "limit": max(0, query.limit),
+            "search": query.search,
+        },
+    ).fetchone()[0]
+    rows = _load(db, _decode_ids(found))
+    rows.sort(key=lambda row: row.run_id, reverse=True)
+    return rows
+
+
+def read_history(db: sqlite3.Connection, execution_id: str, run: int | None) -> HistoryRow | None:
+    """See :meth:`zart_core.scheduler.Scheduler.history`."""
+    run_id = _find(db, execution_id, run)
+    if run_id is None:
+        return None
+    steps = history.steps(db, [run_id]).get(run_id, [])
+    attempts = history.attempts(db, run_id)
+    workers = {row.worker_id for row in steps} | {row.worker_id for row in attempts}
+    return HistoryRow(
+        execution=_load_with_waits(db, run_id),
+        steps=steps,
+        attempts=attempts,
+        events=history.events(db, [(run_id, 0)]).get(run_id, []),
+        workers=dict(db.execute(_WORKER_NAMES, (as_json(workers),)).fetchall()),
+    )
+
+
+def published(db: sqlite3.Connection, execution_id: str) -> dict[str, bytes] | None:
+    """See :meth:`zart_core.scheduler.Scheduler.published`."""
+    run_id = _find(db, execution_id, None)
+    return None if run_id is None else history.published(db, run_id)
+
+
+def stats(db: sqlite3.Connection, now: int) -> StatsRow:
+    """See :meth:`zart_core.scheduler.Scheduler.stats`."""
+    by_status: dict[str, int] = dict.fromkeys(STATUSES, 0)
+    by_status.update(db.execute(_COUNT_LIVE).fetchall())
+    by_status.update(db.execute(_COUNT_FINISHED).fetchall())
+    for status, replaced in db.execute(_COUNT_REPLACED):
+        by_status[status] -= replaced
+    ready, oldest = db.execute(_READY, (now,)).fetchone()
+    [workers] = db.execute(_WORKERS, (now,)).fetchone()
+    return StatsRow(by_status=by_status, ready=ready, oldest_ready_at=oldest, workers=workers)
+
+
+def _find(db: sqlite3.Connection, execution_id: str, run: int | None) -> int | None:
+    row: tuple[int] | None = db.execute(_RUN, (execution_id, run)).fetchone()
+    return None if row is None else row[0]
+
+
+def _load_with_waits(db: sqlite3.Connection, run_id: int) -> ExecutionRow:
+    [row] = _load(db, [run_id])
+    waits: list[tuple[StepKind, str, int | None]] = db.execute(_WAITS, (run_id,)).fetchall()
+    return msgspec.structs.replace(row, waits=[PendingWait(*wait) for wait in waits]) if waits else row
+
+
+def _load(db: sqlite3.Connection, run_ids: Iterable[int]) -> list[ExecutionRow]:
+    stored = _decode_stored(db.execute(_ROWS, (as_json(run_ids),)).fetchone()[0])
+    with_large = [row.run_id for row in stored if LARGE in (row.input, row.output, row.error)]
+    large = {row[0]: row[1:] for row in db.execute(_LARGE, (as_json(with_large),))} if with_large else {}
+    rows: list[ExecutionRow] = []
+    for row in stored:
+        payloads = large.get(row.run_id) or (from_json(row.input), from_json(row.output), from_json(row.error))
+        rows.append(
+            ExecutionRow(
+                execution_id=row.execution_id,
+                run_id=row.run_id,
+                run=row.run,
+                task=row.task,
+                version=row.version,
+                status=row.status,
+                queue=row.queue,
+                priority=row.priority,
+                tags=row.tags,
+                attempt=row.attempt,
+                input=payloads[0] or b"",
+                output=payloads[1],
+                error=payloads[2],
+                parent_id=row.parent_id,
+                created_at=row.created_at,
+                started_at=row.started_at,
+                finished_at=row.finished_at,
+                deadline=row.deadline,
+                wake_at=row.wake_at,
+                worker=row.worker,
+                cancel_requested=bool(row.cancel_requested),
+                waits=[],
+            )
+        )
+    return rows

@@ -1,0 +1,233 @@
+"""Making the facts of a worker's runs durable."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from zart_core.records import (
+    AttemptFact,
+    DetailsFact,
+    FinishFact,
+    Flush,
+    Flushed,
+    PublishFact,
+    RetryFact,
+    StepFact,
+    SuspendFact,
+)
+from zart_sqlite.finishes import finish
+from zart_sqlite.rows import ManyRows, as_json
+from zart_sqlite.runs import CHILDREN, SIGNAL
+from zart_sqlite.writer import Transaction
+
+# The fence, for all runs of a flush in one step. The transaction holds the write lock, so what it finds stays true
+# until the commit: nobody can take a run between this check and the writes below. (+: by run_id, not by all that the
+# worker holds.)
+FENCE: Final = """
+    SELECT json_group_array(json_array(run_id, epoch, cancel_requested)) FROM zart_active
+    WHERE run_id IN (SELECT value FROM json_each(?)) AND +worker_id = ?
+"""
+
+STEPS: Final = ManyRows(
+    """
+    INSERT INTO zart_steps (
+        run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq, worker_id,
+        output, error, details
+    ) VALUES {rows}
+    ON CONFLICT (run_id, name, ordinal) DO UPDATE SET
+        kind = excluded.kind, status = excluded.status, attempts = excluded.attempts, started_at = excluded.started_at,
+        finished_at = excluded.finished_at, wake_at = excluded.wake_at, deadline = excluded.deadline,
+        event_seq = excluded.event_seq, worker_id = excluded.worker_id, output = excluded.output, error = excluded.error,
+        details = excluded.details
+    WHERE zart_steps.status = 'pending'
+    """,
+    columns=15,
+)
+_ATTEMPTS: Final = ManyRows(
+    """
+    INSERT INTO zart_attempts (run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error) VALUES {rows}
+    ON CONFLICT (run_id, name, ordinal, attempt) DO NOTHING
+    """,
+    columns=8,
+)
+_DETAILS: Final = ManyRows(
+    """
+    INSERT INTO zart_steps (
+        run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq, worker_id,
+        output, error, details
+    ) VALUES {rows}
+    ON CONFLICT (run_id, name, ordinal) DO UPDATE SET details = excluded.details WHERE zart_steps.status = 'pending'
+    """,
+    columns=15,
+)
+_PUBLISHED: Final = ManyRows(
+    """
+    INSERT INTO zart_published (run_id, key, value) VALUES {rows}
+    ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value
+    """,
+    columns=3,
+)
+_DROP_FAILED: Final = """
+    DELETE FROM zart_steps WHERE status = 'failed' AND run_id IN (SELECT value FROM json_each(?))
+"""
+_NEXT_ATTEMPT: Final = ManyRows(
+    """
+    WITH retry (run_id, attempt) AS (VALUES {rows})
+    UPDATE zart_active SET attempt = retry.attempt FROM retry WHERE zart_active.run_id = retry.run_id
+    """,
+    columns=2,
+)
+# Refused when what the run would wait for has happened already; see the races at offer_event, cancel and in
+# finishes.py.
+SUSPEND: Final = ManyRows(
+    f"""
+    WITH parked (run_id, wake_at, waits, seen, cleanup, error) AS (VALUES {{rows}})
+    UPDATE zart_active SET
+        worker_id = NULL,
+        wake_at = min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at)),
+        waits = parked.waits,
+        cleanup = parked.cleanup,
+        error = parked.error
+    FROM parked
+    WHERE zart_active.run_id = parked.run_id AND NOT cancel_requested
+      AND (parked.waits & {SIGNAL} = 0 OR signal_seq = parked.seen)
+      AND (parked.waits & {CHILDREN} = 0 OR open_children > 0)
+    """,
+    columns=6,
+)
+_STILL_HELD: Final = """
+    SELECT json_group_array(run_id) FROM zart_active
+    WHERE run_id IN (SELECT value FROM json_each(?)) AND +worker_id = ?
+"""
+
+_decode_held = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
+_decode_ids = msgspec.json.Decoder(list[int]).decode
+
+
+class _Fact(Protocol):
+    @property
+    def run_id(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+
+FactT = TypeVar("FactT", bound=_Fact)
+
+
+def flush(tx: Transaction, request: Flush) -> Flushed:
+    """See :meth:`zart_core.scheduler.Scheduler.flush`."""
+    facts: list[Sequence[_Fact]] = [
+        request.steps,
+        request.attempts,
+        request.details,
+        request.published,
+        request.retries,
+        request.finishes,
+        request.suspends,
+    ]
+    named = {fact.run_id for kind in facts for fact in kind}
+    held = _decode_held(tx.db.execute(FENCE, (as_json(named), request.worker_id)).fetchone()[0])
+    epochs = {run_id: epoch for run_id, epoch, _ in held}
+    lost = {fact.run_id for kind in facts for fact in kind if epochs.get(fact.run_id) != fact.epoch}
+    cancelled = frozenset(run_id for run_id, _, cancel_requested in held if cancel_requested) - lost
+
+    def kept(of_a_kind: Sequence[FactT]) -> Sequence[FactT]:
+        return [fact for fact in of_a_kind if fact.run_id not in lost] if lost else of_a_kind
+
+    # Each in the order of Flush's fields.
+    STEPS.execute(tx.db, _step_rows(kept(request.steps)))
+    _write_attempts(tx.db, kept(request.attempts))
+    _DETAILS.execute(tx.db, _step_rows(kept(request.details)))
+    _publish(tx.db, kept(request.published))
+    _retry(tx.db, kept(request.retries))
+    refused = _finish(tx, kept(request.finishes), cancelled)
+    refused |= _suspend(tx, kept(request.suspends), request.worker_id)
+    return Flushed(frozenset(lost), frozenset(refused), cancelled)
+
+
+def _step_rows(facts: Iterable[StepFact | DetailsFact]) -> list[tuple[object, ...]]:
+    return [
+        (
+            fact.run_id,
+            fact.row.name,
+            fact.row.ordinal,
+            fact.row.kind,
+            fact.row.status,
+            fact.row.attempts,
+            fact.row.started_at,
+            fact.row.finished_at,
+            fact.row.wake_at,
+            fact.row.deadline,
+            fact.row.event_seq,
+            fact.row.worker_id,
+            fact.row.output,
+            fact.row.error,
+            fact.row.details,
+        )
+        for fact in facts
+    ]
+
+
+def _write_attempts(db: sqlite3.Connection, facts: Iterable[AttemptFact]) -> None:
+    rows: list[tuple[object, ...]] = []
+    for fact in facts:
+        row = fact.row
+        rows.append(
+            (fact.run_id, row.name, row.ordinal, row.attempt, row.started_at, row.finished_at, row.worker_id, row.error)
+        )
+    _ATTEMPTS.execute(db, rows)
+
+
+def _publish(db: sqlite3.Connection, facts: Iterable[PublishFact]) -> None:
+    _PUBLISHED.execute(db, [(fact.run_id, fact.key, fact.value) for fact in facts])
+
+
+def _retry(db: sqlite3.Connection, facts: Iterable[RetryFact]) -> None:
+    attempts = {fact.run_id: fact.attempt for fact in facts}
+    if attempts:
+        # Also when the attempt stands there already: a repeated flush has just written the failed row once more.
+        db.execute(_DROP_FAILED, (as_json(attempts.keys()),))
+        _NEXT_ATTEMPT.execute(db, list(attempts.items()))
+
+
+def _finish(tx: Transaction, facts: Iterable[FinishFact], cancelled: frozenset[int]) -> set[int]:
+    """Finish runs; returns those that a cancellation has forestalled."""
+    refused: set[int] = set()
+    endings: dict[int, FinishFact] = {}
+    for fact in facts:
+        if fact.status != "cancelled" and fact.run_id in cancelled:
+            refused.add(fact.run_id)
+        else:
+            endings[fact.run_id] = fact
+    if endings:
+        finish(tx, [(fact.run_id, fact.status, fact.output, fact.error) for fact in endings.values()])
+    return refused
+
+
+def _suspend(tx: Transaction, facts: Iterable[SuspendFact], worker_id: int) -> set[int]:
+    """Give leases up; returns the runs that go on because what they would wait for has happened."""
+    parked = {
+        fact.run_id: (
+            fact.run_id,
+            fact.wake_at,
+            (SIGNAL if fact.on_signal else 0) | (CHILDREN if fact.on_children else 0),
+            fact.seen,
+            int(fact.cleanup),
+            fact.error,
+        )
+        for fact in facts
+    }
+    if not parked:
+        return set()
+    rows = list(parked.values())
+    now = tx.clock.now()
+    if any(wake_at is not None and wake_at <= now for _, wake_at, *_ in rows):
+        tx.happened.ready = True
+    if SUSPEND.execute(tx.db, rows) == len(rows):
+        return set()
+    return set(_decode_ids(tx.db.execute(_STILL_HELD, (as_json(parked.keys()), worker_id)).fetchone()[0]))

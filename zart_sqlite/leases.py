@@ -1,0 +1,100 @@
+"""Workers and their leases: who lives, and what the dead leave behind."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from zart_core.duration import later
+from zart_core.errors import LeaseLost
+from zart_core.records import ErrorInfo, WorkerInfo
+from zart_sqlite.rows import as_json
+from zart_sqlite.runs import latest
+from zart_sqlite.writer import Transaction
+
+_REGISTER: Final = """
+    INSERT INTO zart_workers (name, host, pid, tasks, queues, registered_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_RENEW: Final = "UPDATE zart_workers SET expires_at = ? WHERE worker_id = ? AND expires_at IS NOT NULL"
+_EXPIRED: Final = "SELECT json_group_array(worker_id) FROM zart_workers WHERE expires_at <= ?"
+_BURY: Final = "UPDATE zart_workers SET expires_at = NULL WHERE worker_id IN (SELECT value FROM json_each(?))"
+
+# A worker died with these runs. Rows of history that came or went since the last such death show that the run got on:
+# then the count begins anew, else it grows.
+_COUNT_CRASHES: Final = """
+    UPDATE zart_active SET
+        crashes = CASE WHEN history.length <> zart_active.progress THEN 1 ELSE zart_active.crashes + 1 END,
+        progress = history.length
+    FROM (
+        SELECT a.run_id,
+               (SELECT count(*) FROM zart_steps AS s WHERE s.run_id = a.run_id)
+               + (SELECT count(*) FROM zart_attempts AS t WHERE t.run_id = a.run_id) AS length
+        FROM zart_active AS a WHERE a.worker_id IN (SELECT value FROM json_each(?))
+    ) AS history
+    WHERE zart_active.run_id = history.run_id
+"""
+_QUARANTINE: Final = """
+    UPDATE zart_active SET worker_id = NULL, wake_at = NULL, quarantined = 1, error = :error
+    WHERE worker_id IN (SELECT value FROM json_each(:workers)) AND crashes >= :most
+"""
+_FREE: Final = """
+    UPDATE zart_active SET worker_id = NULL, wake_at = :now
+    WHERE worker_id IN (SELECT value FROM json_each(:workers))
+"""
+_RESUME: Final = """
+    UPDATE zart_active SET quarantined = 0, crashes = 0, error = NULL, wake_at = ? WHERE run_id = ? AND quarantined
+"""
+
+
+def register(tx: Transaction, info: WorkerInfo, lease: int) -> int:
+    """See :meth:`zart_core.scheduler.Scheduler.register`."""
+    now = tx.clock.now()
+    cursor = tx.db.execute(
+        _REGISTER,
+        (info.name, info.host, info.pid, as_json(info.tasks), as_json(info.queues), now, later(now, lease)),
+    )
+    return cursor.lastrowid or 0
+
+
+def renew(tx: Transaction, worker_id: int, lease: int) -> None:
+    """See :meth:`zart_core.scheduler.Scheduler.heartbeat`."""
+    # A lease that has passed may still be renewed: until a reap has declared the worker dead, nobody has taken its
+    # runs. Both need the write lock, so one of them is first and the other sees it.
+    if not tx.db.execute(_RENEW, (later(tx.clock.now(), lease), worker_id)).rowcount:
+        raise LeaseLost(f"worker {worker_id} has been declared dead: its lease passed, or it has been deregistered")
+
+
+def reap(tx: Transaction, max_deliveries: int) -> int:
+    """See :meth:`zart_core.scheduler.Scheduler.reap`."""
+    now = tx.clock.now()
+    dead: str = tx.db.execute(_EXPIRED, (now,)).fetchone()[0]
+    if dead == "[]":
+        return 0
+    tx.db.execute(_BURY, (dead,))
+    held = tx.db.execute(_COUNT_CRASHES, (dead,)).rowcount
+    error = ErrorInfo(
+        type="Quarantined",
+        message=f"workers died {max_deliveries} times in a row while they ran it, and its history did not grow in between; "
+        "it runs again once it is resumed",
+    )
+    tx.db.execute(_QUARANTINE, {"workers": dead, "most": max_deliveries, "error": msgspec.json.encode(error)})
+    tx.db.execute(_FREE, {"workers": dead, "now": now})
+    tx.happened.ready = tx.happened.ready or held > 0
+    return held
+
+
+def deregister(tx: Transaction, worker_id: int) -> None:
+    """See :meth:`zart_core.scheduler.Scheduler.deregister`. Its row stays: history shows its name."""
+    workers = as_json((worker_id,))
+    tx.db.execute(_BURY, (workers,))
+    if tx.db.execute(_FREE, {"workers": workers, "now": tx.clock.now()}).rowcount:
+        tx.happened.ready = True
+
+
+def resume(tx: Transaction, execution_id: str) -> bool:
+    """See :meth:`zart_core.scheduler.Scheduler.resume`."""
+    run_id = latest(tx.db, execution_id).run_id
+    resumed = tx.db.execute(_RESUME, (tx.clock.now(), run_id)).rowcount > 0
+    tx.happened.ready = tx.happened.ready or resumed
+    return resumed

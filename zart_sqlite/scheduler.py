@@ -1,0 +1,265 @@
+"""SQLite as a backend: the face. What each operation does is in the module named for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, Self, TypeVar
+
+from zart_core.clock import Clock, ProcessClock
+from zart_core.duration import SECOND, Duration, positive_micros
+from zart_core.errors import BackendUnavailable
+from zart_core.records import (
+    Claim,
+    Claimed,
+    ExecutionRow,
+    Flush,
+    Flushed,
+    HistoryRow,
+    ListQuery,
+    Notification,
+    Offer,
+    Settled,
+    Signals,
+    Start,
+    Started,
+    StatsRow,
+    Watch,
+    WorkerInfo,
+)
+from zart_sqlite import audit, claims, executions, leases, signals
+from zart_sqlite.database import Database, Synchronous
+from zart_sqlite.flush import flush as write_facts
+from zart_sqlite.notices import Notices
+from zart_sqlite.readers import Readers
+from zart_sqlite.starts import start
+from zart_sqlite.writer import Transaction, Writer
+
+T = TypeVar("T")
+
+
+class SqliteScheduler:
+    """Executions in a SQLite file, or in memory with the path ``":memory:"``.
+
+    Any number of processes on one machine may use one file at once, and the user's own tables may live in it: ours begin with
+    ``zart_``. The schema is made, and brought to this version, by whoever opens the file first. Every operation opens the
+    scheduler when that has not been done; after :meth:`close` they raise ``BackendUnavailable`` until it is opened again.
+
+    ``clock`` is the process's unless given. ``synchronous="full"``, the default, keeps every acknowledged write over a loss of
+    power; ``"normal"`` is faster, never damages the file, survives a crash of the process, but may lose the last moments when
+    the power goes. ``readers`` is the number of threads that read beside the one that writes. ``max_wait`` is how long to wait
+    for a lock that another process holds; then the operation raises ``BackendUnavailable``.
+
+    Example::
+
+        async with SqliteScheduler("zart.db") as scheduler, Worker(scheduler, registry):
+            ...
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Clock | None = None,
+        synchronous: Synchronous = "full",
+        readers: int = 2,
+        max_wait: Duration = "30s",
+    ) -> None:
+        if readers < 1:
+            raise ValueError(f"readers must be at least 1, not {readers}")
+        self.clock: Clock = ProcessClock() if clock is None else clock
+        self._database: Final = Database(path, synchronous, positive_micros(max_wait, what="max_wait") / SECOND)
+        self._reader_count: Final = readers
+        self._notices: Final = Notices()
+        # Several event loops may open and close at once.
+        self._gate = threading.Lock()
+        self._writer: Writer | None = None
+        self._readers: Readers | None = None
+        self._was_closed = False
+
+    def __repr__(self) -> str:
+        return f"SqliteScheduler({self._database.path!r}, {'open' if self.is_open else 'not open'})"
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the file and bring its schema to this version; opening an open scheduler does nothing.
+
+        Raises ``SchemaOutdated`` for a schema newer than this version, and ``BackendUnavailable`` when the file cannot be
+        used (no database, damaged, read-only, no such directory, on a network file system). Such a file is left as it is.
+        """
+        with self._gate:
+            if self._writer is None:
+                self._writer = Writer(self._database, self.clock, self._notices)
+                self._readers = None if self._database.in_memory else Readers(self._database, self._reader_count)
+                self._writer.start()
+                self._was_closed = False
+            writer = self._writer
+        try:
+            # Shielded: a caller who gives up must not cancel the opening for the others.
+            await asyncio.shield(asyncio.wrap_future(writer.opened))
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            with self._gate:
+                if self._writer is writer:
+                    self._writer = self._readers = None
+            writer.join()
+            raise
+
+    async def close(self) -> None:
+        """Finish what has been asked for, then close the file and end all threads. Closing a closed scheduler does nothing."""
+        with self._gate:
+            writer, readers = self._writer, self._readers
+            self._writer = self._readers = None
+            self._was_closed = True
+        if readers is not None:
+            await readers.stop()
+        if writer is not None:
+            writer.stop()
+            await asyncio.shield(asyncio.wrap_future(writer.ended))
+            writer.join()
+
+    @property
+    def is_open(self) -> bool:
+        writer = self._writer
+        return writer is not None and writer.opened.done() and writer.opened.exception() is None
+
+    async def migrate(self) -> None:
+        """Bring the schema to this version; opening does so too."""
+        await self.open()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # --- starting and clients -----------------------------------------------------------------------------------------
+
+    async def start(self, starts: Sequence[Start]) -> list[Started]:
+        return await self._write(lambda tx: start(tx, starts))
+
+    async def offer_event(self, offer: Offer) -> bool:
+        return await self._write(lambda tx: signals.offer_event(tx, offer))
+
+    async def cancel(self, execution_id: str, reason: str | None) -> bool:
+        return await self._write(lambda tx: signals.cancel(tx, execution_id, reason))
+
+    async def resume(self, execution_id: str) -> bool:
+        return await self._write(lambda tx: leases.resume(tx, execution_id))
+
+    async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
+        return await self._read(lambda db: executions.get(db, execution_id, run))
+
+    async def settled(self, execution_ids: Sequence[str]) -> Settled:
+        return await self._read(lambda db: executions.settled(db, execution_ids))
+
+    async def history(self, execution_id: str, run: int | None = None) -> HistoryRow | None:
+        return await self._read(lambda db: executions.read_history(db, execution_id, run))
+
+    async def published(self, execution_id: str) -> dict[str, bytes] | None:
+        return await self._read(lambda db: executions.published(db, execution_id))
+
+    async def stats(self) -> StatsRow:
+        return await self._read(lambda db: executions.stats(db, self.clock.now()))
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    async def register(self, info: WorkerInfo, lease: int) -> int:
+        return await self._write(lambda tx: leases.register(tx, info, lease))
+
+    async def heartbeat(self, worker_id: int, lease: int) -> None:
+        await self._write(lambda tx: leases.renew(tx, worker_id, lease))
+
+    async def claim(self, claim: Claim) -> Claimed:
+        answers: list[Claimed] = []
+
+        def work(tx: Transaction) -> Claimed:
+            # Set anew each time: the work is done again when a neighbour's failure undoes the transaction.
+            answers[:] = [claims.claim(tx, claim)]
+            return answers[0]
+
+        try:
+            return await self._write(work)
+        except asyncio.CancelledError:
+            # The claim may be under way or done. This job comes after it, and gives back what it got: the worker lives
+            # and renews its lease, so nobody else ever would.
+            self._give_back(claim.worker_id, answers)
+            raise
+
+    async def flush(self, flush: Flush) -> Flushed:
+        return await self._write(lambda tx: write_facts(tx, flush))
+
+    async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
+        return await self._read(lambda db: signals.signals(db, watches, worker_id))
+
+    async def reap(self, max_deliveries: int) -> int:
+        return await self._write(lambda tx: leases.reap(tx, max_deliveries))
+
+    async def deregister(self, worker_id: int) -> None:
+        await self._write(lambda tx: leases.deregister(tx, worker_id))
+
+    # --- wake-ups -----------------------------------------------------------------------------------------------------
+
+    def subscribe(self, listener: Callable[[Notification], None]) -> Callable[[], None]:
+        """Call ``listener`` on the running event loop; returns a function that ends it.
+
+        What this process does is told precisely, right after its commit. Of other processes' commits it is told within 50 ms
+        that there were some.
+        """
+        unsubscribe = self._notices.subscribe(listener)
+        if self._writer is not None:
+            self._writer.look_outside()
+        return unsubscribe
+
+    # --- beyond the contract ------------------------------------------------------------------------------------------
+
+    async def audit(self) -> list[str]:
+        """A sentence for everything in the tables that cannot be; empty when all is well. For tests and operators."""
+        return await self._read(lambda db: audit.audit(db, self.clock.now()))
+
+    # --- the threads --------------------------------------------------------------------------------------------------
+
+    async def _write(self, work: Callable[[Transaction], T]) -> T:
+        writer = self._writer
+        if writer is None or not writer.opened.done():
+            await self._open_lazily()
+            writer = self._writer
+        if writer is None:
+            raise self._database.closed()
+        return await writer.run(work)
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        if not self.is_open:
+            await self._open_lazily()
+        readers = self._readers
+        if readers is None:
+            # In memory there is one connection, and it is the writer's.
+            return await self._write(lambda tx: read(tx.db))
+        return await readers.run(read)
+
+    async def _open_lazily(self) -> None:
+        # A straggler that opened the file again after close() would leave a thread behind.
+        if self._was_closed:
+            raise self._database.closed()
+        await self.open()
+
+    def _give_back(self, worker_id: int, answers: list[Claimed]) -> None:
+        def work(tx: Transaction) -> None:
+            for answer in answers:
+                claims.release(tx, worker_id, answer)
+
+        # Closed meanwhile, or the loop is closing: then the lease runs out.
+        if self._writer is not None:
+            with contextlib.suppress(BackendUnavailable):
+                self._writer.run(work)
+
+    # Last, because below it the name would hide the type.
+    async def list(self, query: ListQuery) -> list[ExecutionRow]:
+        return await self._read(lambda db: executions.list_executions(db, query))

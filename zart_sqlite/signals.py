@@ -1,0 +1,120 @@
+"""What reaches a run from outside: events and cancellations."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from zart_core.errors import ExecutionFinished
+from zart_core.records import ErrorInfo, ExecutionFailure, Offer, Signals, Watch
+from zart_sqlite import history
+from zart_sqlite.finishes import finish
+from zart_sqlite.rows import as_json
+from zart_sqlite.runs import SIGNAL, LatestRun, latest
+from zart_sqlite.writer import Transaction
+
+_OFFERED: Final = "SELECT 1 FROM zart_events WHERE run_id = ? AND event_id = ?"
+_STORE: Final = "INSERT INTO zart_events (run_id, seq, name, event_id, sent_at, payload) VALUES (?, ?, ?, ?, ?, ?)"
+_COUNT: Final = "UPDATE zart_active SET signal_seq = ? WHERE run_id = ?"
+_WAKE: Final = "UPDATE zart_active SET signal_seq = ?, wake_at = min(?3, coalesce(wake_at, ?3)) WHERE run_id = ?2"
+_CANCEL: Final = """
+    UPDATE zart_active SET
+        cancel_requested = 1,
+        cancel_reason = :reason,
+        signal_seq = signal_seq + 1,
+        wake_at = CASE WHEN worker_id IS NULL THEN min(:now, coalesce(wake_at, :now)) END
+    WHERE run_id = :run_id
+"""
+_WATCHED: Final = """
+    SELECT json_group_array(json_array(
+        watch.run_id, watch.seen, coalesce(a.worker_id = :worker_id AND a.epoch = watch.epoch, 0), a.signal_seq,
+        a.open_children, a.cancel_requested, a.cancel_reason))
+    FROM (
+        SELECT json_extract(value, '$[0]') AS run_id, json_extract(value, '$[1]') AS epoch,
+               json_extract(value, '$[2]') AS seen
+        FROM json_each(:watches)
+    ) AS watch
+    LEFT JOIN zart_active AS a ON a.run_id = watch.run_id
+    WHERE a.run_id IS NULL OR a.worker_id IS NOT :worker_id OR a.epoch <> watch.epoch OR a.signal_seq > watch.seen
+"""
+
+_decode_watched = msgspec.json.Decoder(
+    list[tuple[int, int, int, int | None, int | None, int | None, str | None]]
+).decode
+
+
+def offer_event(tx: Transaction, offer: Offer) -> bool:
+    """See :meth:`zart_core.scheduler.Scheduler.offer_event`."""
+    run = latest(tx.db, offer.execution_id)
+    # Before the question whether the run is live: a caller who repeats an offer whose answer was lost may come when the
+    # run has consumed the event and finished.
+    if offer.event_id is not None and tx.db.execute(_OFFERED, (run.run_id, offer.event_id)).fetchone():
+        return False
+    if not run.live:
+        raise ExecutionFinished(
+            f"execution {offer.execution_id!r} has finished: it takes no event {offer.name!r} any more"
+        )
+    now = tx.clock.now()
+    seq = run.signal_seq + 1
+    tx.db.execute(_STORE, (run.run_id, seq, offer.name, offer.event_id, now, offer.payload))
+    # A suspension races with this. Both hold the write lock: if it comes first, waits says so and it is woken here; if
+    # it comes later, it finds signal_seq raised and is refused.
+    if run.worker_id is None and run.waits & SIGNAL and not run.quarantined:
+        tx.db.execute(_WAKE, (seq, run.run_id, now))
+        tx.happened.ready = True
+    else:
+        tx.db.execute(_COUNT, (seq, run.run_id))
+        if run.worker_id is not None:
+            tx.happened.signals.add(run.run_id)
+    return True
+
+
+def cancel(tx: Transaction, execution_id: str, reason: str | None) -> bool:
+    """See :meth:`zart_core.scheduler.Scheduler.cancel`."""
+    run = latest(tx.db, execution_id)
+    if not run.live:
+        return False
+    # A completion races with this. Both hold the write lock: if it comes first, the run is not live; if it comes later,
+    # it finds cancel_requested, or no active row, and is refused.
+    if _can_end_now(run):
+        failure = ExecutionFailure(kind="cancelled", error=ErrorInfo(type="ExecutionCancelled", message=reason or ""))
+        finish(tx, [(run.run_id, "cancelled", None, msgspec.json.encode(failure))])
+    elif not run.cancel_requested:
+        tx.db.execute(_CANCEL, {"run_id": run.run_id, "reason": reason, "now": tx.clock.now()})
+        if run.worker_id is None:
+            tx.happened.ready = True
+        else:
+            tx.happened.signals.add(run.run_id)
+    return True
+
+
+def _can_end_now(run: LatestRun) -> bool:
+    """Whether no handler has to hear of the cancellation. A quarantined one must not: its handler kills workers."""
+    return run.worker_id is None and (run.epoch == 0 or not run.cleanup or bool(run.quarantined))
+
+
+def signals(db: sqlite3.Connection, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
+    """See :meth:`zart_core.scheduler.Scheduler.signals`."""
+    rows = db.execute(
+        _WATCHED,
+        {"watches": as_json((watch.run_id, watch.epoch, watch.seen) for watch in watches), "worker_id": worker_id},
+    ).fetchone()[0]
+    found = _decode_watched(rows)
+    if not found:
+        return []
+    events = history.events(db, [(run_id, seen) for run_id, seen, held, *_ in found if held])
+    return [
+        Signals(
+            run_id=run_id,
+            signal_seq=(seq if held else None) or seen,
+            open_children=(children if held else None) or 0,
+            cancel_requested=bool(held and cancel_requested),
+            cancel_reason=reason if held else None,
+            events=events.get(run_id, []),
+            lost=not held,
+        )
+        for run_id, seen, held, seq, children, cancel_requested, reason in found
+    ]

@@ -1,0 +1,317 @@
+"""The writer: one thread, one connection, every write of this process.
+
+Group commit without a timer: whatever waits when the thread is free goes into one ``BEGIN IMMEDIATE`` … ``COMMIT``. A lone job
+has a commit to itself at once; under load one commit carries hundreds. A job is a plain function of the database, so it can be
+run again when a neighbour's failure has undone the transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from enum import Enum
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Generic, TypeVar
+
+from zart_core.clock import Clock
+from zart_core.records import Notification
+from zart_sqlite.database import Database
+from zart_sqlite.notices import ANYTHING, Happened, Notices
+from zart_sqlite.schema import migrate
+
+T = TypeVar("T")
+
+
+class _Word(Enum):
+    """What is said to the thread besides jobs."""
+
+    LOOK = "somebody listens now"
+    STOP = "finish what waits, and end"
+
+
+logger: Final = logging.getLogger("zart")
+
+_MOST_JOBS: Final = 512  # in one transaction: keeps the first of them from waiting for ever more
+_WATCH: Final = 0.05  # seconds between looks for other processes' commits, while anybody listens
+_REST: Final = 1.0  # seconds of idleness before the log is copied into the database
+
+
+class Transaction:
+    """What a job works with: the connection inside its transaction, the time, and what to tell others after the commit."""
+
+    __slots__ = ("clock", "db", "happened", "overheard")
+
+    def __init__(self, db: sqlite3.Connection, clock: Clock, *, overheard: bool) -> None:
+        self.db = db
+        self.clock = clock
+        self.happened = Happened()
+        self.overheard = overheard
+        """Whether anybody listens: what is only told need not be found out otherwise."""
+
+
+Work = Callable[[Transaction], T]
+
+
+class Job(Generic[T]):
+    """One piece of work and the future of whoever waits for it."""
+
+    __slots__ = ("error", "future", "loop", "result", "work")
+
+    def __init__(self, work: Work[T], loop: asyncio.AbstractEventLoop) -> None:
+        self.work = work
+        self.loop = loop
+        self.future: asyncio.Future[T] = loop.create_future()
+        self.result: T | None = None
+        self.error: Exception | None = None
+
+    def settle(self) -> None:
+        """On the job's own loop: answer whoever still waits."""
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.result)  # type: ignore[arg-type]  # a T by now, None included
+        else:
+            self.future.set_exception(self.error)
+
+
+class Writer:
+    """Runs jobs in its thread, from :meth:`start` to :meth:`stop`."""
+
+    def __init__(self, database: Database, clock: Clock, notices: Notices) -> None:
+        self._database = database
+        self._clock = clock
+        self._notices = notices
+        self._queue: SimpleQueue[Job[Any] | _Word] = SimpleQueue()
+        # Makes "not stopping, so enqueue" one act: a job put after the sentinel would never be answered.
+        self._gate = threading.Lock()
+        self._stopping = False
+        self.opened: Future[None] = Future()
+        self.ended: Future[None] = Future()
+        self._thread = threading.Thread(target=self._main, name=f"zart-sqlite-writer {database.path}", daemon=True)
+        # Of the thread alone:
+        self._version = 0
+        self._look_at = 0.0
+        self._merge_at: float | None = None
+        self.commits = 0
+
+    def start(self) -> None:
+        """Open the file in the thread; :attr:`opened` tells how it went."""
+        self._thread.start()
+
+    def run(self, work: Work[T]) -> asyncio.Future[T]:
+        """Have ``work`` done in a transaction. The future resolves after the commit, on the running event loop."""
+        job = Job(work, asyncio.get_running_loop())
+        with self._gate:
+            if self._stopping:
+                raise self._database.closed()
+            self._queue.put(job)
+        return job.future
+
+    def look_outside(self) -> None:
+        """From now on somebody listens: wake the thread from an endless wait."""
+        with self._gate:
+            if not self._stopping:
+                self._queue.put(_Word.LOOK)
+
+    def stop(self) -> None:
+        """Finish what waits, close the connection, end the thread; :attr:`ended` tells when. Can be called again."""
+        with self._gate:
+            if not self._stopping:
+                self._stopping = True
+                self._queue.put(_Word.STOP)
+
+    def join(self) -> None:
+        """Wait for the thread's last instructions, after :attr:`ended`."""
+        self._thread.join()
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            db = self._open()
+        except BaseException as error:
+            self.opened.set_exception(error)
+            self.ended.set_result(None)
+            return
+        self.opened.set_result(None)
+        try:
+            self._serve(db)
+        finally:
+            # A failing last checkpoint loses nothing: the log stays, and the next to open the file reads it.
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
+            self.ended.set_result(None)
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            db = self._database.connect()
+            try:
+                migrate(self._database, db, self._clock.now())
+                self._version = _data_version(db)
+            except BaseException:
+                db.close()
+                raise
+        except sqlite3.Error as error:
+            raise self._database.explained(error) from error
+        return db
+
+    def _serve(self, db: sqlite3.Connection) -> None:
+        ending = False
+        while not ending:
+            jobs, ending = self._take(self._patience())
+            if jobs:
+                self._commit(db, jobs)
+                self._merge_at = None if self._database.in_memory else time.monotonic() + _REST
+            self._look_outside(db)
+            self._merge_log(db)
+
+    def _take(self, timeout: float | None) -> tuple[list[Job[Any]], bool]:
+        """Everything that waits, and whether that is all there will ever be. Waits for the first for ``timeout`` at most."""
+        jobs: list[Job[Any]] = []
+        while len(jobs) < _MOST_JOBS:
+            try:
+                job = self._queue.get_nowait() if jobs or timeout == 0 else self._queue.get(timeout=timeout)
+            except Empty:
+                break
+            if job is _Word.STOP:
+                return jobs, True
+            if job is _Word.LOOK:
+                break
+            if not job.future.cancelled():  # else nobody waits for it any more, and nothing of it has happened
+                jobs.append(job)
+        return jobs, False
+
+    def _patience(self) -> float | None:
+        """How long to wait for jobs before there is something else to do."""
+        pauses: list[float] = []
+        if self._notices.wanted and not self._database.in_memory:
+            pauses.append(_WATCH)
+        if self._merge_at is not None:
+            pauses.append(max(0.001, self._merge_at - time.monotonic()))
+        return min(pauses, default=None)
+
+    # --- one transaction ----------------------------------------------------------------------------------------------
+
+    def _commit(self, db: sqlite3.Connection, jobs: list[Job[Any]]) -> None:
+        notification: Notification | None = None
+        try:
+            notification = self._transact(db, jobs).happened.notification()
+            self.commits += 1
+        except Exception as error:
+            if not isinstance(error, sqlite3.Error):
+                logger.exception("the SQLite writer failed")
+            with contextlib.suppress(sqlite3.Error):
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            for job in jobs:
+                job.result, job.error = None, self._explained(error)
+        self._answer(jobs, notification)
+
+    def _transact(self, db: sqlite3.Connection, jobs: list[Job[Any]]) -> Transaction:
+        self._begin(db)
+        transaction = Transaction(db, self._clock, overheard=self._notices.wanted)
+        if not self._run_together(transaction, jobs):
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            self._begin(db)
+            transaction = Transaction(db, self._clock, overheard=self._notices.wanted)
+            self._run_apart(transaction, jobs)
+        db.execute("COMMIT")
+        return transaction
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        # IMMEDIATE: a transaction that began by reading could not wait for the write lock, it would fail at once
+        # (SQLITE_BUSY_SNAPSHOT). Whoever holds the write lock sees the newest state and is alone: that closes every
+        # race between the checks of a job and its writes, with other processes as well.
+        self._database.patiently(lambda: db.execute("BEGIN IMMEDIATE"))
+
+    def _run_together(self, transaction: Transaction, jobs: list[Job[Any]]) -> bool:
+        """All jobs without savepoints. False when one failed after it had written: then all has to be undone."""
+        db = transaction.db
+        for job in jobs:
+            changes = db.total_changes
+            try:
+                job.result = job.work(transaction)
+            except Exception as error:
+                job.error = self._explained(error)
+                # A full disk or an I/O error may have ended the whole transaction.
+                if db.total_changes != changes or not db.in_transaction:
+                    return False
+        return True
+
+    def _run_apart(self, transaction: Transaction, jobs: list[Job[Any]]) -> None:
+        """Each job in a savepoint, so that what fails is undone alone."""
+        db = transaction.db
+        for job in jobs:
+            job.result, job.error = None, None
+            happened = transaction.happened.copy()
+            db.execute("SAVEPOINT job")
+            try:
+                job.result = job.work(transaction)
+            except Exception as error:
+                if not db.in_transaction:
+                    raise
+                db.execute("ROLLBACK TO job")
+                job.error = self._explained(error)
+                transaction.happened = happened
+            db.execute("RELEASE job")
+
+    def _explained(self, error: Exception) -> Exception:
+        if not isinstance(error, sqlite3.Error):
+            return error
+        explained = self._database.explained(error)
+        explained.__cause__ = error
+        return explained
+
+    def _answer(self, jobs: list[Job[Any]], notification: Notification | None) -> None:
+        """Wake each event loop once, with all that concerns it."""
+        settled: dict[asyncio.AbstractEventLoop, list[Job[Any]]] = {}
+        for job in jobs:
+            settled.setdefault(job.loop, []).append(job)
+        if notification is not None:
+            for loop in self._notices.loops():
+                settled.setdefault(loop, [])
+        for loop, done in settled.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
+                loop.call_soon_threadsafe(self._settle, loop, done, notification)
+
+    def _settle(self, loop: asyncio.AbstractEventLoop, jobs: list[Job[Any]], notification: Notification | None) -> None:
+        for job in jobs:
+            job.settle()
+        if notification is not None:
+            self._notices.tell(loop, notification)
+
+    # --- when there is nothing else to do -------------------------------------------------------------------------------
+
+    def _look_outside(self, db: sqlite3.Connection) -> None:
+        """Tell listeners when another connection, most likely of another process, has changed the file."""
+        now = time.monotonic()
+        if now < self._look_at or self._database.in_memory or not self._notices.wanted:
+            return
+        self._look_at = now + _WATCH
+        try:
+            version = _data_version(db)
+        except sqlite3.Error:  # the next job meets it, and somebody waits for that one
+            return
+        if version != self._version:
+            self._version = version
+            self._answer([], ANYTHING)
+
+    def _merge_log(self, db: sqlite3.Connection) -> None:
+        """After a rest, copy the log into the database, so that readers and the next start find a short one."""
+        if self._merge_at is not None and time.monotonic() >= self._merge_at:
+            self._merge_at = None
+            with contextlib.suppress(sqlite3.Error):  # the log stays as it is, and stays valid
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+
+def _data_version(db: sqlite3.Connection) -> int:
+    """Changes when another connection commits."""
+    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    return version
