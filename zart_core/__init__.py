@@ -7,7 +7,7 @@ survives crashes, restarts and deployments, on the SQLite file or the PostgreSQL
 from zart_core.ambient import ExecutionInfo, context
 from zart_core.client import DurableScheduler, ExecutionHandle, StartRequest
 from zart_core.connect import connect
-from zart_core.context import TaskContext
+from zart_core.task_context import TaskContext
 from zart_core.duration import Duration
 from zart_core.errors import (
     BackendUnavailable,

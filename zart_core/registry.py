@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, cast, overload
 
-from zart_core.context import TaskContext
+from zart_core.task_context import TaskContext
 from zart_core.duration import positive_micros
 from zart_core.engine.run import Run
 from zart_core.handler import TaskHandler, check_task_name, data_types

@@ -15,6 +15,7 @@ from typing import Literal, Self
 from msgspec import Struct
 
 from zart_core.duration import Duration, micros, positive_micros
+from zart_core.engine.steps import Intercept
 from zart_core.engine.tenure import Tenure, TenureOptions
 from zart_core.engine.watchdog import Watchdog
 from zart_core.errors import BackendUnavailable
@@ -84,7 +85,9 @@ class Worker:
         config: WorkerConfig | None = None,
         *,
         payloads: Payloads | None = None,
+        intercept: Intercept | None = None,
     ) -> None:
+        self._intercept = intercept
         self._scheduler = scheduler
         self._registry = registry
         self.config = config or WorkerConfig()
@@ -248,6 +251,7 @@ class Worker:
             ),
             self._payloads,
             self._threads,
+            self._intercept,
         )
         logger.info("worker %d (%s) works on %s", worker_id, info.name, ", ".join(info.tasks))
         return self.tenure

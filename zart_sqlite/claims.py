@@ -62,11 +62,16 @@ WITH RECURSIVE
         FROM head CROSS JOIN zart_active AS a ON a.run_id = head.run_id
         UNION ALL
         SELECT n.run_id, m.offer, m.queue, m.task, m.priority, n.wake_at
-        FROM merged AS m CROSS JOIN zart_active AS n ON n.run_id = (
+        FROM merged AS m CROSS JOIN zart_active AS n ON n.run_id = coalesce((
             SELECT a.run_id FROM zart_active AS a
             WHERE a.worker_id IS NULL AND a.queue = m.queue AND a.task = m.task AND a.priority = m.priority
-              AND (a.wake_at, a.run_id) > (m.wake_at, m.run_id) AND a.wake_at <= :now
-            ORDER BY a.wake_at, a.run_id LIMIT 1)
+              AND a.wake_at = m.wake_at AND a.run_id > m.run_id
+            ORDER BY a.run_id LIMIT 1
+        ), (
+            SELECT a.run_id FROM zart_active AS a
+            WHERE a.worker_id IS NULL AND a.queue = m.queue AND a.task = m.task AND a.priority = m.priority
+              AND a.wake_at > m.wake_at AND a.wake_at <= :now
+            ORDER BY a.wake_at, a.run_id LIMIT 1))
         ORDER BY 5 DESC, 6, 1
         LIMIT :limit
     )

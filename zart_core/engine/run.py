@@ -101,6 +101,8 @@ class Services:
     signal_linger: int
     """How long a run that waits for signals stays in memory; timers within ``linger`` are waited for in any case."""
     replay_always: bool
+    intercept: Callable[[str, str, str, Callable[..., Any]], Callable[..., Any]] | None
+    """For tests: (task, execution id, step, function) to the function that runs instead."""
     refresh: Callable[[Run], None]
     """Ask the backend for this run's signals; :meth:`Run.deliver` gets the answer."""
     changed: Callable[[], None]

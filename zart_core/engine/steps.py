@@ -33,6 +33,10 @@ _STUCK: Final = 1.0
 _COROUTINE: Final = inspect.CO_COROUTINE
 
 
+Intercept = Callable[[str, str, str, Callable[..., Any]], Callable[..., Any]]
+"""For tests: (task, execution id, step, function) to the function that runs instead."""
+
+
 class StepOptions(Struct, frozen=True):
     """How one step is run; the times are microseconds."""
 
@@ -264,15 +268,18 @@ class _Attempts:
             heartbeat_details=self._previous_details(),
             beat=self._heartbeat,
         )
+        fn, intercept = self.fn, run.services.intercept
+        if intercept is not None:
+            fn = intercept(run.claimed.task, run.execution_id, self.name, fn)
         until, exceeded = self._effective_deadline()
         token = current_step.set(info)
         try:
             if until is not None:
-                error, value = await self._bounded(until, exceeded)
-            elif _is_async(self.fn):
-                error, value = None, await self.fn(*self.args)
+                error, value = await self._bounded(fn, until, exceeded)
+            elif _is_async(fn):
+                error, value = None, await fn(*self.args)
             else:
-                error, value = await self._in_thread()
+                error, value = await self._in_thread(fn)
         except GeneratorExit:
             raise
         except BaseException as raised:
@@ -290,10 +297,10 @@ class _Attempts:
         task = asyncio.current_task()
         return self.run.halt is not None or (task is not None and task.cancelling() > 0)
 
-    async def _in_thread(self) -> tuple[BaseException | None, Any]:
+    async def _in_thread(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
         # The context travels, so that context() works in the thread. What the function raises comes back as a value: a
         # StopIteration cannot be set on a future, and would be lost.
-        within = functools.partial(copy_context().run, _call, self.fn, self.args)
+        within = functools.partial(copy_context().run, _call, fn, self.args)
         error, value = await asyncio.get_running_loop().run_in_executor(self.run.services.threads, within)
         if error is None and inspect.isawaitable(value):  # a plain function (a lambda, say) that returned a coroutine
             value = await value
@@ -315,14 +322,16 @@ class _Attempts:
         text = f"step {self.name!r} of execution {run.execution_id!r} did not finish within {length} ({scope})"
         return until, _TimedOut("timed_out", StepTimedOut(text, step=self.name, attempts=self.attempts + 1))
 
-    async def _bounded(self, until: int, exceeded: BaseException | None) -> tuple[BaseException | None, Any]:
+    async def _bounded(
+        self, fn: Callable[..., Any], until: int, exceeded: BaseException | None
+    ) -> tuple[BaseException | None, Any]:
         """One attempt in a task of its own that is cancelled at ``until``. A thread cannot be cancelled: its late result is ignored."""
         loop = asyncio.get_running_loop()
         if until <= self.run.clock.now():
             return exceeded, None
         expired: asyncio.Future[None] = loop.create_future()
         timer = Timer(self.run.clock, until, lambda: None if expired.done() else expired.set_result(None))
-        body = loop.create_task(self._guarded())
+        body = loop.create_task(self._guarded(fn))
         try:
             await asyncio.wait((body, expired), return_when=asyncio.FIRST_COMPLETED)
             if not expired.done():
@@ -339,12 +348,12 @@ class _Attempts:
             if body.done() and not body.cancelled():
                 body.exception()  # looked at, so that nothing is logged about it
 
-    async def _guarded(self) -> tuple[BaseException | None, Any]:
+    async def _guarded(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
         """The body, with whatever it raises as a value: SystemExit in a task would tear down the loop."""
         try:
-            if _is_async(self.fn):
-                return None, await self.fn(*self.args)
-            return await self._in_thread()
+            if _is_async(fn):
+                return None, await fn(*self.args)
+            return await self._in_thread(fn)
         except (asyncio.CancelledError, GeneratorExit) as raised:
             task = asyncio.current_task()
             if isinstance(raised, GeneratorExit) or (task is not None and task.cancelling() > 0):

@@ -14,6 +14,7 @@ from zart_core.engine.claims import Claims
 from zart_core.engine.journal import Journal
 from zart_core.engine.lease import Lease
 from zart_core.engine.run import Body, Run, Services, spawn
+from zart_core.engine.steps import Intercept
 from zart_core.engine.sweeper import Sweeper
 from zart_core.engine.wakeups import WakeUps
 from zart_core.payload import Payloads
@@ -57,6 +58,7 @@ class Tenure:
         options: TenureOptions,
         payloads: Payloads,
         threads: Executor,
+        intercept: Intercept | None = None,
     ) -> None:
         self._scheduler = scheduler
         self.worker_id = worker_id
@@ -66,6 +68,7 @@ class Tenure:
         self._tasks: set[asyncio.Task[None]] = set()
         self._duties: list[asyncio.Task[None]] = []
         self._making_room = False
+        self._begun = 0
         self.ended = asyncio.Event()
         self.changed = asyncio.Event()
         self.lease = Lease(scheduler, worker_id, options.lease, self._lost)
@@ -100,6 +103,7 @@ class Tenure:
             payloads=payloads,
             threads=threads,
             linger=options.linger,
+            intercept=intercept,
             signal_linger=options.signal_linger,
             replay_always=options.replay_always,
             refresh=self.wakeups.ask,
@@ -130,6 +134,11 @@ class Tenure:
             and self.wakeups.idle
             and not self.claims.busy
         )
+
+    @property
+    def progress(self) -> int:
+        """A number that changes whenever something was written, begun or ended."""
+        return self.journal.flushes + self._begun * 1_000_003 + len(self.runs)
 
     async def drain(self, seconds: float) -> None:
         """Claim nothing more, let the steps that run finish within ``seconds``, release the rest, give the lease up.
@@ -182,6 +191,7 @@ class Tenure:
         run = Run(claimed, self._bodies.body(claimed.task), self._services)
         key = (run.run_id, run.epoch)
         self.runs[key] = run
+        self._begun += 1
         task = spawn(run, f"zart execution {run.execution_id} ({claimed.task})")
         self._tasks.add(task)
         task.add_done_callback(self._ended(key))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from functools import partial
+
 from zart_core.errors import LeaseLost
-from zart_core.records import EventRow, TaskOffer
+from zart_core.records import EventRow, Start, TaskOffer
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench, raises
 from zart_core.testing.contract.hand import (
     TASK,
@@ -70,6 +73,35 @@ class ClaimContract(Contract):
         )
         hand = await bench.hand(tasks=tasks, queues=("x", "y"))
         assert [await hand.claim_ids(limit=1) for _ in range(4)] == [["high"], ["older"], ["middle"], ["low"]]
+
+    @on_bench
+    async def test_any_mix_of_queues_tasks_and_priorities_comes_in_order(self, bench: Bench) -> None:
+        dice, now = random.Random(60), bench.now()
+        offers = {name: TaskOffer(name, "1", None) for name in ("x", "y", "z")}
+        left = {
+            f"a-{n}": new(
+                f"a-{n}",
+                task=dice.choice("xyz"),
+                queue=dice.choice("pqr"),
+                priority=dice.randint(-2, 2),
+                wake_at=now + dice.choice((-3_000, -2_000, -1_000, LONG, 2 * LONG)) - n,
+            )
+            for n in range(300)
+        }
+        await bench.scheduler.start([*left.values()])
+        hand = await bench.hand()
+        while any(_due(start, now) for start in left.values()):
+            tasks, queues = dice.sample("xyz", dice.randint(1, 3)), dice.sample("pqr", dice.randint(1, 3))
+            limit = dice.randint(1, 12)
+            fitting = [start for start in left.values() if start.task in tasks and start.queue in queues]
+            expected = sorted((start for start in fitting if _due(start, now)), key=_turn)[:limit]
+            claimed = await hand.ask(limit, tasks=tuple(offers[task] for task in tasks), queues=tuple(queues))
+            assert [run.execution_id for run in claimed.runs] == [start.execution_id for start in expected]
+            if len(expected) < limit:
+                asleep = [start.wake_at for start in fitting if start.wake_at is not None and not _due(start, now)]
+                assert claimed.next_wake == min(asleep, default=None)
+            for start in expected:
+                del left[start.execution_id]
 
     @on_bench
     async def test_never_more_than_the_limit(self, bench: Bench) -> None:  # B60
@@ -162,13 +194,14 @@ class ClaimContract(Contract):
         hand = await bench.hand()
         await bench.start("a", "other")
         run, other = await hand.claim()
+        row_of = partial(step_row, worker_id=hand.worker_id)
         steps = [
-            step_row("done", output=b"1", worker_id=hand.worker_id, at=5_000),
-            step_row("none", output=None, at=6_000),
-            step_row("broken", "failed", error=b"why", attempts=3, at=7_000),
-            step_row("nap", "pending", kind="sleep", attempts=0, wake_at=bench.now() + LONG),
-            step_row("news", kind="event", event_seq=1, at=8_000),
-            step_row("news", "pending", kind="event", ordinal=1, attempts=0, deadline=bench.now() + LONG),
+            row_of("done", output=b"1", at=5_000),
+            row_of("none", output=None, at=6_000),
+            row_of("broken", "failed", error=b"why", attempts=3, at=7_000),
+            row_of("nap", "pending", kind="sleep", attempts=0, wake_at=bench.now() + LONG),
+            row_of("news", kind="event", event_seq=1, at=8_000),
+            row_of("news", "pending", kind="event", ordinal=1, attempts=0, deadline=bench.now() + LONG),
         ]
         await bench.offer("a", "news", b"first")
         await bench.offer("a", "more", b"second")
@@ -298,6 +331,14 @@ class ClaimContract(Contract):
         claimed = await hand.ask()
         assert claimed.runs == []
         assert claimed.next_wake is None
+
+
+def _due(start: Start, now: int) -> bool:
+    return start.wake_at is not None and start.wake_at <= now
+
+
+def _turn(start: Start) -> tuple[int, int]:
+    return -start.priority, start.wake_at or 0
 
 
 def _seq(event: EventRow) -> int:

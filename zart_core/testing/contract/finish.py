@@ -34,7 +34,7 @@ class FinishContract(Contract):
         again = await hand.take("a")
         await hand.record(finish(again, output=b"done"))
         row = await bench.row("a")
-        assert (row.worker, row.wake_at, row.waits, row.error) == (None, None, [], None)
+        assert (row.wake_at, row.waits, row.error) == (None, [], None)
 
     @on_bench
     async def test_no_output_and_an_empty_one_are_different(self, bench: Bench) -> None:  # B13
@@ -85,7 +85,7 @@ class FinishContract(Contract):
         assert not accepted.refused
         assert not accepted.lost
         row = await bench.row("a")
-        assert (row.status, row.error, row.worker) == ("cancelled", b"cancelled", None)
+        assert (row.status, row.error) == ("cancelled", b"cancelled")
 
     @on_bench
     async def test_a_refused_finish_does_not_keep_others_from_finishing(self, bench: Bench) -> None:

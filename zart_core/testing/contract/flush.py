@@ -65,7 +65,7 @@ class FlushContract(Contract):
             "x", "pending", attempts=1, at=1, wake_at=LONG, deadline=9, error=b"e", details=b"d", worker_id=7
         )
         second = row_of("x", "pending", attempts=2, at=2)
-        third = row_of("x", attempts=3, at=3, output=b"done"
+        third = row_of("x", attempts=3, at=3, output=b"done")
         for row in (first, second, third):
             await hand.record(step(run, row))
             assert (await bench.history("a")).steps == [row]
@@ -86,9 +86,7 @@ class FlushContract(Contract):
         hand, run = await bench.running("a")
         row_of = partial(step_row, worker_id=hand.worker_id)
         last = row_of("x", at=3, output=b"second")
-        await hand.record(
-            pending(run, "x"), step(run, row_of("x", "pending", at=2)), step(run, last), failed(run, "x")
-        )
+        await hand.record(pending(run, "x"), step(run, row_of("x", "pending", at=2)), step(run, last), failed(run, "x"))
         assert (await bench.history("a")).steps == [last]
 
     @on_bench

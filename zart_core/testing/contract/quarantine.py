@@ -5,7 +5,7 @@ from __future__ import annotations
 from zart_core.errors import ExecutionNotFound
 from zart_core.records import ListQuery
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, on_bench, raises
-from zart_core.testing.contract.hand import completed, finish, suspend
+from zart_core.testing.contract.hand import completed, finish, pending, suspend
 
 DELIVERIES = 3
 
@@ -77,7 +77,7 @@ class QuarantineContract(Contract):
 
     @on_bench
     async def test_only_a_parked_run_is_resumed(self, bench: Bench) -> None:
-        await bench.start("queued")
+        await bench.start("queued", delay=LONG)
         hand, run = await bench.running("running", await bench.hand(queues=("other",)), queue="other")
         for execution_id in ("queued", "running"):
             before = await bench.row(execution_id)
@@ -105,6 +105,18 @@ class QuarantineContract(Contract):
         assert (await bench.row("a")).status != "paused"
         await _die(bench)
         assert (await bench.row("a")).status == "paused"
+
+    @on_bench
+    async def test_a_pending_step_that_completes_is_progress(self, bench: Bench) -> None:
+        await bench.start("a")
+        mortal = await bench.hand(lease=LAPSE)
+        run = await mortal.take("a")
+        await mortal.record(pending(run, "x"))
+        await bench.bury(mortal, max_deliveries=DELIVERIES)
+        for _ in range(DELIVERIES - 2):
+            await _die(bench)
+        await _die(bench, progress="x")
+        assert (await bench.row("a")).status != "paused"
 
     @on_bench
     async def test_an_orderly_release_is_no_death(self, bench: Bench) -> None:  # B59

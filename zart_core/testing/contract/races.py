@@ -27,7 +27,7 @@ class RaceContract(Contract):
         views = await bench.views(2)
         hands = [await bench.hand(view, name=f"worker-{n}") for n, view in enumerate((*views, *views))]
         received: dict[str, list[bytes]] = {f"a-{n}": [] for n in range(6)}
-        sent = {execution_id: [str(n).encode() for n in range(120)] for execution_id in received}
+        sent = {execution_id: [str(n).encode() for n in range(300)] for execution_id in received}
         await bench.start(*received)
         offering = asyncio.Event()
 
@@ -68,6 +68,33 @@ class RaceContract(Contract):
                 await hand.record(suspend(run, wake_at=0, seen=signals.signal_seq))
                 run = await hand.take("a")
             assert len(run.events) == n + 1
+
+    @on_bench
+    async def test_calls_that_fail_do_not_spoil_their_neighbours(self, bench: Bench) -> None:
+        views = await bench.views(2)
+        hand, run = await bench.running("a")
+        for n in range(10):
+            view = views[n % 2]
+            answers = await asyncio.gather(
+                view.start([new(f"before-{n}")]),
+                view.start([new(f"poisoned-{n}"), new("\udc00")]),
+                view.offer_event(_offer("nobody", n)),
+                view.offer_event(_offer("a", n)),
+                view.heartbeat(hand.worker_id + 1_000, LONG),
+                hand.flush(completed(run, f"step-{n}")),
+                view.cancel("nobody", None),
+                view.start([new(f"after-{n}")]),
+                return_exceptions=True,
+            )
+            failed = [isinstance(answer, Exception) for answer in answers]
+            # Whether text that is no text can be stored is the store's affair.
+            assert failed == [False, failed[1], True, False, True, False, True, False], answers
+            assert (await view.get(f"poisoned-{n}") is None) == failed[1]
+        history = await bench.history("a")
+        assert (len(history.steps), len(history.events)) == (10, 10)
+        for n in range(10):
+            await bench.row(f"before-{n}")
+            await bench.row(f"after-{n}")
 
     @on_bench
     async def test_one_event_id_at_once_is_delivered_once(self, bench: Bench) -> None:  # B30

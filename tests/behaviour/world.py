@@ -1,0 +1,90 @@
+"""The world of one behaviour test: a store, clients, workers, and a ledger outside of the database."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from zart_core import DurableScheduler, ExecutionHandle, Scheduler, TaskHandler, TaskRegistry, Worker, WorkerConfig, connect
+
+REPLAY = os.environ.get("ZART_TEST_REPLAY", "cached")
+"""``always`` runs the whole suite with an engine that suspends and replays at every durable call."""
+
+
+class Ledger:
+    """Counts effects in a file, whoever makes them: any process, any life of a worker."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, entry: str) -> None:
+        """Append one line in one write, so that processes do not mix."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, f"{entry}\n".encode())
+        finally:
+            os.close(descriptor)
+
+    def entries(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.exists() else []
+
+    def count(self, entry: str) -> int:
+        return Counter(self.entries())[entry]
+
+
+class World:
+    """Entered around the test; checks the tables at its end (B79)."""
+
+    enter_around_test = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"sqlite:///{folder}/zart.db"
+        self.ledger = Ledger(folder / "ledger")
+        self.registry = TaskRegistry()
+        self.scheduler: Scheduler = connect(self.url)
+        self.client = DurableScheduler(self.scheduler)
+
+    def register(self, *handlers: TaskHandler[Any, Any]) -> None:
+        for handler in handlers:
+            self.registry.register(handler)
+
+    def another(self) -> Scheduler:
+        """Another scheduler object on the same store, as another process would have it; not open yet."""
+        return connect(self.url)
+
+    @asynccontextmanager
+    async def worker(
+        self, *, scheduler: Scheduler | None = None, registry: TaskRegistry | None = None, **config: Any
+    ) -> AsyncIterator[Worker]:
+        """A worker with short times, so that tests are quick; ``config`` are fields of ``WorkerConfig``."""
+        options = {"linger": "50ms", "poll_interval": "200ms", "drain_timeout": "5s", "replay": REPLAY, **config}
+        async with Worker(
+            scheduler or self.scheduler, registry or self.registry, WorkerConfig(**options)
+        ) as worker:
+            yield worker
+
+    async def run(self, task: Any, data: Any = None, **options: Any) -> Any:
+        """Start one execution with a worker of its own and wait for its output."""
+        async with self.worker():
+            handle: ExecutionHandle[Any] = await self.client.start(task, data, **options)
+            return await handle.result("30s")
+
+    async def audit(self) -> list[str]:
+        audit = getattr(self.scheduler, "audit")  # noqa: B009 - not part of the contract
+        return list(await audit())
+
+    async def __aenter__(self) -> World:
+        await self.scheduler.open()
+        return self
+
+    async def __aexit__(self, kind: object, *exc: object) -> None:
+        try:
+            findings = [] if kind is not None else await self.audit()
+        finally:
+            await self.scheduler.close()
+        assert not findings, "the audit of the tables found:\n" + "\n".join(findings)

@@ -1,0 +1,42 @@
+"""How tests run: an ``async def`` test gets an event loop of its own, and what it leaves behind fails it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from typing import Any
+
+import pytest
+
+TIME_LIMIT = 90.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run coroutine tests; a fixture that is an async context manager is entered around the test."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    before = set(threading.enumerate())
+    asyncio.run(_run(pyfuncitem.obj, arguments))
+    left = [thread.name for thread in threading.enumerate() if thread not in before and thread.name.startswith("zart")]
+    assert not left, f"the test left threads behind: {left}"
+    return True
+
+
+async def _run(test: Any, arguments: dict[str, Any]) -> None:
+    managers = [value for value in arguments.values() if getattr(value, "enter_around_test", False)]
+    async with asyncio.timeout(TIME_LIMIT):
+        await _within(managers, test, arguments)
+    left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert not left, f"the test left tasks behind: {left}"
+
+
+async def _within(managers: list[Any], test: Any, arguments: dict[str, Any]) -> None:
+    if not managers:
+        await test(**arguments)
+        return
+    async with managers[0]:
+        await _within(managers[1:], test, arguments)
