@@ -249,7 +249,20 @@ class DurableScheduler:
         ``on_failure`` still runs (kind ``cancelled``). Raises ``ExecutionNotFound``.
         """
         _check_id(execution_id)
-        return await self._persist(lambda: self._scheduler.cancel(execution_id, reason))
+        tries = 0
+
+        async def cancel() -> bool:
+            nonlocal tries
+            tries += 1
+            if await self._scheduler.cancel(execution_id, reason):
+                return True
+            if tries == 1:
+                return False
+            # The answer to an earlier try was lost: it may have been that one which cancelled the execution.
+            row = await self._scheduler.get(execution_id)
+            return row is not None and row.status == "cancelled"
+
+        return await self._persist(cancel)
 
     async def resume(self, execution_id: str) -> bool:
         """Let an execution run again that was quarantined (status ``paused``) because its workers kept dying. False if it was not."""

@@ -155,13 +155,18 @@ class TaskOffer(Struct, frozen=True):
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """A request for work. ``limit`` is the number of free slots, never exceeded."""
+    """A request for work. ``limit`` is the number of free slots, never exceeded but by ``overdue`` runs.
+
+    Those are runs whose deadline has passed: a worker whose slots are all taken asks for a few of them, so that a deadline
+    fires in time also for what still waits in the queue.
+    """
 
     worker_id: int
     lease: int
     queues: tuple[str, ...]
     tasks: tuple[TaskOffer, ...]
     limit: int
+    overdue: int = 0
 
 
 class ClaimedRun(Struct, frozen=True, kw_only=True):
@@ -250,8 +255,9 @@ class FinishFact(Struct, frozen=True, gc=False):
 
 
 class SuspendFact(Struct, frozen=True, gc=False):
-    """Give the lease up until ``wake_at`` (``None``: no timer).
+    """Give the lease up until ``wake_at`` (``None``: no timer), or until the run's deadline if that is sooner.
 
+    ``past_deadline``: the deadline has been dealt with already (on_failure runs), and no longer bounds ``wake_at``.
     Refused when a cancellation was accepted, when ``on_signal`` and the run's signal_seq is no longer ``seen``, or when
     ``on_children`` and no child is open any more: then what is waited for has already happened, and the run goes on.
     """
@@ -264,6 +270,7 @@ class SuspendFact(Struct, frozen=True, gc=False):
     seen: int
     cleanup: bool  # a cancellation has to run the handler once more (undos, on_failure)
     error: bytes | None = None  # an encoded ErrorInfo, shown while the run waits
+    past_deadline: bool = False
 
 
 class Flush(Struct, frozen=True, kw_only=True):

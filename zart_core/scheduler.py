@@ -141,7 +141,8 @@ class Scheduler(Protocol):
     async def claim(self, claim: Claim) -> Claimed:
         """Lease due runs to a worker, with their whole history. Also a heartbeat. Raises ``LeaseLost``.
 
-        Takes only runs of the tasks and queues named, at most ``limit``: higher priority first, then the longest due. Each
+        Takes only runs of the tasks and queues named, at most ``limit``: higher priority first, then the longest due; besides, at
+        most ``overdue`` runs whose deadline has passed. Each
         claimed run's epoch is raised; a first claim records started_at, version and deadline. What it returns of a run was
         read after the run was leased, so it holds everything the previous owner made durable.
         """
@@ -164,6 +165,14 @@ class Scheduler(Protocol):
 
         Any worker may do it at any time. A run whose worker died ``max_deliveries`` times without its history growing in
         between is quarantined instead: parked, shown as paused, until :meth:`resume`.
+        """
+        ...
+
+    async def release(self, worker_id: int, keep: Sequence[int]) -> int:
+        """Free what the worker holds but for the runs in ``keep``; returns how many were freed.
+
+        For a worker that does not know whether its last claim took effect: what it was given and never heard of must not stay
+        with its lease. Unknown workers hold nothing.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Payloads on their way out inside a JSON text: small ones in hexadecimal, large ones fetched afterwards, by themselves."""
+"""Payloads on their way out in a JSON text: small ones in hexadecimal, large ones fetched by themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ InJson = str | int | None
 
 
 def inlined(column: str) -> str:
-    """The SQL expression that puts the payload in ``column`` into a JSON text. ``length`` of a blob does not read the blob."""
+    """The SQL expression for the payload in ``column`` in a JSON text. ``length`` does not read the blob."""
     return f"CASE WHEN length({column}) <= {SMALL} THEN hex({column}) WHEN {column} IS NOT NULL THEN {LARGE} END"
 
 

@@ -16,14 +16,13 @@ from zart_sqlite.rows import as_json
 from zart_sqlite.writer import Transaction
 
 # One statement finds the runs to take and the next time at which there will be one, by index seeks alone:
-#   pair   every queue with every task of the claim
-#   level  the priorities that occur in a pair, by skip-scan: each seek goes to the next lower one
-#   head   the first run of each level, if it is due, and the level's first that is not due yet
-#   merged a k-way merge of the levels: SQLite takes the next row of a recursion by its ORDER BY, and each row taken brings in
-#          its successor of the same level. So it reads as many index entries as it takes runs, plus one for each level,
-#          however many runs are due, and orders by priority, then by time, over all queues and tasks.
-# Sleeping runs lie behind the due ones of their level and are not reached; leased and finished ones are not in the
-# index.
+#   pair    every queue with every task of the claim
+#   level   the priorities that occur in a pair, by skip-scan: each seek goes to the next lower one
+#   head    the first run of each level, if it is due, and when the level's first that is not due will be
+#   merged  a k-way merge of the levels: SQLite takes the next row of a recursion by its ORDER BY, and each row taken
+#           brings in its successor of the same level. So it reads as many index entries as it takes runs, plus a few for
+#           each level, however many runs are due, and orders by priority, then by time, over all queues and tasks.
+# Sleeping runs lie behind the due ones of their level and are not reached; leased ones are not in the index.
 FIND: Final = """
 WITH RECURSIVE
     pair (queue, task, offer) AS (
@@ -102,8 +101,8 @@ _LEASE: Final = """
 _LOAD: Final = f"""
     SELECT json_group_array(json_array(
         a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, {inlined("r.input")}, a.attempt, json(r.tags),
-        (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = a.parent_run), r.created_at, a.started_at, a.deadline,
-        a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason))
+        (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = a.parent_run), r.created_at, a.started_at,
+        a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason))
     FROM json_each(?1) AS taken
     CROSS JOIN zart_active AS a ON a.run_id = taken.value
     CROSS JOIN zart_runs AS r ON r.run_id = a.run_id

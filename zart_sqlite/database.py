@@ -62,12 +62,12 @@ class Database:
         return db
 
     def prepare_for_writing(self, db: sqlite3.Connection) -> None:
-        """Switch the file to a write-ahead log. Raises ``BackendUnavailable`` where that cannot be (network file systems)."""
+        """Switch the file to a write-ahead log. Raises ``BackendUnavailable`` where that cannot be."""
         mode: str = self.patiently(lambda: db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         if mode != ("memory" if self.in_memory else "wal"):
             raise BackendUnavailable(
-                f"SQLite file {self.path}: no write-ahead log is possible here (journal_mode answers {mode!r}). It needs "
-                "a local, writable file system with shared memory: network file systems have none."
+                f"SQLite file {self.path}: no write-ahead log is possible here (journal_mode answers {mode!r}). "
+                "It needs a local, writable file system with shared memory: network file systems have none."
             )
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
 
@@ -123,5 +123,5 @@ def primary_code(error: sqlite3.Error) -> int:
 
 
 def is_locked(error: sqlite3.Error) -> bool:
-    """Whether only another connection stood in the way: then nothing has happened, and the same may work in a moment."""
+    """Whether only another connection stood in the way: then nothing has happened, and it may work in a moment."""
     return primary_code(error) in _LOCKED

@@ -24,8 +24,8 @@ from zart_sqlite.blobs import LARGE, InJson, from_json, inlined, is_large
 from zart_sqlite.rows import as_json, mapping_as_json
 
 _STATUS: Final = """
-    CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused' WHEN a.worker_id IS NOT NULL THEN 'running'
-         WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+    CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
+         WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
 _ROWS: Final = f"""
     SELECT json_group_array(json_array(

@@ -20,7 +20,8 @@ _RECORD: Final = ManyRows(
     WITH ended (run_id, status, output, error, finished_at) AS (VALUES {rows})
     INSERT INTO zart_results
         (run_id, status, started_at, finished_at, version, attempt, deadline, output, error)
-    SELECT a.run_id, e.status, a.started_at, e.finished_at, a.version, a.attempt, a.deadline, e.output, e.error
+    SELECT
+        a.run_id, e.status, a.started_at, e.finished_at, a.version, a.attempt, a.deadline, e.output, e.error
     FROM ended AS e CROSS JOIN zart_active AS a ON a.run_id = e.run_id
     """,
     columns=5,
@@ -58,7 +59,7 @@ _decode_names = msgspec.json.Decoder(list[str]).decode
 
 
 def finish(tx: Transaction, endings: Sequence[Ending]) -> None:
-    """End these runs, all of them active and each named once. Whether they may end so is the caller's to check before."""
+    """End these runs, all active and each named once. Whether they may end so is for the caller to check."""
     now = tx.clock.now()
     ended = as_json(ending[0] for ending in endings)
     _RECORD.execute(tx.db, [(*ending, now) for ending in endings])

@@ -41,8 +41,8 @@ STEPS: Final = ManyRows(
     ON CONFLICT (run_id, name, ordinal) DO UPDATE SET
         kind = excluded.kind, status = excluded.status, attempts = excluded.attempts, started_at = excluded.started_at,
         finished_at = excluded.finished_at, wake_at = excluded.wake_at, deadline = excluded.deadline,
-        event_seq = excluded.event_seq, worker_id = excluded.worker_id, output = excluded.output, error = excluded.error,
-        details = excluded.details
+        event_seq = excluded.event_seq, worker_id = excluded.worker_id, output = excluded.output,
+        error = excluded.error, details = excluded.details
     WHERE zart_steps.status = 'pending'
     """,
     columns=15,

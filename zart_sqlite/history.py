@@ -65,7 +65,7 @@ def steps(db: sqlite3.Connection, run_ids: Iterable[int]) -> dict[int, list[Step
 
 
 def events(db: sqlite3.Connection, after: Iterable[tuple[int, int]]) -> dict[int, list[EventRow]]:
-    """The events of each run that came after a sequence number: ``after`` has pairs of both. In the order of arrival."""
+    """The events of runs after a sequence number, by arrival. ``after``: pairs of run_id and number."""
     found: dict[int, list[EventRow]] = defaultdict(list)
     rows = _decode_events(db.execute(_EVENTS, (as_json(after),)).fetchone()[0])
     rows.sort(key=lambda row: row[2])

@@ -28,7 +28,8 @@ _COUNT_CRASHES: Final = """
         progress = history.length
     FROM (
         SELECT a.run_id,
-               (SELECT count(*) FROM zart_steps AS s WHERE s.run_id = a.run_id)
+               (SELECT count(*) + count(*) FILTER (WHERE s.status <> 'pending')
+                FROM zart_steps AS s WHERE s.run_id = a.run_id)
                + (SELECT count(*) FROM zart_attempts AS t WHERE t.run_id = a.run_id) AS length
         FROM zart_active AS a WHERE a.worker_id IN (SELECT value FROM json_each(?))
     ) AS history
@@ -75,8 +76,8 @@ def reap(tx: Transaction, max_deliveries: int) -> int:
     held = tx.db.execute(_COUNT_CRASHES, (dead,)).rowcount
     error = ErrorInfo(
         type="Quarantined",
-        message=f"workers died {max_deliveries} times in a row while they ran it, and its history did not grow in between; "
-        "it runs again once it is resumed",
+        message=f"workers died {max_deliveries} times in a row while they ran it, and its history did not grow in "
+        "between; it runs again once it is resumed",
     )
     tx.db.execute(_QUARANTINE, {"workers": dead, "most": max_deliveries, "error": msgspec.json.encode(error)})
     tx.db.execute(_FREE, {"workers": dead, "now": now})

@@ -40,7 +40,7 @@ class Happened:
 
 
 class Notices:
-    """The listeners of one scheduler, each called on the event loop it subscribed on. Any thread may call any method."""
+    """The listeners of a scheduler, each called on the event loop it subscribed on. Methods may be called by any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,7 +68,7 @@ class Notices:
         return {loop for loop, _ in self._listeners}
 
     def tell(self, loop: asyncio.AbstractEventLoop, notification: Notification) -> None:
-        """Call the listeners of ``loop``, which is the running one. One that raises does not keep it from the others."""
+        """Call the listeners of ``loop``, on it. One that raises does not keep it from the others."""
         for theirs, listener in self._listeners:
             if theirs is loop:
                 try:

@@ -1,6 +1,7 @@
 """Reads beside the writer: a few threads with a connection each. The log lets them read while the writer writes.
 
-What they see is everything committed before the read began, so a caller whose write was acknowledged reads its own write.
+What they see is everything committed before the read began, so a caller whose write was acknowledged reads its own
+write.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
 from zart_sqlite.database import Database
+from zart_sqlite.turns import Turns
 
 T = TypeVar("T")
 Read = Callable[[sqlite3.Connection], T]
@@ -42,9 +44,10 @@ class Reading(Generic[T]):
 class Readers:
     """Threads that read, started with the first read."""
 
-    def __init__(self, database: Database, count: int) -> None:
+    def __init__(self, database: Database, count: int, turns: Turns) -> None:
         self._database: Final = database
         self._count: Final = count
+        self._turns: Final = turns
         self._queue: SimpleQueue[Reading[Any] | None] = SimpleQueue()
         # Makes "not stopping, so enqueue" one act: a read put after the sentinels would never be answered.
         self._gate = threading.Lock()
@@ -65,6 +68,7 @@ class Readers:
                 self._threads.append((thread, ended))
                 thread.start()
             self._queue.put(reading)
+        self._turns.asked(reading.loop)
         return reading.future
 
     async def stop(self) -> None:
@@ -87,26 +91,29 @@ class Readers:
                 self._count_idle(-1)
                 if reading is None:
                     return
-                if reading.future.cancelled():
-                    continue
                 result: Any = None
                 failure: Exception | None = None
                 try:
                     if db is None:
                         db = self._connect()
-                    result = self._read(db, reading)
+                    if not reading.future.cancelled():
+                        result = self._read(db, reading)
                 except sqlite3.Error as error:
                     failure = self._database.explained(error)
                     failure.__cause__ = None if failure is error else error
                 except Exception as error:
                     failure = error
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
-                    reading.loop.call_soon_threadsafe(reading.settle, result, failure)
+                    reading.loop.call_soon_threadsafe(self._settle, reading, result, failure)
         finally:
             if db is not None:
                 with contextlib.suppress(sqlite3.Error):
                     db.close()
             ended.set_result(None)
+
+    def _settle(self, reading: Reading[Any], result: Any, failure: Exception | None) -> None:
+        self._turns.answered(reading.loop, 1)
+        reading.settle(result, failure)
 
     def _count_idle(self, by: int) -> None:
         with self._gate:

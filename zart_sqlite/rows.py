@@ -1,8 +1,9 @@
 """Statements over many rows, in few steps.
 
-Python's sqlite3 gives the GIL away and takes it again at every step of a statement, and beside a busy event loop each taking
-may wait for the interpreter's switch interval of 5 ms. Measured here: ``executemany`` of 100 rows dropped from 80,000 rows a
-second to 176, one multi-row statement only to 5,600. So rows go in by multi-row ``VALUES``, and come out as one JSON text.
+Python's sqlite3 gives the GIL away and takes it again at every step of a statement, and beside a busy event loop each
+taking may wait for the interpreter's switch interval of 5 ms. Measured here: ``executemany`` of 100 rows dropped from
+80,000 rows a second to 176, one multi-row statement only to 5,600. So rows go in by multi-row ``VALUES``, and come out
+as one JSON text.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.notices import Notices
 from zart_sqlite.readers import Readers
 from zart_sqlite.starts import start
+from zart_sqlite.turns import Turns
 from zart_sqlite.writer import Transaction, Writer
 
 T = TypeVar("T")
@@ -45,14 +46,16 @@ T = TypeVar("T")
 class SqliteScheduler:
     """Executions in a SQLite file, or in memory with the path ``":memory:"``.
 
-    Any number of processes on one machine may use one file at once, and the user's own tables may live in it: ours begin with
-    ``zart_``. The schema is made, and brought to this version, by whoever opens the file first. Every operation opens the
-    scheduler when that has not been done; after :meth:`close` they raise ``BackendUnavailable`` until it is opened again.
+    Any number of processes on one machine may use one file at once, and the user's own tables may live in it: ours
+    begin with ``zart_``. The schema is made, and brought to this version, by whoever opens the file first. Every
+    operation opens the scheduler when that has not been done; after :meth:`close` they raise ``BackendUnavailable``
+    until it is opened again.
 
-    ``clock`` is the process's unless given. ``synchronous="full"``, the default, keeps every acknowledged write over a loss of
-    power; ``"normal"`` is faster, never damages the file, survives a crash of the process, but may lose the last moments when
-    the power goes. ``readers`` is the number of threads that read beside the one that writes. ``max_wait`` is how long to wait
-    for a lock that another process holds; then the operation raises ``BackendUnavailable``.
+    ``clock`` is the process's unless given. ``synchronous="full"``, the default, keeps every acknowledged write over a
+    loss of power; ``"normal"`` is faster, never damages the file, survives a crash of the process, but may lose the
+    last moments when the power goes. ``readers`` is the number of threads that read beside the one that writes.
+    ``max_wait`` is how long to wait for a lock that another process holds; then the operation raises
+    ``BackendUnavailable``.
 
     Example::
 
@@ -75,6 +78,7 @@ class SqliteScheduler:
         self._database: Final = Database(path, synchronous, positive_micros(max_wait, what="max_wait") / SECOND)
         self._reader_count: Final = readers
         self._notices: Final = Notices()
+        self._turns: Final = Turns()
         # Several event loops may open and close at once.
         self._gate = threading.Lock()
         self._writer: Writer | None = None
@@ -89,13 +93,16 @@ class SqliteScheduler:
     async def open(self) -> None:
         """Open the file and bring its schema to this version; opening an open scheduler does nothing.
 
-        Raises ``SchemaOutdated`` for a schema newer than this version, and ``BackendUnavailable`` when the file cannot be
-        used (no database, damaged, read-only, no such directory, on a network file system). Such a file is left as it is.
+        Raises ``SchemaOutdated`` for a schema newer than this version, and ``BackendUnavailable`` when the file cannot
+        be used (no database, damaged, read-only, no such directory, on a network file system). Such a file is left as
+        it is.
         """
         with self._gate:
             if self._writer is None:
-                self._writer = Writer(self._database, self.clock, self._notices)
-                self._readers = None if self._database.in_memory else Readers(self._database, self._reader_count)
+                self._writer = Writer(self._database, self.clock, self._notices, self._turns)
+                self._readers = (
+                    None if self._database.in_memory else Readers(self._database, self._reader_count, self._turns)
+                )
                 self._writer.start()
                 self._was_closed = False
             writer = self._writer
@@ -112,7 +119,7 @@ class SqliteScheduler:
             raise
 
     async def close(self) -> None:
-        """Finish what has been asked for, then close the file and end all threads. Closing a closed scheduler does nothing."""
+        """Finish what was asked for, close the file, end all threads. Closing a closed scheduler does nothing."""
         with self._gate:
             writer, readers = self._writer, self._readers
             self._writer = self._readers = None
@@ -210,8 +217,8 @@ class SqliteScheduler:
     def subscribe(self, listener: Callable[[Notification], None]) -> Callable[[], None]:
         """Call ``listener`` on the running event loop; returns a function that ends it.
 
-        What this process does is told precisely, right after its commit. Of other processes' commits it is told within 50 ms
-        that there were some.
+        What this process does is told precisely, right after its commit. Of other processes' commits it is told within
+        50 ms that there were some.
         """
         unsubscribe = self._notices.subscribe(listener)
         if self._writer is not None:

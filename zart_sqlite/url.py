@@ -26,8 +26,8 @@ def from_url(url: str, **options: Any) -> SqliteScheduler:
         )
     if parts.netloc:
         raise ValueError(
-            f"{url!r} names a host, and SQLite has none: write sqlite:///{parts.netloc}{parts.path} for a relative path, "
-            "with four slashes for an absolute one"
+            f"{url!r} names a host, and SQLite has none: write sqlite:///{parts.netloc}{parts.path} for a relative "
+            "path, with four slashes for an absolute one"
         )
     if parts.fragment:
         raise ValueError(f"{url!r} has a fragment; write # in a path as %23")

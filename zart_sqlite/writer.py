@@ -1,8 +1,8 @@
 """The writer: one thread, one connection, every write of this process.
 
-Group commit without a timer: whatever waits when the thread is free goes into one ``BEGIN IMMEDIATE`` … ``COMMIT``. A lone job
-has a commit to itself at once; under load one commit carries hundreds. A job is a plain function of the database, so it can be
-run again when a neighbour's failure has undone the transaction.
+Group commit without a timer: whatever waits when the thread is free goes into one ``BEGIN IMMEDIATE`` … ``COMMIT``. A
+lone job has a commit to itself at once; under load one commit carries hundreds. A job is a plain function of the
+database, so it can be run again when a neighbour's failure has undone the transaction.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from zart_core.records import Notification
 from zart_sqlite.database import Database
 from zart_sqlite.notices import ANYTHING, Happened, Notices
 from zart_sqlite.schema import migrate
+from zart_sqlite.turns import Turns
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ _REST: Final = 1.0  # seconds of idleness before the log is copied into the data
 
 
 class Transaction:
-    """What a job works with: the connection inside its transaction, the time, and what to tell others after the commit."""
+    """What a job works with: the connection in its transaction, the time, what to tell others after the commit."""
 
     __slots__ = ("clock", "db", "happened", "overheard")
 
@@ -83,10 +84,11 @@ class Job(Generic[T]):
 class Writer:
     """Runs jobs in its thread, from :meth:`start` to :meth:`stop`."""
 
-    def __init__(self, database: Database, clock: Clock, notices: Notices) -> None:
+    def __init__(self, database: Database, clock: Clock, notices: Notices, turns: Turns) -> None:
         self._database = database
         self._clock = clock
         self._notices = notices
+        self._turns = turns
         self._queue: SimpleQueue[Job[Any] | _Word] = SimpleQueue()
         # Makes "not stopping, so enqueue" one act: a job put after the sentinel would never be answered.
         self._gate = threading.Lock()
@@ -111,6 +113,7 @@ class Writer:
             if self._stopping:
                 raise self._database.closed()
             self._queue.put(job)
+        self._turns.asked(job.loop)
         return job.future
 
     def look_outside(self) -> None:
@@ -146,7 +149,17 @@ class Writer:
             # A failing last checkpoint loses nothing: the log stays, and the next to open the file reads it.
             with contextlib.suppress(sqlite3.Error):
                 db.close()
+            self._refuse_rest()
             self.ended.set_result(None)
+
+    def _refuse_rest(self) -> None:
+        """Nothing comes after the stop, unless the thread ends by a failure: then nobody may wait for ever."""
+        with self._gate:
+            self._stopping = True
+        jobs, _ = self._take(timeout=0)
+        for job in jobs:
+            job.error = self._database.closed()
+        self._answer(jobs, None)
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -172,7 +185,7 @@ class Writer:
             self._merge_log(db)
 
     def _take(self, timeout: float | None) -> tuple[list[Job[Any]], bool]:
-        """Everything that waits, and whether that is all there will ever be. Waits for the first for ``timeout`` at most."""
+        """Everything that waits, and whether that is the end. Waits for the first for ``timeout`` at most."""
         jobs: list[Job[Any]] = []
         while len(jobs) < _MOST_JOBS:
             try:
@@ -183,8 +196,7 @@ class Writer:
                 return jobs, True
             if job is _Word.LOOK:
                 break
-            if not job.future.cancelled():  # else nobody waits for it any more, and nothing of it has happened
-                jobs.append(job)
+            jobs.append(job)
         return jobs, False
 
     def _patience(self) -> float | None:
@@ -235,6 +247,8 @@ class Writer:
         """All jobs without savepoints. False when one failed after it had written: then all has to be undone."""
         db = transaction.db
         for job in jobs:
+            if job.future.cancelled():  # nobody waits for it any more, and nothing of it has happened
+                continue
             changes = db.total_changes
             try:
                 job.result = job.work(transaction)
@@ -250,6 +264,8 @@ class Writer:
         db = transaction.db
         for job in jobs:
             job.result, job.error = None, None
+            if job.future.cancelled():
+                continue
             happened = transaction.happened.copy()
             db.execute("SAVEPOINT job")
             try:
@@ -282,12 +298,13 @@ class Writer:
                 loop.call_soon_threadsafe(self._settle, loop, done, notification)
 
     def _settle(self, loop: asyncio.AbstractEventLoop, jobs: list[Job[Any]], notification: Notification | None) -> None:
+        self._turns.answered(loop, len(jobs))
         for job in jobs:
             job.settle()
         if notification is not None:
             self._notices.tell(loop, notification)
 
-    # --- when there is nothing else to do -------------------------------------------------------------------------------
+    # --- when there is nothing else to do -----------------------------------------------------------------------------
 
     def _look_outside(self, db: sqlite3.Connection) -> None:
         """Tell listeners when another connection, most likely of another process, has changed the file."""

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from typing import Final
 
 from zart_core.clock import Clock
 from zart_core.engine.lease import Lease
@@ -16,6 +17,9 @@ from zart_core.records import Claim, ClaimedRun, TaskOffer
 from zart_core.scheduler import Scheduler
 
 logger = logging.getLogger("zart")
+
+_OVERDUE: Final = 10
+"""Runs past their deadline that a worker takes although its slots are taken: they only have their last word to say."""
 
 
 class Claims:
@@ -33,6 +37,7 @@ class Claims:
         tasks: tuple[TaskOffer, ...],
         poll_interval: int,
         free: Callable[[], int],
+        held: Callable[[], list[int]],
         begin: Callable[[ClaimedRun], None],
     ) -> None:
         self._scheduler = scheduler
@@ -42,7 +47,9 @@ class Claims:
         self._tasks = tasks
         self._poll = poll_interval / 1_000_000
         self._free = free
+        self._held = held
         self._begin = begin
+        self._unsure = False
         self._wanted = asyncio.Event()
         self._timer: Timer | None = None
         self.next_wake: int | None = None
@@ -68,6 +75,7 @@ class Claims:
             except BackendUnavailable as error:
                 if failures == 0:
                     logger.warning("claim failed, it will be repeated: %s", error)
+                self._unsure = True
                 failures = min(failures + 1, 6)
                 await asyncio.sleep(min(0.02 * 2**failures, 1.0) * random.uniform(0.5, 1.5))
                 continue
@@ -77,12 +85,15 @@ class Claims:
 
     async def claim(self) -> bool:
         """One claim for all free slots. Whether it filled them, so that there may be more."""
-        limit = self._free()
-        if limit <= 0:
-            return False
+        limit = max(0, self._free())
         self._asking = True
         asked_at = time.monotonic()
         try:
+            if self._unsure:
+                # The last claim failed, perhaps after it took effect: runs that we were given and never heard of would be
+                # ours for as long as we live.
+                await self._scheduler.release(self._lease.worker_id, self._held())
+                self._unsure = False
             claimed = await self._scheduler.claim(
                 Claim(
                     worker_id=self._lease.worker_id,
@@ -90,6 +101,7 @@ class Claims:
                     queues=self._queues,
                     tasks=self._tasks,
                     limit=limit,
+                    overdue=0 if limit else _OVERDUE,
                 )
             )
         except LeaseLost:
@@ -101,7 +113,7 @@ class Claims:
         self.next_wake = claimed.next_wake
         for run in claimed.runs:
             self._begin(run)
-        return len(claimed.runs) >= limit
+        return 0 < limit <= len(claimed.runs)
 
     async def _pause(self) -> None:
         """Until woken, the next known timer, or the poll interval (spread, so that workers do not poll in step)."""

@@ -54,8 +54,8 @@ logger = logging.getLogger("zart")
 
 _GRACE: Final = 5.0
 """Seconds that a handler's ``finally`` blocks have to end once it was told to stop; then it is cancelled."""
-_MISMATCH_DELAY: Final = 5_000_000
-"""How long a run waits, in microseconds, whose code does not fit its history: for a deployment that does."""
+_SET_ASIDE: Final = 5_000_000
+"""How long a run waits, in microseconds, that cannot go on for no fault of its own: for code that fits its history."""
 
 
 class Body(Protocol):
@@ -150,6 +150,7 @@ class Run:
         self.data: Any = None  # the decoded input, set by the body
         self.loop = asyncio.get_running_loop()
         self._error: BaseException | None = None
+        self._pass_began = claimed.started_at
 
         self.halt: Halt | None = None
         self.gated = claimed.cancel_requested
@@ -188,13 +189,16 @@ class Run:
         except asyncio.CancelledError:
             if self.halt is None:
                 raise
-        except Exception:
-            # A defect of the engine or of a user's codec: the lease runs on until the worker ends, so say it loudly.
+        except Exception as error:
+            # A defect of the engine, or of a user's codec. Nothing is failed for it; others may know better, or a later version.
             logger.exception("execution %r: the engine could not go on", self.execution_id)
+            await self._set_aside(error)
         finally:
             self._closed = True
             self.gated = True
             self._forget_timers()
+            for parked in list(self._parked):  # calls in tasks that the handler left behind
+                parked.fail(Abandoned(self.execution_id))
 
     async def _drive(self) -> None:
         failure = self._recorded_failure()
@@ -219,6 +223,7 @@ class Run:
 
     async def _pass(self) -> bytes | ExecutionFailure | NonDeterminismError:
         """One pass through the handler: its encoded output, or why it failed. Raises only ``Halt``."""
+        self._pass_began = self.clock.now()
         try:
             output = await self.body.run(self)
         except GeneratorExit:
@@ -245,7 +250,10 @@ class Run:
             raise self.halt
         if isinstance(error, Halt):  # kept by the user from an earlier life and raised again
             error = ZartError(f"{type(error).__name__} was raised outside a suspension")
-        if self._root is not None and isinstance(error, asyncio.CancelledError):
+        if self._root is not None and isinstance(error, asyncio.CancelledError) and self._root.cancelling():
+            if not self._overdue:
+                # Not ours and not the user's: the event loop is being shut down. The execution has not failed.
+                raise self.abandon() from None
             while self._root.cancelling():
                 self._root.uncancel()
         if self._cancelled:
@@ -269,7 +277,7 @@ class Run:
         """Begin the handler's next attempt: completed steps are kept, failed ones will run again."""
         now = self.clock.now()
         error = failures.encode_info(failure.error)
-        attempt = AttemptRow("", 0, self.attempt + 1, self.claimed.started_at, now, error, self.services.worker_id)
+        attempt = AttemptRow("", 0, self.attempt + 1, self._pass_began, now, error, self.services.worker_id)
         self.attempt += 1
         retry = RetryFact(self.run_id, self.epoch, self.attempt)
         await self.durable(self.journal.retry(retry, AttemptFact(self.run_id, self.epoch, attempt)))
@@ -352,10 +360,16 @@ class Run:
         False when a cancellation was accepted meanwhile.
         """
         logger.error("execution %r is parked: %s", self.execution_id, error)
+        return await self._set_aside(error) != REFUSED
+
+    async def _set_aside(self, error: BaseException) -> int:
+        """Give the lease up for a while, with ``error`` to be seen."""
         info = failures.encode_info(failures.describe(error))
-        wake_at = later(self.clock.latest(), _MISMATCH_DELAY)
-        fact = SuspendFact(self.run_id, self.epoch, wake_at, False, False, self._seen, True, info)
-        return await self.journal.suspend(fact) != REFUSED
+        wake_at = later(self.clock.latest(), _SET_ASIDE)
+        fact = SuspendFact(
+            self.run_id, self.epoch, wake_at, False, False, self._seen, True, info, past_deadline=self.compensating
+        )
+        return await self.journal.suspend(fact)
 
     def _recorded_failure(self) -> ExecutionFailure | None:
         row = self.replay.get(FAILURE_NAME, FAILURE_ORDINAL)
@@ -440,15 +454,30 @@ class Run:
             await asyncio.shield(self._suspending)
         if self.services.lease.lapsed:
             await self.services.lease.valid()
-        if self.halt is not None:
-            raise self.halt
-        if not self.compensating:
-            if self._cancelled:
-                raise self._cancel_error()
-            if self._overdue:
-                raise self.deadline_error(name)
+        self._raise_if_over(name)
         if self._draining:
             await self.hold()
+
+    def _raise_if_over(self, name: str | None) -> None:
+        error = self._over(name)
+        if error is not None:
+            raise error
+
+    def _over(self, name: str | None) -> BaseException | None:
+        """What has ended this pass, if anything has: every call raises it."""
+        if self.halt is not None:
+            return self.halt
+        if self.compensating:
+            return None
+        if self._cancelled:
+            return self._cancel_error()
+        return self.deadline_error(name) if self._overdue else None
+
+    def _interrupt(self) -> None:
+        """Let parked calls raise what has ended this pass. While a suspension is under way its answer decides first."""
+        if self._suspending is None and self._over(None) is not None:
+            for parked in list(self._parked):
+                parked.fail(self._over(None) or Abandoned())
 
     def enter(self) -> None:
         """A call begins that is not answered from the history."""
@@ -486,6 +515,8 @@ class Run:
         await self._park(Parked(None, on_signal=False, hold=True))
 
     async def _park(self, parked: Parked) -> None:
+        # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
+        self._raise_if_over(None)
         self._parked.add(parked)
         if parked.wake_at is not None:
             parked.timer = Timer(self.clock, parked.wake_at, functools.partial(self._due, parked))
@@ -581,6 +612,7 @@ class Run:
             on_children=False,
             seen=self._seen,
             cleanup=self.body.handles_failure,
+            past_deadline=self.compensating,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
 
@@ -597,6 +629,7 @@ class Run:
             # Refused: what is waited for has happened. Nothing was unwound; learn what it is and go on.
             self._stale = True
             self._regate()
+            self._interrupt()
             for parked in list(self._parked):
                 if parked.due:
                     parked.wake()
@@ -657,9 +690,7 @@ class Run:
             return
         self._cancelled = True
         self._regate()
-        if not self.compensating and self._suspending is None:
-            for parked in list(self._parked):
-                parked.fail(self._cancel_error())
+        self._interrupt()
 
     def deadline_passed(self) -> None:
         """The execution's deadline is over: parked calls raise it now, others at their next call."""
@@ -667,9 +698,7 @@ class Run:
             return
         self._overdue = True
         self._regate()
-        if self._suspending is None:
-            for parked in list(self._parked):
-                parked.fail(self.deadline_error(None))
+        self._interrupt()
         # A body that waits for something else than our calls is cancelled, once it had a moment to end by itself.
         self.loop.call_later(1.0, self._cancel_overdue)
 

@@ -80,6 +80,7 @@ class Tenure:
             tasks=offers,
             poll_interval=options.poll_interval,
             free=self.free,
+            held=lambda: [run_id for run_id, _ in self.runs],
             begin=self._begin,
         )
         self.wakeups = WakeUps(

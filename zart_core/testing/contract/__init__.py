@@ -37,6 +37,7 @@ from __future__ import annotations
 from zart_core.testing.contract.bench import Backend
 from zart_core.testing.contract.cancel import CancelContract
 from zart_core.testing.contract.claim import ClaimContract
+from zart_core.testing.contract.crowds import CrowdContract
 from zart_core.testing.contract.fencing import FencingContract
 from zart_core.testing.contract.finish import FinishContract
 from zart_core.testing.contract.flush import FlushContract
@@ -46,6 +47,7 @@ from zart_core.testing.contract.listing import ListingContract
 from zart_core.testing.contract.notifications import NotificationContract
 from zart_core.testing.contract.payloads import PayloadContract
 from zart_core.testing.contract.quarantine import QuarantineContract
+from zart_core.testing.contract.queueing import QueueContract
 from zart_core.testing.contract.races import RaceContract
 from zart_core.testing.contract.reading import ReadingContract
 from zart_core.testing.contract.signals import SignalContract
@@ -58,6 +60,7 @@ __all__ = ["Backend", "SchedulerContract"]
 class SchedulerContract(
     LifeContract,
     StartContract,
+    QueueContract,
     ClaimContract,
     FlushContract,
     FencingContract,
@@ -72,5 +75,6 @@ class SchedulerContract(
     PayloadContract,
     NotificationContract,
     RaceContract,
+    CrowdContract,
 ):
     """Every behaviour of :class:`~zart_core.scheduler.Scheduler`. Override ``backend``."""

@@ -83,7 +83,7 @@ class CancelContract(Contract):
         assert (signals.cancel_requested, signals.cancel_reason) == (True, "genug – 😀")
         assert (signals.lost, signals.events) == (False, [])
         assert signals.signal_seq > run.signal_seq
-        assert await bench.scheduler.signals([watch(run, signals.signal_seq)], hand.worker_id) == []
+        assert await hand.look(watch(run, signals.signal_seq)) == []
 
     @on_bench
     async def test_a_reason_need_not_be_given(self, bench: Bench) -> None:

@@ -111,7 +111,11 @@ class Hand:
 
     async def signals(self, *runs: ClaimedRun) -> list[Signals]:
         """What is new for runs since they were claimed."""
-        return await self.scheduler.signals([watch(run) for run in runs], self.worker_id)
+        return await self.look(*(watch(run) for run in runs))
+
+    async def look(self, *watches: Watch) -> list[Signals]:
+        """What is new for runs since the signals named."""
+        return [*await self.scheduler.signals(watches, self.worker_id)]
 
     async def heartbeat(self) -> None:
         await self.scheduler.heartbeat(self.worker_id, self.lease)

@@ -48,9 +48,9 @@ class SignalContract(Contract):
         assert signals.signal_seq == run.signal_seq + 2
 
         seen = watch(run, signals.signal_seq)
-        assert await bench.scheduler.signals([seen], hand.worker_id) == []
+        assert await hand.look(seen) == []
         await bench.offer("a", "three", b"3")
-        [more] = await bench.scheduler.signals([seen], hand.worker_id)
+        [more] = await hand.look(seen)
         assert [event.payload for event in more.events] == [b"3"]
 
     @on_bench
@@ -72,7 +72,7 @@ class SignalContract(Contract):
         assert set(answers) == {run.run_id for run in runs[::5]}
         for run in runs[::5]:
             assert [event.payload for event in answers[run.run_id].events] == [run.execution_id.encode()]
-        assert await bench.scheduler.signals([], hand.worker_id) == []
+        assert await hand.look() == []
 
     @on_bench
     async def test_runs_that_are_not_held_are_lost(self, bench: Bench) -> None:  # B57

@@ -1,0 +1,1 @@
+"""Small complete programs: run one with ``python -m examples.NAME``."""
