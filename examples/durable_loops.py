@@ -77,8 +77,8 @@ class ReportBatch(TaskHandler[BatchInput, BatchOutput]):
 
         # The same step under names chosen at the call. The report's id says more to whoever reads the history.
         flagged = [report for report in processed if report.flagged]
-        for report in flagged:
-            await ctx.step(f"notify-stakeholder-{report.id}", self.mailer.alert, "team@example.com", report.title)
+        for found in flagged:
+            await ctx.step(f"notify-stakeholder-{found.id}", self.mailer.alert, "team@example.com", found.title)
 
         # When the index is all that a name needs: archive-report-0, archive-report-1, …
         await ctx.loop("archive-report", processed, self.database.archive)

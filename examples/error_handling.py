@@ -103,7 +103,9 @@ class Checkout(TaskHandler[Order, Confirmation]):
                 return Confirmation("declined", str(declined))
             case BusinessErr(error):
                 raise error
-            case ZartErr(error):  # retries exhausted, timed out, …: nothing to decide here, on_failure has the last word
+            case ZartErr(
+                error
+            ):  # retries exhausted, timed out, …: nothing to decide here, on_failure has the last word
                 raise error
 
         # The step's own error has an answer. A failure of the framework would still raise.

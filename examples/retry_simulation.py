@@ -69,7 +69,7 @@ async def main() -> None:
         handle = await durable.start(Payment, Order("order-1", 4_200))
         receipt = await handle.result(timeout="60s")
         print(f"Receipt {receipt.number} over {receipt.cents} cents")
-        print(f"The service was called {service.calls} times and charged {len(service.charges)} time")
+        print(f"Calls to the service: {service.calls}, charges: {len(service.charges)}")
 
         # Every failed attempt is kept, with its traceback, for whoever asks later what happened.
         for step in (await durable.history(handle.execution_id)).steps:

@@ -67,9 +67,7 @@ async def main() -> None:
 
         # Without linger an execution leaves memory as soon as it waits; this worker then has nothing to do and returns.
         await Worker(scheduler, registry, WorkerConfig(linger=0)).run_until_idle()
-        execution = await handle.status()
-        if execution.waiting_on is not None:
-            print(f"No worker is running; the execution is {execution.status} ({execution.waiting_on.name})")
+        print(f"No worker is running now, and the execution is {(await handle.status()).status}")
 
         async with Worker(scheduler, registry):
             trial = await handle.result(timeout="60s")

@@ -153,6 +153,8 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
         },
     ).fetchone()
     taken = _decode_found(found)
+    if request.overdue:
+        taken += _overdue(tx, request, now, {run_id for run_id, _ in taken})
     if not taken:
         return Claimed([], next_wake)
     offers = request.tasks
@@ -166,6 +168,29 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
         },
     )
     return Claimed(_load(tx.db, [run_id for run_id, _ in taken]), next_wake)
+
+
+def _overdue(tx: Transaction, request: Claim, now: int, taken: set[int]) -> list[tuple[int, int]]:
+    """Runs past their deadline that could be claimed but for the limit."""
+    offers = {offer.name: place for place, offer in enumerate(request.tasks)}
+    rows: list[tuple[int, str]] = tx.db.execute(
+        _OVERDUE,
+        {
+            "now": now,
+            "queues": as_json(dict.fromkeys(request.queues)),
+            "tasks": as_json(offers),
+            "limit": request.overdue,
+        },
+    ).fetchall()
+    return [(run_id, offers[task]) for run_id, task in rows if run_id not in taken]
+
+
+_OVERDUE: Final = """
+    SELECT run_id, task FROM zart_active INDEXED BY zart_active_deadline
+    WHERE worker_id IS NULL AND deadline IS NOT NULL AND deadline <= :now AND wake_at <= :now
+      AND queue IN (SELECT value FROM json_each(:queues)) AND task IN (SELECT value FROM json_each(:tasks))
+    ORDER BY deadline LIMIT :limit
+"""
 
 
 def release(tx: Transaction, worker_id: int, claimed: Claimed) -> None:

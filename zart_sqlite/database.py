@@ -106,7 +106,9 @@ class Database:
             said = f"the file is damaged ({cause}); restore it from a backup, or see sqlite3's .recover"
         else:
             said = str(cause)
-        return BackendUnavailable(f"{self.name}: {said}")
+        explained = BackendUnavailable(f"{self.name}: {said}")
+        explained.__cause__ = cause
+        return explained
 
     def closed(self) -> BackendUnavailable:
         return BackendUnavailable(f"{self.name}: this scheduler has been closed")

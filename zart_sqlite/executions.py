@@ -50,8 +50,14 @@ _LARGE: Final = f"""
       AND ({is_large("r.input")} OR {is_large("e.output")} OR {is_large("coalesce(e.error, a.error)")})
 """
 _WAITS: Final = """
-    SELECT kind, name, wake_at FROM zart_steps INDEXED BY zart_steps_pending
-    WHERE run_id = ? AND status = 'pending' AND finished_at IS NULL ORDER BY started_at, rowid
+    SELECT kind, name, wake_at FROM (
+        SELECT kind, name, wake_at, started_at, rowid AS place FROM zart_steps INDEXED BY zart_steps_pending
+        WHERE run_id = :run_id AND status = 'pending' AND finished_at IS NULL
+        UNION ALL
+        SELECT s.kind, s.name, s.wake_at, s.started_at, s.rowid FROM zart_steps AS s
+        WHERE s.run_id = :run_id AND s.kind = 'sleep' AND s.wake_at > :now
+          AND EXISTS (SELECT 1 FROM zart_active AS a WHERE a.run_id = s.run_id)
+    ) ORDER BY started_at, place
 """
 _RUN: Final = """
     SELECT run_id FROM zart_runs WHERE execution_id = ?1 AND run = coalesce(?2, run) ORDER BY run DESC LIMIT 1
@@ -160,10 +166,10 @@ _decode_asked = msgspec.json.Decoder(list[tuple[str, int | None, int]]).decode
 _decode_ids = msgspec.json.Decoder(list[int]).decode
 
 
-def get(db: sqlite3.Connection, execution_id: str, run: int | None) -> ExecutionRow | None:
+def get(db: sqlite3.Connection, execution_id: str, run: int | None, now: int) -> ExecutionRow | None:
     """See :meth:`zart_core.scheduler.Scheduler.get`."""
     run_id = _find(db, execution_id, run)
-    return None if run_id is None else _load_with_waits(db, run_id)
+    return None if run_id is None else _load_with_waits(db, run_id, now)
 
 
 def settled(db: sqlite3.Connection, execution_ids: Sequence[str]) -> Settled:
@@ -200,7 +206,7 @@ def list_executions(db: sqlite3.Connection, query: ListQuery) -> list[ExecutionR
     return rows
 
 
-def read_history(db: sqlite3.Connection, execution_id: str, run: int | None) -> HistoryRow | None:
+def read_history(db: sqlite3.Connection, execution_id: str, run: int | None, now: int) -> HistoryRow | None:
     """See :meth:`zart_core.scheduler.Scheduler.history`."""
     run_id = _find(db, execution_id, run)
     if run_id is None:
@@ -209,7 +215,7 @@ def read_history(db: sqlite3.Connection, execution_id: str, run: int | None) -> 
     attempts = history.attempts(db, run_id)
     workers = {row.worker_id for row in steps} | {row.worker_id for row in attempts}
     return HistoryRow(
-        execution=_load_with_waits(db, run_id),
+        execution=_load_with_waits(db, run_id, now),
         steps=steps,
         attempts=attempts,
         events=history.events(db, [(run_id, 0)]).get(run_id, []),
@@ -240,9 +246,9 @@ def _find(db: sqlite3.Connection, execution_id: str, run: int | None) -> int | N
     return None if row is None else row[0]
 
 
-def _load_with_waits(db: sqlite3.Connection, run_id: int) -> ExecutionRow:
+def _load_with_waits(db: sqlite3.Connection, run_id: int, now: int) -> ExecutionRow:
     [row] = _load(db, [run_id])
-    waits: list[tuple[StepKind, str, int | None]] = db.execute(_WAITS, (run_id,)).fetchall()
+    waits: list[tuple[StepKind, str, int | None]] = db.execute(_WAITS, {"run_id": run_id, "now": now}).fetchall()
     return msgspec.structs.replace(row, waits=[PendingWait(*wait) for wait in waits]) if waits else row
 
 

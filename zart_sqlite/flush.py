@@ -85,10 +85,14 @@ _NEXT_ATTEMPT: Final = ManyRows(
 # finishes.py.
 SUSPEND: Final = ManyRows(
     f"""
-    WITH parked (run_id, wake_at, waits, seen, cleanup, error) AS (VALUES {{rows}})
+    WITH parked (run_id, wake_at, waits, seen, cleanup, error, past_deadline) AS (VALUES {{rows}})
     UPDATE zart_active SET
         worker_id = NULL,
-        wake_at = min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at)),
+        wake_at = iif(
+            parked.past_deadline,
+            parked.wake_at,
+            min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at))
+        ),
         waits = parked.waits,
         cleanup = parked.cleanup,
         error = parked.error
@@ -97,7 +101,7 @@ SUSPEND: Final = ManyRows(
       AND (parked.waits & {SIGNAL} = 0 OR signal_seq = parked.seen)
       AND (parked.waits & {CHILDREN} = 0 OR open_children > 0)
     """,
-    columns=6,
+    columns=7,
 )
 _STILL_HELD: Final = """
     SELECT json_group_array(run_id) FROM zart_active
@@ -219,6 +223,7 @@ def _suspend(tx: Transaction, facts: Iterable[SuspendFact], worker_id: int) -> s
             fact.seen,
             int(fact.cleanup),
             fact.error,
+            int(fact.past_deadline),
         )
         for fact in facts
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -43,6 +44,10 @@ _FREE: Final = """
     UPDATE zart_active SET worker_id = NULL, wake_at = :now
     WHERE worker_id IN (SELECT value FROM json_each(:workers))
 """
+_RELEASE: Final = """
+    UPDATE zart_active SET worker_id = NULL, wake_at = :now
+    WHERE worker_id = :worker_id AND run_id NOT IN (SELECT value FROM json_each(:keep))
+"""
 _RESUME: Final = """
     UPDATE zart_active SET quarantined = 0, crashes = 0, error = NULL, wake_at = ? WHERE run_id = ? AND quarantined
 """
@@ -83,6 +88,16 @@ def reap(tx: Transaction, max_deliveries: int) -> int:
     tx.db.execute(_FREE, {"workers": dead, "now": now})
     tx.happened.ready = tx.happened.ready or held > 0
     return held
+
+
+def release(tx: Transaction, worker_id: int, keep: Sequence[int]) -> int:
+    """See :meth:`zart_core.scheduler.Scheduler.release`."""
+    # The next claim of a run raises its epoch, so whatever of the lost answer may still turn up is fenced.
+    freed = tx.db.execute(
+        _RELEASE, {"worker_id": worker_id, "keep": as_json(keep), "now": tx.clock.now()}
+    ).rowcount
+    tx.happened.ready = tx.happened.ready or freed > 0
+    return freed
 
 
 def deregister(tx: Transaction, worker_id: int) -> None:

@@ -28,11 +28,6 @@ class Happened:
         self.signals: set[int] = set()
         self.finished: set[str] = set()
 
-    def copy(self) -> Happened:
-        same = Happened()
-        same.ready, same.signals, same.finished = self.ready, set(self.signals), set(self.finished)
-        return same
-
     def notification(self) -> Notification | None:
         if not (self.ready or self.signals or self.finished):
             return None

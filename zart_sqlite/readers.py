@@ -100,7 +100,6 @@ class Readers:
                         result = self._read(db, reading)
                 except sqlite3.Error as error:
                     failure = self._database.explained(error)
-                    failure.__cause__ = None if failure is error else error
                 except Exception as error:
                     failure = error
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there

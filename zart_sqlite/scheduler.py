@@ -162,13 +162,13 @@ class SqliteScheduler:
         return await self._write(lambda tx: leases.resume(tx, execution_id))
 
     async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
-        return await self._read(lambda db: executions.get(db, execution_id, run))
+        return await self._read(lambda db: executions.get(db, execution_id, run, self.clock.now()))
 
     async def settled(self, execution_ids: Sequence[str]) -> Settled:
         return await self._read(lambda db: executions.settled(db, execution_ids))
 
     async def history(self, execution_id: str, run: int | None = None) -> HistoryRow | None:
-        return await self._read(lambda db: executions.read_history(db, execution_id, run))
+        return await self._read(lambda db: executions.read_history(db, execution_id, run, self.clock.now()))
 
     async def published(self, execution_id: str) -> dict[str, bytes] | None:
         return await self._read(lambda db: executions.published(db, execution_id))
@@ -208,6 +208,9 @@ class SqliteScheduler:
 
     async def reap(self, max_deliveries: int) -> int:
         return await self._write(lambda tx: leases.reap(tx, max_deliveries))
+
+    async def release(self, worker_id: int, keep: Sequence[int]) -> int:
+        return await self._write(lambda tx: leases.release(tx, worker_id, keep))
 
     async def deregister(self, worker_id: int) -> None:
         await self._write(lambda tx: leases.deregister(tx, worker_id))

@@ -171,7 +171,7 @@ class Writer:
                 db.close()
                 raise
         except sqlite3.Error as error:
-            raise self._database.explained(error) from error
+            raise self._database.explained(error)  # noqa: B904 - it has its cause
         return db
 
     def _serve(self, db: sqlite3.Connection) -> None:
@@ -211,42 +211,35 @@ class Writer:
     # --- one transaction ----------------------------------------------------------------------------------------------
 
     def _commit(self, db: sqlite3.Connection, jobs: list[Job[Any]]) -> None:
+        """One transaction for all jobs; where one of them spoils it, one for each."""
         notification: Notification | None = None
         try:
-            notification = self._transact(db, jobs).happened.notification()
-            self.commits += 1
+            happened = self._transact(db, jobs)
+            if happened is None and len(jobs) > 1:
+                for job in jobs:
+                    self._commit(db, [job])
+                return
+            notification = None if happened is None else happened.notification()
         except Exception as error:
             if not isinstance(error, sqlite3.Error):
                 logger.exception("the SQLite writer failed")
-            with contextlib.suppress(sqlite3.Error):
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
+            self._undo(db)
             for job in jobs:
-                job.result, job.error = None, self._explained(error)
+                job.error = self._explained(error)
         self._answer(jobs, notification)
 
-    def _transact(self, db: sqlite3.Connection, jobs: list[Job[Any]]) -> Transaction:
-        self._begin(db)
-        transaction = Transaction(db, self._clock, overheard=self._notices.wanted)
-        if not self._run_together(transaction, jobs):
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            self._begin(db)
-            transaction = Transaction(db, self._clock, overheard=self._notices.wanted)
-            self._run_apart(transaction, jobs)
-        db.execute("COMMIT")
-        return transaction
+    def _transact(self, db: sqlite3.Connection, jobs: list[Job[Any]]) -> Happened | None:
+        """Run all jobs and commit. ``None`` when one has failed after it had written: then all of it is undone.
 
-    def _begin(self, db: sqlite3.Connection) -> None:
+        No savepoints: they would cost each job three steps, and a full disk undoes the whole transaction all the same.
+        """
         # IMMEDIATE: a transaction that began by reading could not wait for the write lock, it would fail at once
         # (SQLITE_BUSY_SNAPSHOT). Whoever holds the write lock sees the newest state and is alone: that closes every
         # race between the checks of a job and its writes, with other processes as well.
         self._database.patiently(lambda: db.execute("BEGIN IMMEDIATE"))
-
-    def _run_together(self, transaction: Transaction, jobs: list[Job[Any]]) -> bool:
-        """All jobs without savepoints. False when one failed after it had written: then all has to be undone."""
-        db = transaction.db
+        transaction = Transaction(db, self._clock, overheard=self._notices.wanted)
         for job in jobs:
+            job.result, job.error = None, None
             if job.future.cancelled():  # nobody waits for it any more, and nothing of it has happened
                 continue
             changes = db.total_changes
@@ -254,36 +247,20 @@ class Writer:
                 job.result = job.work(transaction)
             except Exception as error:
                 job.error = self._explained(error)
-                # A full disk or an I/O error may have ended the whole transaction.
                 if db.total_changes != changes or not db.in_transaction:
-                    return False
-        return True
+                    self._undo(db)
+                    return None
+        db.execute("COMMIT")
+        self.commits += 1
+        return transaction.happened
 
-    def _run_apart(self, transaction: Transaction, jobs: list[Job[Any]]) -> None:
-        """Each job in a savepoint, so that what fails is undone alone."""
-        db = transaction.db
-        for job in jobs:
-            job.result, job.error = None, None
-            if job.future.cancelled():
-                continue
-            happened = transaction.happened.copy()
-            db.execute("SAVEPOINT job")
-            try:
-                job.result = job.work(transaction)
-            except Exception as error:
-                if not db.in_transaction:
-                    raise
-                db.execute("ROLLBACK TO job")
-                job.error = self._explained(error)
-                transaction.happened = happened
-            db.execute("RELEASE job")
+    def _undo(self, db: sqlite3.Connection) -> None:
+        with contextlib.suppress(sqlite3.Error):  # a full disk or an I/O error has undone it already
+            if db.in_transaction:
+                db.execute("ROLLBACK")
 
     def _explained(self, error: Exception) -> Exception:
-        if not isinstance(error, sqlite3.Error):
-            return error
-        explained = self._database.explained(error)
-        explained.__cause__ = error
-        return explained
+        return self._database.explained(error) if isinstance(error, sqlite3.Error) else error
 
     def _answer(self, jobs: list[Job[Any]], notification: Notification | None) -> None:
         """Wake each event loop once, with all that concerns it."""

@@ -205,8 +205,8 @@ def test_options_are_checked() -> None:
         ("sqlite:///zart.db", "{cwd}/zart.db"),
         ("sqlite:///data/zart.db", "{cwd}/data/zart.db"),
         ("sqlite:////var/lib/zart.db", "/var/lib/zart.db"),
-        ("sqlite:////tmp/with%20space%23.db", "/tmp/with space#.db"),
-        ("sqlite:////tmp/zart.db?synchronous=normal&readers=3&max_wait=5s", "/tmp/zart.db"),
+        ("sqlite:////data/with%20space%23.db", "/data/with space#.db"),
+        ("sqlite:////data/zart.db?synchronous=normal&readers=3&max_wait=5s", "/data/zart.db"),
     ],
 )
 def test_urls(url: str, path: str) -> None:

@@ -139,7 +139,7 @@ async def test_a_lock_held_for_too_long_is_an_error_that_names_the_file(tmp_path
     async with SqliteScheduler(path, max_wait="50ms") as scheduler:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(BackendUnavailable, match="another process has kept it locked for 0.05 s") as raised:
+        with pytest.raises(BackendUnavailable, match=r"another process has kept it locked for 0\.05 s") as raised:
             await scheduler.start([new("a")])
         assert str(path) in str(raised.value)
         other.execute("ROLLBACK")

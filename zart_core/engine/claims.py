@@ -50,6 +50,7 @@ class Claims:
         self._held = held
         self._begin = begin
         self._unsure = False
+        self._polling = False  # the poll interval has passed: look even without a free slot, for passed deadlines
         self._wanted = asyncio.Event()
         self._timer: Timer | None = None
         self.next_wake: int | None = None
@@ -86,6 +87,9 @@ class Claims:
     async def claim(self) -> bool:
         """One claim for all free slots. Whether it filled them, so that there may be more."""
         limit = max(0, self._free())
+        overdue = 0 if limit else _OVERDUE
+        if not limit and not self._polling:
+            return False
         self._asking = True
         asked_at = time.monotonic()
         try:
@@ -101,7 +105,7 @@ class Claims:
                     queues=self._queues,
                     tasks=self._tasks,
                     limit=limit,
-                    overdue=0 if limit else _OVERDUE,
+                    overdue=overdue,
                 )
             )
         except LeaseLost:
@@ -119,11 +123,12 @@ class Claims:
         """Until woken, the next known timer, or the poll interval (spread, so that workers do not poll in step)."""
         if self.next_wake is not None and self._free() > 0:
             self._timer = Timer(self._clock, self.next_wake, self._wanted.set)
+        self._polling = False
         try:
-            async with asyncio.timeout(self._poll * random.uniform(0.8, 1.2)):
+            async with asyncio.timeout(self._poll * random.uniform(0.8, 1.0)):
                 await self._wanted.wait()
         except TimeoutError:
-            pass
+            self._polling = True
         finally:
             if self._timer is not None:
                 self._timer.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from zart_core.duration import SECOND
 from zart_core.errors import LeaseLost
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, on_bench, raises
 from zart_core.testing.contract.hand import completed, finish, suspend
@@ -50,6 +51,17 @@ class LeaseContract(Contract):
         assert await bench.scheduler.reap(100) == 0
         await hand.heartbeat()
         assert (await bench.row("a")).worker == hand.name
+
+    @on_bench
+    async def test_nobody_is_declared_dead_before_the_lease_has_passed(self, bench: Bench) -> None:  # B57
+        hand = await bench.hand(lease=5 * SECOND)
+        _, run = await bench.running("a", hand)
+        assert await bench.scheduler.reap(100) == 0
+        if bench.exact:
+            await bench.pass_time(5 * SECOND - 1)
+            assert await bench.scheduler.reap(100) == 0
+        await hand.heartbeat()
+        await hand.record(finish(run))
 
     @on_bench
     async def test_a_lease_runs_from_the_last_heartbeat(self, bench: Bench) -> None:

@@ -1,0 +1,378 @@
+"""Programs that tests run as processes of their own, and how a test holds one.
+
+    python -m tests.behaviour.programs worker FOLDER CONFIG      a worker until it is told to stop; CONFIG: WorkerConfig as JSON
+    python -m tests.behaviour.programs starter FOLDER PREFIX     starts executions for ever, prints each acknowledged id
+    python -m tests.behaviour.programs crowd FOLDER COUNT        that many processes open one file at the same moment
+
+FOLDER holds the store (``zart.db``), the ledger and the gates. A gate is a file that a step waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from tests.behaviour.world import REPLAY, Ledger
+from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig, connect, context
+
+ROOT = Path(__file__).parents[2]
+
+
+# --- handlers ---------------------------------------------------------------------------------------------------------
+
+
+class Place:
+    """The folder that processes share: the ledger and the gates."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"sqlite:///{folder}/zart.db"
+        self.ledger = Ledger(folder / "ledger")
+
+    def write(self, *words: object) -> None:
+        """A line of the ledger, signed with the process's id."""
+        self.ledger.write(" ".join(map(str, (*words, os.getpid()))))
+
+    def lines(self, *words: object) -> list[str]:
+        """The ledger's lines that begin with ``words``."""
+        return [line for line in self.ledger.entries() if line.split()[: len(words)] == [str(word) for word in words]]
+
+    def gate(self, name: object) -> Path:
+        return self.folder / f"gate-{name}"
+
+    def open_gate(self, name: object) -> None:
+        self.gate(name).touch()
+
+
+class Counted(TaskHandler[int, int]):
+    """``data`` steps; each leaves a line ``step ID N PID``."""
+
+    name = "counted"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        total = 0
+        for number in range(data):
+            total += await ctx.step(f"step-{number}", self.count, number)
+        return total
+
+    async def count(self, number: int) -> int:
+        self.place.write("step", context().execution_id, number)
+        await asyncio.sleep(0.002)
+        return number
+
+
+class Gated(TaskHandler[None, int]):
+    """A step that waits for the gate of its execution (``ID``) or of its process (``ID-PID``), between two quick ones."""
+
+    name = "gated"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: None) -> int:
+        await ctx.step("before", self.note, "before")
+        try:
+            pid = await ctx.step("hold", self.hold)
+            await ctx.publish("pid", pid)
+        finally:
+            self.place.write("left", ctx.execution_id)
+        await ctx.step("after", self.note, "after")
+        return pid
+
+    async def note(self, word: str) -> None:
+        self.place.write(word, context().execution_id)
+
+    async def hold(self) -> int:
+        execution_id, pid = context().execution_id, os.getpid()
+        self.place.write("begin", execution_id)
+        gates = self.place.gate(execution_id), self.place.gate(f"{execution_id}-{pid}")
+        await until(lambda: any(gate.exists() for gate in gates), seconds=600)
+        self.place.write("end", execution_id)
+        return pid
+
+
+class Stuck(Gated):
+    """The same, but the step is a plain function in a thread, which nothing can stop."""
+
+    name = "stuck"
+
+    async def run(self, ctx: TaskContext, data: None) -> int:
+        await ctx.step("hold", self.hold_thread)
+        return os.getpid()
+
+    def hold_thread(self) -> None:
+        execution_id, pid = context().execution_id, os.getpid()
+        self.place.write("begin", execution_id)
+        gates = self.place.gate(execution_id), self.place.gate(f"{execution_id}-{pid}")
+        while not any(gate.exists() for gate in gates):
+            time.sleep(0.01)
+        self.place.write("end", execution_id)
+
+
+class Waiting(TaskHandler[None, str]):
+    """Waits for the event ``go``, then runs a step."""
+
+    name = "waiting"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        self.place.write("waits", ctx.execution_id)
+        word = await ctx.wait_for_event("go", str)
+        await ctx.step("after", self.note)
+        return word
+
+    async def note(self) -> None:
+        self.place.write("after", context().execution_id)
+
+
+class Napping(TaskHandler[float, None]):
+    """Sleeps ``data`` seconds, then runs a step."""
+
+    name = "napping"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: float) -> None:
+        self.place.write("naps", ctx.execution_id)
+        await ctx.sleep("nap", data)
+        await ctx.step("after", self.note)
+
+    async def note(self) -> None:
+        self.place.write("after", context().execution_id)
+
+
+class Act(Struct, frozen=True):
+    """One act of a mixed program: ``step`` (fails ``failures`` times first), ``sleep`` or ``event``; ``length`` in milliseconds."""
+
+    kind: str
+    length: int = 0
+    failures: int = 0
+
+
+class Mixed(TaskHandler[list[Act], int]):
+    """A program given as data. Its output is the number of events and steps that it has been through."""
+
+    name = "mixed"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: list[Act]) -> int:
+        total = 0
+        for number, act in enumerate(data):
+            if act.kind == "sleep":
+                await ctx.sleep(f"{number}", act.length / 1_000)
+            elif act.kind == "event":
+                total += await ctx.wait_for_event("tick", int)
+            else:
+                total += await ctx.step(f"{number}", self.work, act, retry=f"fixed({act.failures}, 20ms)")
+        return total
+
+    async def work(self, act: Act) -> int:
+        info = context()
+        self.place.write("begin", info.execution_id, info.step_name, info.current_attempt)
+        await asyncio.sleep(act.length / 1_000)
+        if info.current_attempt < act.failures:
+            raise ConnectionError("not yet")
+        self.place.write("end", info.execution_id, info.step_name)
+        return 1
+
+
+def registry(place: Place) -> TaskRegistry:
+    """Every handler of this module."""
+    tasks = TaskRegistry()
+    for handler in (Counted, Gated, Stuck, Waiting, Napping, Mixed):
+        tasks.register(handler(place))
+    return tasks
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+async def work(place: Place, config: str) -> None:
+    """A worker as a process of its own."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    worker = Worker(connect(place.url), registry(place), WorkerConfig(**json.loads(config)))
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.tenure is not None or running.done())
+    print("ready", flush=True)
+    await running
+
+
+async def start_for_ever(place: Place, prefix: str) -> None:
+    """Many starts under way at any moment; each id is printed once its start has returned."""
+    async with connect(place.url) as scheduler:
+        client = DurableScheduler(scheduler)
+
+        async def part(number: int) -> None:
+            count = 0
+            while True:
+                handle = await client.start("counted", 1, execution_id=f"{prefix}-{number}-{count}")
+                # One write, so that a kill leaves a line whole or, at the very end, cut short.
+                os.write(1, f"{handle.execution_id}\n".encode())
+                count += 1
+
+        await asyncio.gather(*(part(number) for number in range(20)))
+
+
+def open_at_once(place: Place, count: int) -> int:
+    """``count`` processes that open the store when the last of them is there. How many failed."""
+    held, starting = os.pipe()
+    children = []
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            os.close(starting)
+            os.read(held, 1)  # returns when the parent, the only writer left, closes its end
+            code = 1
+            try:
+                asyncio.run(_open(place))
+                code = 0
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", flush=True)
+            finally:
+                os._exit(code)
+        children.append(child)
+    os.close(starting)
+    return sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+
+
+async def _open(place: Place) -> None:
+    async with connect(place.url) as scheduler:
+        await scheduler.migrate()
+        await DurableScheduler(scheduler).start("counted", 1, execution_id="same")
+
+
+# --- how a test holds a process ---------------------------------------------------------------------------------------
+
+
+async def until(condition: Callable[[], Any | Awaitable[Any]], *, seconds: float = 20.0) -> float:
+    """Return, with the seconds it took, when ``condition`` (plain or async) holds; fail after ``seconds``."""
+    began = time.monotonic()
+    while True:
+        holds = condition()
+        if isinstance(holds, Awaitable):
+            holds = await holds
+        if holds:
+            return time.monotonic() - began
+        if time.monotonic() - began > seconds:
+            raise AssertionError(f"it did not happen within {seconds:g} s")
+        await asyncio.sleep(0.01)
+
+
+class Process:
+    """One program under way. What it says on stderr is kept for the test to read."""
+
+    def __init__(self, process: asyncio.subprocess.Process, errors: Path) -> None:
+        self._process = process
+        self._errors = errors
+        self.pid = process.pid
+
+    @property
+    def said(self) -> str:
+        """Its log so far."""
+        return self._errors.read_text()
+
+    async def line(self) -> str:
+        """The next line of its output; empty at the end."""
+        if self._process.stdout is None:
+            raise RuntimeError("its output is not read")
+        async with asyncio.timeout(30):
+            return (await self._process.stdout.readline()).decode()
+
+    async def rest(self) -> str:
+        """What else it put out until its end."""
+        if self._process.stdout is None:
+            raise RuntimeError("its output is not read")
+        return (await self._process.stdout.read()).decode()
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def ended(self, seconds: float = 20.0) -> int:
+        """Its exit code; negative for the signal that killed it."""
+        async with asyncio.timeout(seconds):
+            return await self._process.wait()
+
+    async def kill(self) -> None:
+        """kill -9; a process that has ended already is left alone."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        await self._process.communicate()
+
+
+_count = iter(range(1_000_000))
+
+
+async def launch(place: Place, program: str, *arguments: object) -> Process:
+    """Start a program; whoever starts it kills it in the end."""
+    errors = place.folder / f"stderr-{next(_count)}"
+    with errors.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.behaviour.programs",
+            program,
+            str(place.folder),
+            *map(str, arguments),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=sink,
+        )
+    return Process(process, errors)
+
+
+async def launch_worker(place: Place, **config: Any) -> Process:
+    """A worker process that has registered; ``config`` are fields of ``WorkerConfig``."""
+    options = {"linger": "50ms", "poll_interval": "200ms", "drain_timeout": "5s", "replay": REPLAY, **config}
+    process = await launch(place, "worker", json.dumps(options))
+    try:
+        assert await process.line() == "ready\n", process.said
+    except BaseException:
+        await process.kill()
+        raise
+    return process
+
+
+@asynccontextmanager
+async def worker_process(place: Place, **config: Any) -> AsyncIterator[Process]:
+    """A worker process, killed at the end of the block if it still runs."""
+    process = await launch_worker(place, **config)
+    try:
+        yield process
+    finally:
+        await process.kill()
+
+
+def main(program: str, folder: str, argument: str) -> int:
+    place = Place(Path(folder))
+    if program == "worker":
+        asyncio.run(work(place, argument))
+    elif program == "starter":
+        asyncio.run(start_for_ever(place, argument))
+    else:
+        return open_at_once(place, int(argument))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
