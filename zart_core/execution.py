@@ -174,7 +174,7 @@ def history_view(row: HistoryRow, payloads: Payloads) -> History:
 def stats_view(row: StatsRow) -> Stats:
     """``row`` as clients see it."""
     return Stats(
-        by_status=row.by_status,
+        by_status={status: count for status, count in row.by_status.items() if count},
         ready=row.ready,
         oldest_ready_at=optional_moment(row.oldest_ready_at),
         workers=row.workers,

@@ -77,6 +77,44 @@ WITH RECURSIVE
 SELECT (SELECT json_group_array(json_array(run_id, offer)) FROM merged), (SELECT min(next_wake) FROM head)
 """
 
+# Due runs whose deadline has passed, whatever their priority. A run that was never claimed and has no deadline of its own
+# gets its handler's when it is claimed; for those the oldest of each priority are looked at.
+OVERDUE: Final = """
+WITH RECURSIVE
+    pair (queue, task, offer, timeout) AS (
+        SELECT q.value, json_extract(t.value, '$[0]'), t.key, json_extract(t.value, '$[1]')
+        FROM json_each(:queues) AS q CROSS JOIN json_each(:offers) AS t
+    ),
+    level (queue, task, offer, timeout, priority) AS (
+        SELECT queue, task, offer, timeout, (
+            SELECT a.priority FROM zart_active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = pair.queue AND a.task = pair.task
+            ORDER BY a.priority DESC LIMIT 1)
+        FROM pair WHERE timeout IS NOT NULL
+        UNION ALL
+        SELECT queue, task, offer, timeout, (
+            SELECT a.priority FROM zart_active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = level.queue AND a.task = level.task
+              AND a.priority < level.priority
+            ORDER BY a.priority DESC LIMIT 1)
+        FROM level WHERE level.priority IS NOT NULL
+    ),
+    late (run_id, offer) AS (
+        SELECT a.run_id, pair.offer
+        FROM pair CROSS JOIN zart_active AS a INDEXED BY zart_active_deadline
+            ON a.queue = pair.queue AND a.task = pair.task AND a.deadline <= :now
+        WHERE a.worker_id IS NULL AND a.deadline IS NOT NULL AND a.wake_at <= :now
+        UNION ALL
+        SELECT a.run_id, level.offer
+        FROM level CROSS JOIN zart_active AS a INDEXED BY zart_active_ready
+            ON a.queue = level.queue AND a.task = level.task AND a.priority = level.priority
+            AND a.wake_at <= :now - level.timeout
+        WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.epoch = 0 AND a.deadline IS NULL
+        LIMIT :limit
+    )
+SELECT json_group_array(json_array(run_id, offer)) FROM late
+"""
+
 # Raising the epoch fences whoever held the run before: a write of theirs, however late, names another epoch.
 # A first claim (epoch 0) fixes the deadline; only then wake_at is still what the start asked for.
 _LEASE: Final = """
@@ -154,7 +192,7 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     ).fetchone()
     taken = _decode_found(found)
     if request.overdue:
-        taken += _overdue(tx, request, now, {run_id for run_id, _ in taken})
+        taken += _find_overdue(tx.db, request, now, {run_id for run_id, _ in taken})
     if not taken:
         return Claimed([], next_wake)
     offers = request.tasks
@@ -170,27 +208,18 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     return Claimed(_load(tx.db, [run_id for run_id, _ in taken]), next_wake)
 
 
-def _overdue(tx: Transaction, request: Claim, now: int, taken: set[int]) -> list[tuple[int, int]]:
+def _find_overdue(db: sqlite3.Connection, request: Claim, now: int, taken: set[int]) -> list[tuple[int, int]]:
     """Runs past their deadline that could be claimed but for the limit."""
-    offers = {offer.name: place for place, offer in enumerate(request.tasks)}
-    rows: list[tuple[int, str]] = tx.db.execute(
-        _OVERDUE,
+    found = db.execute(
+        OVERDUE,
         {
-            "now": now,
             "queues": as_json(dict.fromkeys(request.queues)),
-            "tasks": as_json(offers),
-            "limit": request.overdue,
+            "offers": as_json((offer.name, offer.timeout) for offer in request.tasks),
+            "now": now,
+            "limit": request.overdue + len(taken),
         },
-    ).fetchall()
-    return [(run_id, offers[task]) for run_id, task in rows if run_id not in taken]
-
-
-_OVERDUE: Final = """
-    SELECT run_id, task FROM zart_active INDEXED BY zart_active_deadline
-    WHERE worker_id IS NULL AND deadline IS NOT NULL AND deadline <= :now AND wake_at <= :now
-      AND queue IN (SELECT value FROM json_each(:queues)) AND task IN (SELECT value FROM json_each(:tasks))
-    ORDER BY deadline LIMIT :limit
-"""
+    ).fetchone()[0]
+    return [pick for pick in _decode_found(found) if pick[0] not in taken][: request.overdue]
 
 
 def release(tx: Transaction, worker_id: int, claimed: Claimed) -> None:

@@ -7,7 +7,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from zart_core.errors import BackendUnavailable
 
@@ -52,10 +52,12 @@ class Database:
         """A connection for reading; nothing of the file has been changed. Raises ``sqlite3.Error``."""
         db = sqlite3.connect(self.path, isolation_level=None, cached_statements=256)
         try:
+            # Each by itself patiently: some of them read the file's header, and beside twenty processes that open a new
+            # file at once they were seen to find it locked.
             for setting in _SETTINGS.format(busy=_BUSY_TIMEOUT_MS).split(";"):
-                db.execute(setting)
+                self.execute(db, setting)
             # Touches the header, so that a file that is no database is found out here.
-            self.patiently(lambda: db.execute("SELECT count(*) FROM sqlite_schema").fetchone())
+            self.execute(db, "SELECT count(*) FROM sqlite_schema")
         except BaseException:
             db.close()
             raise
@@ -63,13 +65,18 @@ class Database:
 
     def prepare_for_writing(self, db: sqlite3.Connection) -> None:
         """Switch the file to a write-ahead log. Raises ``BackendUnavailable`` where that cannot be."""
-        mode: str = self.patiently(lambda: db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        mode: str = self.execute(db, "PRAGMA journal_mode = WAL")[0]
         if mode != ("memory" if self.in_memory else "wal"):
             raise BackendUnavailable(
                 f"SQLite file {self.path}: no write-ahead log is possible here (journal_mode answers {mode!r}). "
                 "It needs a local, writable file system with shared memory: network file systems have none."
             )
-        db.execute(f"PRAGMA synchronous = {self.synchronous}")
+        self.execute(db, f"PRAGMA synchronous = {self.synchronous}")
+
+    def execute(self, db: sqlite3.Connection, statement: str) -> tuple[Any, ...]:
+        """The first row of one statement, patiently; empty when it has none."""
+        row: tuple[Any, ...] | None = self.patiently(lambda: db.execute(statement).fetchone())
+        return row or ()
 
     def patiently(self, act: Callable[[], T]) -> T:
         """``act()``, repeated while another connection holds the lock it needs, for at most ``max_wait``."""

@@ -55,7 +55,7 @@ _WAITS: Final = """
         WHERE run_id = :run_id AND status = 'pending' AND finished_at IS NULL
         UNION ALL
         SELECT s.kind, s.name, s.wake_at, s.started_at, s.rowid FROM zart_steps AS s
-        WHERE s.run_id = :run_id AND s.kind = 'sleep' AND s.wake_at > :now
+        WHERE s.run_id = :run_id AND s.kind = 'sleep' AND s.status <> 'pending' AND s.wake_at > :now
           AND EXISTS (SELECT 1 FROM zart_active AS a WHERE a.run_id = s.run_id)
     ) ORDER BY started_at, place
 """

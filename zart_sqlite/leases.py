@@ -93,9 +93,7 @@ def reap(tx: Transaction, max_deliveries: int) -> int:
 def release(tx: Transaction, worker_id: int, keep: Sequence[int]) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.release`."""
     # The next claim of a run raises its epoch, so whatever of the lost answer may still turn up is fenced.
-    freed = tx.db.execute(
-        _RELEASE, {"worker_id": worker_id, "keep": as_json(keep), "now": tx.clock.now()}
-    ).rowcount
+    freed = tx.db.execute(_RELEASE, {"worker_id": worker_id, "keep": as_json(keep), "now": tx.clock.now()}).rowcount
     tx.happened.ready = tx.happened.ready or freed > 0
     return freed
 

@@ -120,7 +120,7 @@ class Readers:
 
     def _connect(self) -> sqlite3.Connection:
         db = self._database.connect()
-        db.execute("PRAGMA query_only = ON")
+        self._database.execute(db, "PRAGMA query_only = ON")
         return db
 
     def _read(self, db: sqlite3.Connection, reading: Reading[T]) -> T:

@@ -52,7 +52,7 @@ def migrate(database: Database, db: sqlite3.Connection, now: int) -> None:
     database.prepare_for_writing(db)
     if found == newest:
         return
-    database.patiently(lambda: db.execute("BEGIN IMMEDIATE"))
+    database.execute(db, "BEGIN IMMEDIATE")
     try:
         # Twenty processes may come here at once: only now, with the write lock held, does the answer stay true.
         found = version(db)

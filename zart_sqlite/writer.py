@@ -166,7 +166,7 @@ class Writer:
             db = self._database.connect()
             try:
                 migrate(self._database, db, self._clock.now())
-                self._version = _data_version(db)
+                self._version = self._database.patiently(lambda: _data_version(db))
             except BaseException:
                 db.close()
                 raise

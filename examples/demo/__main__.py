@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from examples.demo.ledger import Ledger
 from examples.demo.console import ProgressLine, say
+from examples.demo.ledger import Ledger
 from examples.demo.proof import Check, Evidence, checks
 from examples.demo.source_tree import Totals, add_up, list_files, survey_file
 from examples.demo.survey import Progress, Survey, SurveyInput

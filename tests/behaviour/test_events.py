@@ -270,12 +270,12 @@ async def race(world: World, client: DurableScheduler, *, executions: int, event
 
 
 async def test_of_10000_offers_that_race_with_suspensions_none_is_lost_or_doubled(world: World) -> None:  # B28
-    await race(world, world.client, executions=200, events=50)
+    await race(world, world.client, executions=400, events=25)
 
 
 async def test_offers_of_another_scheduler_that_race_with_suspensions_are_all_delivered(world: World) -> None:  # B28
     async with world.another() as elsewhere:
-        await race(world, DurableScheduler(elsewhere), executions=40, events=50)
+        await race(world, DurableScheduler(elsewhere), executions=80, events=25)
 
 
 # --- B29, B30: order and identity ----------------------------------------------------------------------------------

@@ -4,43 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import hashlib
+import inspect
 import logging
 import os
+import random
 import signal
 import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
-from tests.behaviour.programs import (
-    Counted,
-    Gated,
-    Napping,
-    Place,
-    Process,
-    Waiting,
-    launch,
-    registry,
-    until,
-    worker_process,
-)
-from tests.behaviour.world import REPLAY, World
+from tests.behaviour.programs import Counted, Gated, Napping, Place, Waiting, launch, registry, until, worker_process
+from tests.behaviour.world import World
 from zart_core import (
     BackendUnavailable,
     DurableScheduler,
+    ExecutionAlreadyExists,
     ExecutionCancelled,
+    ExecutionFailed,
     ExecutionFailure,
     ExecutionHandle,
     SchemaOutdated,
     StartRequest,
-    StepFailed,
     TaskContext,
     TaskHandler,
     TaskRegistry,
@@ -49,24 +42,1050 @@ from zart_core import (
     connect,
     context,
 )
-from zart_core.testing.faults import FaultPlan, FaultyScheduler, NotificationFaults, delay, fail, hang
+from zart_core.testing.faults import Fault, FaultPlan, FaultyScheduler, Moment, NotificationFaults, delay, fail, hang
 
 LEASE = 1.0
-"""Seconds of the leases that are to run out in these tests."""
+"""Seconds of a lease that is to run out."""
 SLACK = 2.0
-"""What a busy machine may add to a takeover."""
+"""Seconds that a busy machine may add to what is measured."""
 
 
 @pytest.fixture
 def place(world: World) -> Place:
-    """What worker processes and the test share; the world's own workers know the same tasks."""
-    for task in ("counted", "gated", "stuck", "waiting", "napping", "mixed"):
-        world.registry.register(_handler(registry(Place(world.folder)), task))
-    return Place(world.folder)
+    """What worker processes share with the test; the world's own workers know the same tasks."""
+    place = Place(world.folder)
+    world.registry = registry(place)
+    return place
 
 
-def _handler(tasks: TaskRegistry, name: str) -> TaskHandler[Any, Any]:
-    return next(task for task in HANDLERS(tasks) if task.name == name)
+@contextlib.contextmanager
+def database(world: World) -> Any:
+    """The file itself."""
+    db = sqlite3.connect(world.folder / "zart.db", isolation_level=None, timeout=10)
+    try:
+        yield db
+    finally:
+        db.close()
 
 
-# placeholder
+def begun(place: Place, *words: object) -> Callable[[], list[str]]:
+    """Whether the ledger has a line that begins so."""
+    return lambda: place.lines(*words)
+
+
+# --- many workers -----------------------------------------------------------------------------------------------------
+
+
+async def test_three_processes_run_each_of_many_executions_once(world: World, place: Place) -> None:  # B55
+    config = {"concurrency": 5, "lease": "30s"}
+    async with worker_process(place, **config), worker_process(place, **config), worker_process(place, **config):
+        ids = [f"e{number}" for number in range(150)]
+        handles = await world.client.start_many([StartRequest(Counted, 3, execution_id=name) for name in ids])
+        assert await asyncio.gather(*(handle.result("60s") for handle in handles)) == [3] * 150
+    effects = Counter(tuple(line.split()[1:3]) for line in place.lines("step"))
+    assert effects == {(name, str(number)): 1 for name in ids for number in range(3)}
+    workers = {line.split()[3] for line in place.lines("step")}
+    assert len(workers) == 3, "one of the workers got nothing to do"
+
+
+# --- a worker dies ----------------------------------------------------------------------------------------------------
+
+
+async def test_another_worker_goes_on_soon_after_a_kill(world: World, place: Place) -> None:  # B56
+    async with worker_process(place, lease=LEASE) as victim:
+        handle = await world.client.start(Gated, None, execution_id="e")
+        await until(begun(place, "begin", "e"))
+        # With this poll, only the lease's end itself can be what brings the survivor in.
+        async with world.worker(lease=LEASE, poll_interval="60s"):
+            await victim.kill()
+            killed = time.monotonic()
+            await until(begun(place, "begin", "e", os.getpid()))
+            assert time.monotonic() - killed < LEASE + 1 + SLACK
+            place.open_gate("e")
+            assert await handle.result("20s") == os.getpid()
+    assert len(place.lines("before", "e")) == 1, "a step that had completed before the kill ran again"
+    assert len(place.lines("begin", "e")) == 2
+    assert place.lines("after", "e") == [f"after e {os.getpid()}"]
+
+
+async def test_a_sleeping_execution_wakes_although_its_worker_was_killed(world: World, place: Place) -> None:  # B56
+    # With this linger it sleeps in the memory of the worker that dies, and is leased to it.
+    async with worker_process(place, lease=LEASE, linger="30s") as victim:
+        handle = await world.client.start(Napping, 0.5)
+        await until(begun(place, "naps"))
+        await victim.kill()
+    async with world.worker(lease=LEASE, poll_interval="60s"):
+        await handle.result(LEASE + 1 + 0.5 + SLACK)
+    assert len(place.lines("after")) == 1
+
+
+async def test_a_living_worker_is_never_taken_for_dead(world: World, place: Place) -> None:  # B56
+    async with worker_process(place, lease=LEASE), world.worker(lease=LEASE, queues=("other",)):
+        handle = await world.client.start(Gated, None, execution_id="e")
+        await until(begun(place, "begin", "e"))
+        began = time.monotonic()
+        # The other worker sweeps all the time; a lease that is not renewed would be over by then.
+        await until(lambda: time.monotonic() - began > LEASE * 2)
+        place.open_gate("e")
+        await handle.result("20s")
+    assert len(place.lines("begin", "e")) == 1
+
+
+# --- a worker freezes -------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_frozen_beyond_its_lease_writes_nothing_and_rejoins(world: World, place: Place) -> None:  # B57
+    async with worker_process(place, lease=LEASE, linger="60s") as frozen:
+        # One in a step whose result it will want to write, one in a step that goes on, one that waits in memory.
+        done, going, waiting = (
+            await world.client.start(Gated, None, execution_id="done"),
+            await world.client.start(Gated, None, execution_id="going"),
+            await world.client.start(Waiting, None, execution_id="waiting"),
+        )
+        await until(lambda: place.lines("begin", "done") and place.lines("begin", "going"))
+        await until(begun(place, "waits", "waiting"))
+        frozen.send(signal.SIGSTOP)
+        async with world.worker(lease="30s") as survivor:
+            await until(
+                lambda: place.lines("begin", "done", os.getpid()) and place.lines("begin", "going", os.getpid())
+            )
+            await until(lambda: len(place.lines("waits", "waiting")) >= 2)
+            place.open_gate(f"done-{frozen.pid}")
+            before = await _history(world, "done", "going", "waiting")
+
+            frozen.send(signal.SIGCONT)
+            # Its handlers are stopped: the one whose step can never end is the proof.
+            await until(begun(place, "left", "going", frozen.pid))
+            await until(begun(place, "left", "done", frozen.pid))
+            assert await _history(world, "done", "going", "waiting") == before
+
+            place.open_gate("done")
+            place.open_gate("going")
+            await waiting.offer_event("go", "now")
+            assert await done.result("20s") == os.getpid()
+            assert await going.result("20s") == os.getpid()
+            assert await waiting.result("20s") == "now"
+            assert survivor.tenure is not None
+        assert not place.lines("after", "done", frozen.pid)
+        assert len(place.lines("after", "waiting")) == 1
+        # Nobody else is left: what runs now runs there.
+        await until(lambda: "lost its lease" in frozen.said)
+        assert await (await world.client.start(Counted, 2, execution_id="new")).result("20s") == 1
+        assert len(place.lines("step", "new")) == 2
+
+
+async def _history(world: World, *ids: str) -> list[Any]:
+    """Everything that a worker could have written to these."""
+    histories = [await world.client.history(name) for name in ids]
+    published = [await world.client.published(name) for name in ids]
+    return [[(step.name, step.status, step.attempts, step.worker) for step in h.steps] for h in histories] + published
+
+
+# --- a worker without its store ---------------------------------------------------------------------------------------
+
+
+class Branches(TaskHandler[None, None]):
+    """Two branches: one is in its step when the store goes away, the other comes to its own afterwards."""
+
+    name = "branches"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.first_began, self.first_may_end, self.second_may_begin = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        await asyncio.gather(self.first(ctx), self.second(ctx))
+
+    async def first(self, ctx: TaskContext) -> None:
+        await ctx.step("first", self.in_step)
+        await ctx.step("next", self.note, "next")
+
+    async def second(self, ctx: TaskContext) -> None:
+        await self.second_may_begin.wait()
+        await ctx.step("second", self.note, "second")
+
+    async def in_step(self) -> None:
+        self.world.ledger.write("first")
+        self.first_began.set()
+        await self.first_may_end.wait()
+
+    async def note(self, word: str) -> None:
+        self.world.ledger.write(word)
+
+
+UNREACHABLE = ("heartbeat", "claim", "flush", "signals", "reap", "release", "register", "deregister")
+
+
+@pytest.mark.parametrize("fault", [fail(*UNREACHABLE), hang(*UNREACHABLE)], ids=["refused", "silent"])
+async def test_a_worker_without_its_store_beyond_its_lease_starts_no_step(world: World, fault: Fault) -> None:  # B58
+    handler = Branches(world)
+    world.register(handler)
+    plan = FaultPlan()
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE) as worker:
+        handle = await world.client.start(Branches, None)
+        await handler.first_began.wait()
+        tenure = worker.tenure
+        assert tenure is not None
+        plan.add(fault)
+        await until(lambda: tenure.lease.lapsed)
+        handler.second_may_begin.set()
+        handler.first_may_end.set()
+        # Everything that can happen now has happened once a timer that starts now is over.
+        await asyncio.sleep(0.2)
+        assert world.ledger.entries() == ["first"]
+        plan.heal()
+        await handle.result("20s")
+    assert sorted(world.ledger.entries()) == ["first", "next", "second"]
+
+
+async def test_a_claim_answered_after_the_lease_starts_no_step(world: World, place: Place) -> None:  # B58
+    plan = FaultPlan(hang("claim", moment="after"), fail("heartbeat"), fail("reap"))
+    async with world.worker(
+        scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE, poll_interval="50ms"
+    ) as late:
+        await until(lambda: plan.hanging)  # the first claim, which found nothing
+        plan.heal()
+        plan.add(hang("claim", moment="after"), fail("heartbeat"), fail("reap"))
+        await until(lambda: plan.hanging)
+        handle = await world.client.start(Counted, 3, execution_id="e")
+        plan.heal()
+        plan.add(hang("claim", moment="after"), fail("heartbeat"), fail("reap"))
+        await until(lambda: plan.hanging)
+        await until(lambda: _held(world) == 1)  # leased to the worker, which does not know
+        async with worker_process(place, lease="30s"):
+            await handle.result("20s")
+            plan.heal()
+            await until(lambda: late.tenure is not None and not late.tenure.lease.lost and not late.tenure.lease.lapsed)
+    workers = {line.split()[3] for line in place.lines("step", "e")}
+    assert len(place.lines("step", "e")) == 3
+    assert str(os.getpid()) not in workers
+
+
+class Blocking(TaskHandler[float, None]):
+    """Blocks the event loop in its step, as nobody should."""
+
+    name = "blocking"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def run(self, ctx: TaskContext, data: float) -> None:
+        await ctx.step("block", self.block, data)
+
+    async def block(self, seconds: float) -> None:
+        self.world.ledger.write("block")
+        time.sleep(seconds)  # noqa: ASYNC251 - the very mistake
+
+
+async def test_a_handler_that_blocks_the_loop_loses_no_lease_and_is_named(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:  # B58
+    world.register(Blocking(world))
+    lines, first = inspect.getsourcelines(Blocking.block)
+    line = first + next(number for number, text in enumerate(lines) if "time.sleep" in text)
+    elsewhere = Place(world.folder)
+    with caplog.at_level(logging.WARNING, logger="zart"):
+        async with worker_process(elsewhere, lease="1s"):  # it sweeps four times a second
+            async with world.worker(lease="4s"):
+                await (await world.client.start(Blocking, 2.0, execution_id="rude")).result("20s")
+    assert world.ledger.count("block") == 1
+    stalls = [record.getMessage() for record in caplog.records if "blocked" in record.getMessage()]
+    assert len(stalls) == 1
+    assert "rude" in stalls[0]
+    assert "blocking" in stalls[0]
+    assert f"{__file__}:{line}" in stalls[0]
+    assert not [record for record in caplog.records if "lease" in record.getMessage()]
+
+
+async def test_heartbeats_that_fail_now_and_then_cost_no_lease(world: World, place: Place) -> None:  # B58
+    plan = FaultPlan(fail("heartbeat", calls=[1, 2, 4, 5, 7, 8]))
+    async with (
+        world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease="1500ms"),
+        worker_process(place, lease="1s", queues=["other"]),
+    ):
+        handle = await world.client.start(Gated, None, execution_id="e")
+        await until(lambda: plan.calls["heartbeat"] > 9)
+        place.open_gate("e")
+        await handle.result("20s")
+    assert len(place.lines("begin", "e")) == 1
+
+
+# --- a worker is told to stop -----------------------------------------------------------------------------------------
+
+
+async def test_a_drained_worker_finishes_its_steps_and_hands_over_the_rest_at_once(
+    world: World, place: Place
+) -> None:  # B59
+    long = {"lease": "60s", "linger": "60s", "drain_timeout": "60s"}
+    async with worker_process(place, **long) as leaving:
+        stepping = await world.client.start(Gated, None, execution_id="stepping")
+        waiting = await world.client.start(Waiting, None, execution_id="waiting")
+        await until(lambda: place.lines("begin", "stepping") and place.lines("waits", "waiting"))
+        leaving.send(signal.SIGTERM)
+        await until(lambda: "draining" in leaving.said)
+        fresh = await world.client.start(Counted, 2, execution_id="fresh")
+        async with world.worker(lease="60s"):
+            # While the first still drains: what is new, and what only waited, is another's.
+            assert await fresh.result("20s") == 1
+            await waiting.offer_event("go", "now")
+            assert await waiting.result("20s") == "now"
+            assert not place.lines("end", "stepping")
+        place.open_gate("stepping")
+        assert await leaving.ended() == 0
+    async with world.worker(lease="60s"):
+        # The lease of the first would have lasted another minute.
+        assert await stepping.result("5s") == leaving.pid
+    assert place.lines("end", "stepping") == [f"end stepping {leaving.pid}"]
+    assert place.lines("after", "stepping") == [f"after stepping {os.getpid()}"]
+    assert not [line for line in place.lines("step", "fresh") if line.endswith(f" {leaving.pid}")]
+    assert not [line for line in place.lines("after", "waiting") if line.endswith(f" {leaving.pid}")]
+
+
+@pytest.mark.parametrize("task", ["gated", "stuck"])
+async def test_a_step_that_outlasts_the_drain_is_released_as_it_is(
+    world: World, place: Place, task: str
+) -> None:  # B59
+    async with worker_process(place, lease="60s", drain_timeout="300ms") as leaving:
+        handle = await world.client.start(task, None, execution_id="e")
+        await until(begun(place, "begin", "e"))
+        async with world.worker(lease="60s"):
+            leaving.send(signal.SIGTERM)
+            # An async step is cancelled; a thread cannot be, so its end is not waited for.
+            await until(begun(place, "begin", "e", os.getpid()))
+            place.open_gate(f"e-{os.getpid()}")
+            assert await handle.result("10s") == os.getpid()
+            place.open_gate("e")
+            assert await leaving.ended() == 0
+    assert len(place.lines("begin", "e")) == 2
+
+
+async def test_a_second_signal_ends_the_process_at_once(world: World, place: Place) -> None:  # B59
+    async with worker_process(place, lease=LEASE, drain_timeout="10m") as leaving:
+        handle = await world.client.start(Gated, None, execution_id="e")
+        await until(begun(place, "begin", "e"))
+        leaving.send(signal.SIGTERM)
+        await until(lambda: "draining" in leaving.said)
+        leaving.send(signal.SIGTERM)
+        assert await leaving.ended(5) == -signal.SIGTERM
+    place.open_gate("e")
+    async with world.worker(lease=LEASE):
+        await handle.result("20s")
+
+
+async def test_leaving_the_block_of_a_worker_drains_like_a_signal(world: World, place: Place) -> None:  # B59
+    async with world.worker(lease="60s", linger="60s"):
+        waiting = await world.client.start(Waiting, None, execution_id="waiting")
+        await until(begun(place, "waits", "waiting"))
+    status = await waiting.status()
+    assert (status.status, status.worker) == ("waiting", None)
+    assert (await world.client.stats()).workers == 0
+    await waiting.offer_event("go", "on")
+    async with world.worker(lease="60s"):
+        assert await waiting.result("5s") == "on"
+
+
+# --- slots ------------------------------------------------------------------------------------------------------------
+
+
+def _held(world: World) -> int:
+    """How many runs are leased now."""
+    with database(world) as db:
+        held: int = db.execute("SELECT count(*) FROM zart_active WHERE worker_id IS NOT NULL").fetchone()[0]
+        return held
+
+
+def watch_slots(world: World) -> Callable[[], int]:
+    """Have the store itself note the most runs that any worker ever held; returns how to read it."""
+    with database(world) as db:
+        db.execute("CREATE TABLE most (held INTEGER)")
+        db.execute("INSERT INTO most VALUES (0)")
+        db.execute(
+            "CREATE TRIGGER held AFTER UPDATE OF worker_id ON zart_active WHEN NEW.worker_id IS NOT NULL BEGIN "
+            "UPDATE most SET held = max(held, "
+            "(SELECT count(*) FROM zart_active WHERE worker_id = NEW.worker_id)); END"
+        )
+
+    def most() -> int:
+        with database(world) as db:
+            held: int = db.execute("SELECT held FROM most").fetchone()[0]
+            return held
+
+    return most
+
+
+async def test_never_more_is_claimed_than_there_are_free_slots(world: World, place: Place) -> None:  # B60
+    most = watch_slots(world)
+    ids = [f"e{number}" for number in range(20)]
+    async with world.worker(concurrency=3, poll_interval="20ms"):
+        handles = await world.client.start_many([StartRequest(Gated, None, execution_id=name) for name in ids])
+        for done, name in enumerate(ids, start=1):
+            # Three are at work at any time, the rest is nobody's.
+            await until(lambda done=done: len(place.lines("begin")) == min(done + 2, 20))
+            assert _held(world) <= 3
+            place.open_gate(place.lines("begin")[done - 1].split()[1])
+        await asyncio.gather(*(handle.result("20s") for handle in handles))
+    assert most() == 3
+
+
+async def test_executions_that_wait_hold_no_slot_that_another_needs(world: World, place: Place) -> None:  # B60
+    most = watch_slots(world)
+    ids = [f"w{number}" for number in range(10)]
+    async with world.worker(concurrency=3, linger="60s"):
+        waiting = await world.client.start_many([StartRequest(Waiting, None, execution_id=name) for name in ids])
+        await until(lambda: {line.split()[1] for line in place.lines("waits")} == set(ids))
+        busy = [await world.client.start(Counted, 3) for _ in range(6)]
+        assert await asyncio.gather(*(handle.result("20s") for handle in busy)) == [3] * 6
+        for handle in waiting:
+            await handle.offer_event("go", handle.execution_id)
+        assert await asyncio.gather(*(handle.result("20s") for handle in waiting)) == ids
+    assert most() == 3
+
+
+class Backlog(TaskHandler[None, None]):
+    """Work that never ends by itself, in a worker that knows its name."""
+
+    name = "backlog"
+
+    def __init__(self) -> None:
+        self.began, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        await ctx.step("work", self.work)
+
+    async def work(self) -> None:
+        self.began.set()
+        await self.may_end.wait()
+
+
+async def test_a_worker_that_joins_a_backlog_has_work_within_a_second(world: World) -> None:  # B60
+    old, new = Backlog(), Backlog()
+    world.register(old)
+    joining = TaskRegistry()
+    joining.register(new)
+    await world.client.start_many([StartRequest(Backlog) for _ in range(5_000)])
+    async with world.worker(concurrency=100, poll_interval="60s"):
+        await old.began.wait()
+        async with world.another() as scheduler:
+            began = time.monotonic()
+            async with world.worker(scheduler=scheduler, registry=joining, concurrency=100, poll_interval="60s"):
+                await new.began.wait()
+                assert time.monotonic() - began < 1.0
+                with database(world) as db:
+                    ready = "SELECT count(*) FROM zart_active WHERE worker_id IS NULL"
+                    assert db.execute(ready).fetchone()[0] == 4_800
+                old.may_end.set()
+                new.may_end.set()
+
+
+# --- faults of the store ----------------------------------------------------------------------------------------------
+
+
+class Steps(TaskHandler[str, int]):
+    """Three steps in a row and two side by side."""
+
+    name = "steps"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def run(self, ctx: TaskContext, data: str) -> int:
+        total = 0
+        for number in range(3):
+            total += await ctx.step(f"s{number}", self.note, f"s{number}")
+        await ctx.publish("total", total)
+        both = await asyncio.gather(ctx.step("l", self.note, "l"), ctx.step("r", self.note, "r"))
+        return total + sum(both)
+
+    async def note(self, word: str) -> int:
+        self.world.ledger.write(f"{context().execution_id} {word}")
+        return 1
+
+
+class Sleeping(Steps):
+    name = "sleeping"
+
+    async def run(self, ctx: TaskContext, data: str) -> int:
+        await ctx.step("a", self.note, "a")
+        await ctx.sleep("nap", "60ms")
+        return await ctx.step("b", self.note, "b")
+
+
+class Hearing(Steps):
+    name = "hearing"
+
+    async def run(self, ctx: TaskContext, data: str) -> int:
+        heard = [await ctx.wait_for_event("word", str), await ctx.wait_for_event("word", str)]
+        await ctx.step("heard", self.note, "-".join(heard))
+        return len(heard)
+
+
+class Retrying(Steps):
+    name = "retrying"
+
+    async def run(self, ctx: TaskContext, data: str) -> int:
+        return await ctx.step("flaky", self.flaky, retry="fixed(3, 20ms)")
+
+    async def flaky(self) -> int:
+        await self.note(f"attempt-{context().current_attempt}")
+        if context().current_attempt < 2:
+            raise ConnectionError("not yet")
+        return 7
+
+
+class Failing(Steps):
+    name = "failing"
+
+    async def run(self, ctx: TaskContext, data: str) -> int:
+        await ctx.step("a", self.note, "a")
+        return await ctx.step("boom", self.boom)
+
+    async def boom(self) -> int:
+        await self.note("boom")
+        raise ValueError("no")
+
+    async def on_failure(self, ctx: TaskContext, data: str, failure: ExecutionFailure) -> int:
+        await ctx.step("undo", self.note, "undo")
+        raise ExecutionFailed(str(failure.error), execution_id="", failure=failure)
+
+
+class Cancelled(Steps):
+    name = "cancelled"
+
+    async def run(self, ctx: TaskContext, data: str) -> int:
+        await ctx.step("a", self.note, "a")
+        await ctx.wait_for_event("never")
+        return await ctx.step("b", self.note, "b")
+
+    async def on_failure(self, ctx: TaskContext, data: str, failure: ExecutionFailure) -> int:
+        await ctx.step("undo", self.note, failure.kind)
+        return 0
+
+
+class Scenario(Struct, frozen=True):
+    """One life of an execution: what is done to it, and how it must end whatever the store does."""
+
+    handler: type[Steps]
+    status: str
+    output: int | None
+    effects: tuple[str, ...]
+    """Lines of the ledger, each once."""
+    steps: tuple[tuple[str, str, int], ...]
+    """Name, status and attempts of everything recorded."""
+    during: Callable[[World, ExecutionHandle[Any]], Awaitable[None]] | None = None
+
+
+async def offers(world: World, handle: ExecutionHandle[Any]) -> None:
+    await handle.offer_event("word", "one", event_id="1")
+    await handle.offer_event("word", "two")
+
+
+async def cancels(world: World, handle: ExecutionHandle[Any]) -> None:
+    await until(lambda: world.ledger.count(f"{handle.execution_id} a"))
+    assert await handle.cancel(reason="changed my mind") is True
+
+
+SCENARIOS = {
+    "steps": Scenario(
+        Steps,
+        "completed",
+        5,
+        ("s0", "s1", "s2", "l", "r"),
+        tuple((name, "completed", 1) for name in ("l", "r", "s0", "s1", "s2")),
+    ),
+    "sleep": Scenario(
+        Sleeping,
+        "completed",
+        1,
+        ("a", "b"),
+        (("a", "completed", 1), ("b", "completed", 1), ("nap", "completed", 0)),
+    ),
+    "event": Scenario(
+        Hearing,
+        "completed",
+        2,
+        ("one-two",),
+        (("heard", "completed", 1), ("word", "completed", 0), ("word", "completed", 0)),
+        offers,
+    ),
+    "retry": Scenario(Retrying, "completed", 7, ("attempt-0", "attempt-1", "attempt-2"), (("flaky", "completed", 3),)),
+    "failure": Scenario(
+        Failing,
+        "failed",
+        None,
+        ("a", "boom", "undo"),
+        (("a", "completed", 1), ("boom", "failed", 1), ("undo", "completed", 1)),
+    ),
+    "cancel": Scenario(
+        Cancelled,
+        "cancelled",
+        None,
+        ("a", "cancelled"),
+        (("a", "completed", 1), ("undo", "completed", 1)),
+        cancels,
+    ),
+}
+SWEPT = {
+    "steps": ("start", "claim", "flush", "signals", "reap", "settled", "deregister"),
+    "sleep": ("claim", "flush"),
+    "event": ("offer_event", "claim", "flush", "signals"),
+    "retry": ("claim", "flush"),
+    "failure": ("claim", "flush"),
+    "cancel": ("cancel", "claim", "flush", "signals"),
+}
+DEPTH = {"flush": 9, "claim": 4, "signals": 2, "deregister": 1}
+ALWAYS_CALLED = ("start", "claim", "flush", "offer_event", "cancel", "settled", "deregister", "reap")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "method"), [(scenario, method) for scenario, methods in SWEPT.items() for method in methods]
+)
+async def test_an_execution_ends_as_if_no_call_had_failed(world: World, scenario: str, method: str) -> None:  # B61
+    life = SCENARIOS[scenario]
+    world.register(life.handler(world))
+    cases: list[tuple[Moment, int]] = [
+        (moment, number) for moment in ("before", "after") for number in range(1, DEPTH.get(method, 3) + 1)
+    ]
+    # Each failing call has a worker, a client and a queue of its own: all at once, and none sees another's faults.
+    hits = await asyncio.gather(*(_live(world, life, method, *case) for case in cases))
+    if method in ALWAYS_CALLED:
+        assert all(hit for hit, (_, number) in zip(hits, cases, strict=True) if number == 1), "the fault did not happen"
+
+
+async def _live(world: World, life: Scenario, method: str, moment: Moment, number: int) -> bool:
+    """One execution by ``life`` on a store whose call ``number`` of ``method`` fails. Whether it did fail."""
+    name = f"{method}-{moment}-{number}"
+    plan = FaultPlan(fail(method, calls=[number], moment=moment))
+    faulty = FaultyScheduler(world.scheduler, plan)
+    client = DurableScheduler(faulty)
+    async with world.worker(scheduler=faulty, queues=(name,), lease="30s", linger="10ms"):
+        handle = await client.start(life.handler, "data", execution_id=name, queue=name)
+        if life.during is not None:
+            await life.during(world, handle)
+        execution = await client.wait(name, "20s")
+    assert (execution.status, execution.output) == (life.status, life.output), name
+    effects = Counter(line.split()[1] for line in world.ledger.entries() if line.startswith(f"{name} "))
+    assert effects == dict.fromkeys(life.effects, 1), name
+    history = await world.client.history(name)
+    recorded = [step for step in history.steps if step.kind != "failure"]
+    assert sorted((step.name, step.status, step.attempts) for step in recorded) == sorted(life.steps), name
+    failed = {step.name: [attempt.attempt for attempt in step.failures] for step in recorded if step.kind == "step"}
+    assert failed == {
+        step: list(range(1, attempts + (status == "failed"))) for step, status, attempts in life.steps if step in failed
+    }, name
+    return bool(plan.hit)
+
+
+async def test_executions_end_right_on_a_store_that_fails_all_the_time(world: World) -> None:  # B61
+    for life in SCENARIOS.values():
+        world.register(life.handler(world))
+    plan = FaultPlan(
+        fail("*", rate=0.1),
+        fail("*", rate=0.1, moment="after"),
+        delay("*", by="5ms", rate=0.3),
+        notifications=NotificationFaults(drop=0.3, double=0.3),
+        seed=61,
+    )
+    faulty = FaultyScheduler(world.scheduler, plan)
+    lives = [life for life in SCENARIOS.values() for _ in range(8)]
+
+    async def live(number: int, life: Scenario) -> None:
+        name = f"e{number}"
+        handle = await world.client.start(life.handler, "data", execution_id=name)
+        if life.during is not None:
+            await life.during(world, handle)
+        execution = await world.client.wait(name, "40s")
+        assert (execution.status, execution.output) == (life.status, life.output), name
+        effects = Counter(line.split()[1] for line in world.ledger.entries() if line.startswith(f"{name} "))
+        assert effects == dict.fromkeys(life.effects, 1), name
+
+    async with contextlib.AsyncExitStack() as workers:
+        for _ in range(2):
+            await workers.enter_async_context(_sturdy(world, faulty))
+        await asyncio.gather(*(live(number, life) for number, life in enumerate(lives)))
+        assert sum(plan.hit.values()) > 100
+        plan.heal()  # so that the workers can leave in good order
+
+
+@asynccontextmanager
+async def _sturdy(world: World, scheduler: FaultyScheduler) -> AsyncIterator[Worker]:
+    """A worker that is started again until its registration gets through."""
+    async with contextlib.AsyncExitStack() as stack:
+        while True:
+            try:
+                options = {"lease": "30s", "poll_interval": "50ms", "concurrency": 4}
+                worker = await stack.enter_async_context(world.worker(scheduler=scheduler, **options))
+                break
+            except BackendUnavailable:
+                continue
+        yield worker
+
+
+async def test_a_start_whose_answer_was_lost_is_not_refused_as_existing(world: World) -> None:  # B61
+    world.register(Steps(world))
+    client = DurableScheduler(FaultyScheduler(world.scheduler, FaultPlan(fail("start", calls=[1], moment="after"))))
+    handle = await client.start(Steps, "data", execution_id="e", if_exists="raise")
+    assert handle.created
+    with pytest.raises(ExecutionAlreadyExists):
+        await client.start(Steps, "data", execution_id="e", if_exists="raise")
+    assert await world.run(Steps, "data", execution_id="e") == 5
+
+
+async def test_a_finished_execution_is_not_called_cancelled_because_an_answer_was_lost(world: World) -> None:  # B61
+    world.register(Steps(world))
+    await world.run(Steps, "data", execution_id="e")
+    client = DurableScheduler(FaultyScheduler(world.scheduler, FaultPlan(fail("cancel", calls=[1], moment="after"))))
+    assert await client.cancel("e") is False
+
+
+async def test_a_registration_that_fails_is_repeated_after_a_lost_lease(world: World, place: Place) -> None:  # B61
+    plan = FaultPlan(fail("register", calls=[2, 3]), fail("register", calls=[4], moment="after"))
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease="30s") as worker:
+        tenure = worker.tenure
+        assert tenure is not None
+        await world.scheduler.deregister(tenure.worker_id)  # what a reap does to it
+        assert await (await world.client.start(Counted, 2)).result("20s") == 1
+        assert plan.calls["register"] == 5
+    assert len(place.lines("step")) == 2
+
+
+async def test_a_worker_that_cannot_deregister_still_ends(world: World, place: Place) -> None:  # B61
+    plan = FaultPlan(fail("deregister"))
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE, linger="60s"):
+        handle = await world.client.start(Waiting, None)
+        await until(begun(place, "waits"))
+    # What it had in memory was given up by a suspension, not by the deregistration that failed.
+    async with world.worker(lease="30s"):
+        await handle.offer_event("go", "on")
+        assert await handle.result("5s") == "on"
+
+
+async def test_dropped_notifications_delay_by_no_more_than_the_poll_interval(world: World, place: Place) -> None:  # B62
+    plan = FaultPlan(notifications=NotificationFaults(drop=1.0))
+    poll = 0.6
+    faulty = FaultyScheduler(world.scheduler, plan)
+    async with world.worker(scheduler=faulty, poll_interval=poll, linger="60s"):
+        for number in range(3):
+            handle = await world.client.start(Waiting, None, execution_id=f"e{number}")
+            assert await until(begun(place, "waits", handle.execution_id)) < poll + 0.25  # claimed
+            await handle.offer_event("go", "on")
+            assert await until(begun(place, "after", handle.execution_id)) < poll + 0.25  # heard in memory
+            assert await handle.result("20s") == "on"
+        gone = await world.client.start(Waiting, None, execution_id="gone")
+        await until(begun(place, "waits", "gone"))
+        await gone.cancel()
+        began = time.monotonic()
+        with pytest.raises(ExecutionCancelled):
+            await gone.result("20s")
+        assert time.monotonic() - began < poll + 0.25
+
+
+async def test_dropped_notifications_do_not_keep_a_suspended_execution_asleep(
+    world: World, place: Place
+) -> None:  # B62
+    plan = FaultPlan(notifications=NotificationFaults(drop=1.0))
+    poll = 0.6
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), poll_interval=poll, linger=0):
+        handle = await world.client.start(Waiting, None)
+
+        async def suspended() -> bool:
+            return (await handle.status()).status == "waiting"
+
+        await until(suspended)
+        await handle.offer_event("go", "on")
+        assert await until(begun(place, "after")) < poll + 0.25
+
+
+async def test_a_result_arrives_though_its_notification_was_dropped(world: World) -> None:  # B62
+    world.register(Steps(world))
+    deaf = DurableScheduler(FaultyScheduler(world.scheduler, FaultPlan(notifications=NotificationFaults(drop=1.0))))
+    async with world.worker():
+        handle = await deaf.start(Steps, "data")
+        waiting = asyncio.create_task(handle.result("20s"))
+        finished = await world.client.wait(handle.execution_id, "20s")
+        began = time.monotonic()
+        assert await waiting == finished.output == 5
+        assert time.monotonic() - began < 1.0 + 0.25  # a client polls each second
+
+
+async def test_notifications_heard_twice_change_nothing(world: World, place: Place) -> None:  # B62
+    plan = FaultPlan(notifications=NotificationFaults(double=1.0))
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), linger="60s"):
+        handles = [await world.client.start(Waiting, None) for _ in range(10)]
+        for number, waiting in enumerate(handles):
+            await waiting.offer_event("go", str(number))
+        assert await asyncio.gather(*(waiting.result("20s") for waiting in handles)) == [str(n) for n in range(10)]
+    assert len(place.lines("after")) == 10
+
+
+# --- one file, opened by many -----------------------------------------------------------------------------------------
+
+
+async def test_twenty_processes_that_open_a_new_file_at_once_migrate_it_once(tmp_path: Path) -> None:  # B75
+    place = Place(tmp_path)
+    crowd = await launch(place, "crowd", 20)
+    try:
+        said = await crowd.rest()
+        assert await crowd.ended() == 0, said
+        assert said == ""
+    finally:
+        await crowd.kill()
+    with contextlib.closing(sqlite3.connect(tmp_path / "zart.db")) as db:
+        versions = [row[0] for row in db.execute("SELECT version FROM zart_schema_migrations")]
+        assert versions == sorted(set(versions))
+        assert versions
+    async with connect(place.url) as scheduler:
+        assert [item.execution_id for item in (await DurableScheduler(scheduler).list()).items] == ["same"]
+
+
+async def test_migrating_again_changes_nothing(world: World) -> None:  # B75
+    await world.client.start("counted", 1, execution_id="kept")
+    schema = "SELECT type, name, sql FROM sqlite_schema ORDER BY name"
+    applied = "SELECT * FROM zart_schema_migrations"
+    with database(world) as db:
+        before = db.execute(schema).fetchall(), db.execute(applied).fetchall()
+        for _ in range(3):
+            await world.scheduler.migrate()
+            async with world.another() as scheduler:
+                await scheduler.migrate()
+        assert (db.execute(schema).fetchall(), db.execute(applied).fetchall()) == before
+    assert (await world.client.status("kept")).status == "scheduled"
+
+
+async def test_a_schema_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:  # B75
+    place = Place(tmp_path)
+    async with connect(place.url) as scheduler:
+        await DurableScheduler(scheduler).start("counted", 1, execution_id="theirs")
+    file = tmp_path / "zart.db"
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("INSERT INTO zart_schema_migrations SELECT 9000, '9000_future.sql', 1")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = hashlib.sha256(file.read_bytes()).hexdigest()
+    for scheduler in (connect(place.url), connect(place.url)):
+        with pytest.raises(SchemaOutdated, match="9000"):
+            await scheduler.open()
+        assert not scheduler.is_open
+    with pytest.raises(SchemaOutdated):
+        await Worker(connect(place.url), registry(place)).run_until_idle()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == before
+
+
+# --- engines in one process -------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def engine(folder: Path) -> AsyncIterator[tuple[Place, DurableScheduler]]:
+    """A store of its own with a worker and a client."""
+    folder.mkdir(exist_ok=True)
+    place = Place(folder)
+    async with connect(place.url) as scheduler:
+        async with Worker(scheduler, registry(place), WorkerConfig(linger="60s", poll_interval="100ms")):
+            yield place, DurableScheduler(scheduler)
+
+
+async def test_two_engines_in_one_process_do_not_see_each_other(tmp_path: Path) -> None:  # B77
+    async with engine(tmp_path / "a") as (here, client), engine(tmp_path / "b") as (there, other):
+        # The same tasks, ids, run ids and worker ids in both.
+        ours, theirs = [await each.start(Waiting, None, execution_id="e") for each in (client, other)]
+        assert ours.created
+        assert theirs.created
+        await until(lambda: here.lines("waits") and there.lines("waits"))
+        await ours.offer_event("go", "a")
+        assert await ours.result("20s") == "a"
+        assert (await theirs.status()).status in ("running", "waiting")
+        assert not there.lines("after")
+        await client.start(Counted, 2, execution_id="only-here")
+        await theirs.offer_event("go", "b")
+        assert await theirs.result("20s") == "b"
+        assert [item.execution_id for item in (await other.list()).items] == ["e"]
+        assert (await other.stats()).workers == 1
+        assert await client.start_and_wait(Counted, 2, execution_id="only-here", timeout="20s") == 1
+    assert len(here.lines("after")) == len(there.lines("after")) == 1
+
+
+def open_files() -> Counter[str]:
+    """What this process's descriptors lead to."""
+    targets: list[str] = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            targets.append(str(entry.readlink()).split(":")[0])
+    return Counter(targets)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="it reads the process's open files from /proc")
+async def test_closing_leaves_no_thread_task_or_open_file(tmp_path: Path) -> None:  # B77
+    async def live(folder: Path) -> None:
+        async with engine(folder) as (place, client):
+            await client.start(Waiting, None, execution_id="never")
+            await client.start(Gated, None, execution_id="done")
+            await until(begun(place, "begin"))
+            place.open_gate("done")
+            await client.handle("done").result("20s")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await client.wait("never")
+
+    await live(tmp_path / "first")  # whatever is loaded once in a process, is now
+    threads, tasks, files = set(threading.enumerate()), asyncio.all_tasks(), open_files()
+    for number in range(3):
+        await live(tmp_path / f"{number}")
+    assert [thread.name for thread in threading.enumerate() if thread not in threads] == []
+    assert asyncio.all_tasks() == tasks
+    assert open_files() - files == Counter()
+
+
+async def test_closing_after_a_failed_opening_leaves_nothing(tmp_path: Path) -> None:  # B77
+    (tmp_path / "zart.db").write_bytes(b"not a database" * 1_000)
+    place = Place(tmp_path)
+    threads, tasks, files = set(threading.enumerate()), asyncio.all_tasks(), open_files()
+    for _ in range(3):
+        with pytest.raises(BackendUnavailable):
+            async with Worker(connect(place.url), registry(place)):
+                pass
+    assert [thread.name for thread in threading.enumerate() if thread not in threads] == []
+    assert asyncio.all_tasks() == tasks
+    assert open_files() - files == Counter()
+
+
+# --- several processes on one file ------------------------------------------------------------------------------------
+
+
+async def test_a_lock_that_another_process_holds_is_waited_for(world: World, place: Place) -> None:  # B78
+    async with world.worker(lease="30s"):
+        with database(world) as db:
+            db.execute("BEGIN IMMEDIATE")
+            handle = asyncio.create_task(world.client.start(Counted, 2))
+            await asyncio.sleep(0.5)
+            assert not handle.done()
+            db.execute("COMMIT")
+        assert await (await handle).result("20s") == 1
+    assert len(place.lines("step")) == 2
+
+
+async def test_processes_that_write_one_file_all_the_time_see_no_lock(world: World, place: Place) -> None:  # B78
+    config = {"lease": "30s", "concurrency": 10}
+    async with worker_process(place, **config) as one, worker_process(place, **config) as two:
+        starters = [await launch(place, "starter", name) for name in ("a", "b")]
+        try:
+            lines = await asyncio.gather(*(_lines(starter.line, 300) for starter in starters))
+            for starter in starters:
+                starter.send(signal.SIGSTOP)  # no more work, so that the backlog can be done
+                assert starter.said == ""
+            names = [line.strip() for part in lines for line in part]
+            finished = await asyncio.gather(*(world.client.wait(name, "60s") for name in names))
+        finally:
+            for starter in starters:
+                await starter.kill()
+        assert {execution.status for execution in finished} == {"completed"}
+        for worker in (one, two):
+            assert "locked" not in worker.said
+            assert "WARNING" not in worker.said
+            assert "ERROR" not in worker.said
+    effects = Counter(tuple(line.split()[1:3]) for line in place.lines("step"))
+    assert set(effects.values()) == {1}
+
+
+async def _lines(line: Callable[[], Awaitable[str]], count: int) -> list[str]:
+    return [await line() for _ in range(count)]
+
+
+async def test_a_process_killed_in_mid_commit_loses_nothing_acknowledged(world: World, place: Place) -> None:  # B78
+    dice = random.Random(78)
+    acknowledged: list[str] = []
+    for life in range(3):
+        starter = await launch(place, "starter", f"life{life}")
+        try:
+            # Twenty starts are under way at any moment: it dies within a commit.
+            lines = await _lines(starter.line, dice.randrange(100, 250))
+            starter.send(signal.SIGKILL)
+            lines += (await starter.rest()).splitlines(keepends=True)
+            acknowledged += [line.strip() for line in lines if line.endswith("\n")]
+        finally:
+            await starter.kill()
+    settled = await world.scheduler.settled(acknowledged)
+    assert len(acknowledged) > 300
+    assert settled.missing == []
+    with database(world) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+# --- the audit --------------------------------------------------------------------------------------------------------
+
+DEFECTS = {
+    "a suspended run that nothing wakes": (
+        "UPDATE zart_active SET wake_at = NULL, waits = 0 WHERE {waiting}",
+        "waiting",
+    ),
+    "a queued run that nothing claims": ("UPDATE zart_active SET wake_at = NULL WHERE {queued}", "queued"),
+    "a wait for children without any": (
+        "UPDATE zart_active SET waits = 4, wake_at = NULL, open_children = 0 WHERE {waiting}",
+        "waiting",
+    ),
+    "a wait for an event that is there": (
+        "INSERT INTO zart_events SELECT run_id, signal_seq + 1, 'go', NULL, 1, x'22612222' FROM zart_active WHERE {waiting};"
+        "UPDATE zart_active SET signal_seq = signal_seq + 1 WHERE {waiting}",
+        "waiting",
+    ),
+    "a cancelled run that sleeps on": ("UPDATE zart_active SET cancel_requested = 1 WHERE {waiting}", "waiting"),
+    "a run that sleeps beyond its deadline": ("UPDATE zart_active SET deadline = 5 WHERE {waiting}", "waiting"),
+    "a lease without an owner": ("DELETE FROM zart_workers", "held"),
+    "a lease without an end": ("UPDATE zart_workers SET expires_at = NULL", "held"),
+    "a lease and a timer": ("UPDATE zart_active SET wake_at = 5 WHERE {held}", "held"),
+    "a quarantined run that is claimable": (
+        "UPDATE zart_active SET quarantined = 1, wake_at = 5 WHERE {queued}",
+        "queued",
+    ),
+    "two ends": (
+        "INSERT INTO zart_results (run_id, status, finished_at, attempt) "
+        "SELECT run_id, 'failed', 1, 0 FROM zart_active WHERE {queued}",
+        "queued",
+    ),
+    "neither an end nor a life": ("DELETE FROM zart_results", "finished"),
+    "a finished run with a wait": (
+        "UPDATE zart_steps SET status = 'pending', finished_at = NULL WHERE {finished}",
+        "finished",
+    ),
+    "a finished run with a timer": (
+        "UPDATE zart_steps SET status = 'pending', wake_at = 5 WHERE {finished}",
+        "finished",
+    ),
+    "a result without an end": ("UPDATE zart_steps SET finished_at = NULL WHERE {finished}", "finished"),
+    "steps of a run that is not there": ("UPDATE zart_steps SET run_id = 9000 WHERE {finished}", "9000"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+async def test_the_audit_finds_what_cannot_be(tmp_path: Path, defect: str) -> None:  # B79
+    place = Place(tmp_path)
+    statements, culprit = DEFECTS[defect]
+    ids = await _one_of_each(place)
+    async with connect(f"sqlite:///{tmp_path}/copy.db") as scheduler:
+        audit: Callable[[], Awaitable[list[str]]] = getattr(scheduler, "audit")  # noqa: B009 - not part of the contract
+        assert await audit() == []
+        with contextlib.closing(sqlite3.connect(tmp_path / "copy.db", isolation_level=None)) as db:
+            where = {name: f"run_id = {run_id}" for name, run_id in ids.items()}
+            for statement in statements.format(**where).split(";"):
+                assert db.execute(statement).rowcount > 0, "the defect was not planted"
+        found = await audit()
+    assert [finding for finding in found if f"run {ids.get(culprit, culprit)} " in finding], found
+
+
+async def _one_of_each(place: Place) -> dict[str, int]:
+    """A copy of a store with a run in each state; their run ids."""
+    async with connect(place.url) as scheduler:
+        client = DurableScheduler(scheduler)
+        await client.start(Counted, 2, execution_id="finished")
+        await client.start(Waiting, None, execution_id="waiting")
+        await Worker(scheduler, registry(place), WorkerConfig(linger=0)).run_until_idle()
+        await client.start(Counted, 2, execution_id="queued", queue="nobody")
+        async with Worker(scheduler, registry(place), WorkerConfig(lease="1h")):
+            held = await client.start(Gated, None, execution_id="held")
+            await until(begun(place, "begin", "held"))
+            with (
+                contextlib.closing(sqlite3.connect(place.folder / "zart.db")) as db,
+                contextlib.closing(sqlite3.connect(place.folder / "copy.db")) as copy,
+            ):
+                db.backup(copy)
+                ids = dict(db.execute("SELECT execution_id, run_id FROM zart_runs").fetchall())
+            place.open_gate("held")
+            await held.result("20s")
+    return ids

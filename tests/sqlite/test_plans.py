@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import sqlite3
@@ -45,8 +46,6 @@ def plan(db: sqlite3.Connection, statement: str) -> list[str]:
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    import asyncio
-
     async def fill() -> None:
         async with SqliteScheduler(tmp_path / "zart.db") as scheduler:
             await scheduler.start([new(f"sleeping-{n}", delay=HOUR + n, priority=n % 3) for n in range(20_000)])

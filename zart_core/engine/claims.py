@@ -38,7 +38,7 @@ class Claims:
         poll_interval: int,
         free: Callable[[], int],
         held: Callable[[], list[int]],
-        begin: Callable[[ClaimedRun], None],
+        begin: Callable[[list[ClaimedRun]], None],
     ) -> None:
         self._scheduler = scheduler
         self._clock: Clock = scheduler.clock
@@ -115,8 +115,7 @@ class Claims:
             self._asking = False
         self._lease.renewed(asked_at)
         self.next_wake = claimed.next_wake
-        for run in claimed.runs:
-            self._begin(run)
+        self._begin(claimed.runs)
         return 0 < limit <= len(claimed.runs)
 
     async def _pause(self) -> None:

@@ -163,6 +163,8 @@ class Run:
         self._closed = False
         self._concurrent = False  # calls were made in tasks other than the handler's own
         self._calls = 0
+        self.bodies = 0
+        """Step bodies that run now."""
         self._parked: set[Parked] = set()
         self._arrivals: list[Parked] = []  # parked calls that wait for signals
         self._suspending: asyncio.Future[None] | None = None
@@ -181,7 +183,10 @@ class Run:
         self._root = asyncio.current_task()
         current_execution.set(self._info())
         if self.claimed.deadline is not None:
-            self._deadline = Timer(self.clock, self.claimed.deadline, self.deadline_passed)
+            if self.claimed.deadline <= self.clock.now():
+                self.deadline_passed()  # at once: a pass that parked first would be suspended until now, again and again
+            else:
+                self._deadline = Timer(self.clock, self.claimed.deadline, self.deadline_passed)
         try:
             await self._drive()
         except Halt:
@@ -539,10 +544,27 @@ class Run:
 
     @property
     def idle(self) -> bool:
-        """Whether every call of the run is parked."""
+        """Whether every call of the run is parked, and none of them has been woken."""
+        # Race: a call that was woken has not run yet. Suspended now, with the signal that woke it counted as seen, the run would
+        # wait for a signal that has come already.
         return (
-            bool(self._parked) and len(self._parked) == self._calls and self._suspending is None and self.halt is None
+            bool(self._parked)
+            and len(self._parked) == self._calls
+            and self._suspending is None
+            and self.halt is None
+            and not any(parked.future.done() for parked in self._parked)
         )
+
+    @property
+    def resting(self) -> bool:
+        """Whether the run is idle and nothing is about to change that."""
+        return self.idle and self._idle_check is None and not self._stale
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether nothing moves but the bodies of steps."""
+        busy = self.bodies > 0 and len(self._parked) + self.bodies == self._calls
+        return busy and self._suspending is None and self.halt is None
 
     def _look(self) -> None:
         """Something parked or ended: is the run idle now, and what follows from that?"""
@@ -601,6 +623,10 @@ class Run:
         return min(times) if times else None
 
     def _suspend(self) -> None:
+        deadline = self.claimed.deadline
+        if deadline is not None and not self.compensating and deadline <= self.clock.now():
+            self.deadline_passed()  # its timer is about to say so
+            return
         self._no_longer_idle()
         self._suspending = self.loop.create_future()
         self.gated = True

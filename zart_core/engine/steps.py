@@ -273,6 +273,7 @@ class _Attempts:
             fn = intercept(run.claimed.task, run.execution_id, self.name, fn)
         until, exceeded = self._effective_deadline()
         token = current_step.set(info)
+        run.bodies += 1
         try:
             if until is not None:
                 error, value = await self._bounded(fn, until, exceeded)
@@ -287,6 +288,7 @@ class _Attempts:
                 raise
             error, value = raised, None
         finally:
+            run.bodies -= 1
             current_step.reset(token)
         if info.misused is not None:
             return _Misused(info.misused), None

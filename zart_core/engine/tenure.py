@@ -81,7 +81,7 @@ class Tenure:
             poll_interval=options.poll_interval,
             free=self.free,
             held=lambda: [run_id for run_id, _ in self.runs],
-            begin=self._begin,
+            begin=self._begin_all,
         )
         self.wakeups = WakeUps(
             scheduler,
@@ -129,12 +129,16 @@ class Tenure:
     @property
     def quiet(self) -> bool:
         """Whether nothing happens but waiting: every run is idle, nothing is to be written, claimed or delivered."""
-        return (
-            all(run.idle for run in self.runs.values())
-            and self.journal.idle
-            and self.wakeups.idle
-            and not self.claims.busy
-        )
+        return self._rested and all(run.resting for run in self.runs.values())
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether nothing moves but the bodies of steps."""
+        return self._rested and all(run.resting or run.in_steps for run in self.runs.values())
+
+    @property
+    def _rested(self) -> bool:
+        return self.journal.idle and self.wakeups.idle and not self.claims.busy
 
     @property
     def progress(self) -> int:
@@ -188,6 +192,11 @@ class Tenure:
 
     # --- runs ------------------------------------------------------------------------------------------------------
 
+    def _begin_all(self, claimed: list[ClaimedRun]) -> None:
+        for run in claimed:
+            self._begin(run)
+        self.wakeups.forget_strays()
+
     def _begin(self, claimed: ClaimedRun) -> None:
         run = Run(claimed, self._bodies.body(claimed.task), self._services)
         key = (run.run_id, run.epoch)
@@ -195,6 +204,8 @@ class Tenure:
         self._begun += 1
         task = spawn(run, f"zart execution {run.execution_id} ({claimed.task})")
         self._tasks.add(task)
+        if self.wakeups.missed(run.run_id):
+            self.wakeups.ask(run)
         task.add_done_callback(self._ended(key))
 
     def _ended(self, key: tuple[int, int]) -> Callable[[asyncio.Task[None]], None]:

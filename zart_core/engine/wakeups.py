@@ -36,6 +36,8 @@ class WakeUps:
         self._runs = runs
         self._ready = ready
         self._asked: dict[tuple[int, int], Run] = {}
+        self._strays: set[int] = set()
+        self._all_stray = False
         self._work = asyncio.Event()
         self.busy = False
 
@@ -44,10 +46,26 @@ class WakeUps:
         if notification.ready:
             self._ready()
         concerned = notification.signals
+        if concerned is None:
+            self._all_stray = True
+        elif concerned:
+            self._strays |= concerned
         if concerned is None or concerned:
             for run in self._runs():
                 if concerned is None or run.run_id in concerned:
                     self.ask(run)
+
+    def missed(self, run_id: int) -> bool:
+        """Whether news of this run came before the run itself.
+
+        Race: a signal commits right after the claim that leased its run; its notification is heard before the claim's answer.
+        """
+        return self._all_stray or run_id in self._strays
+
+    def forget_strays(self) -> None:
+        """A claim's runs have begun: earlier news of others are not for this worker."""
+        self._strays.clear()
+        self._all_stray = False
 
     def ask(self, run: Run) -> None:
         """Fetch this run's signals soon; it gets :meth:`Run.deliver` or :meth:`Run.refreshed`."""

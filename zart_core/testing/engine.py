@@ -120,7 +120,7 @@ class TestEngine:
             calm = 0
             await asyncio.sleep(0.0002)  # the database's thread is at work, or a step is
             now = time.monotonic()
-            if tenure.progress != seen:
+            if tenure.progress != seen or not tenure.in_steps:
                 seen, still_since = tenure.progress, now
             elif now - still_since > _STILL and self.clock.next_timer() is not None:
                 return  # steps are in flight that only the clock can end: a timeout

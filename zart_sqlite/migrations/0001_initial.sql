@@ -51,7 +51,8 @@ CREATE TABLE zart_active (
 CREATE INDEX zart_active_ready ON zart_active (queue, task, priority DESC, wake_at, run_id)
     WHERE worker_id IS NULL AND wake_at IS NOT NULL;
 -- Deadlines that pass while nobody runs the run, for workers whose slots are all taken.
-CREATE INDEX zart_active_deadline ON zart_active (deadline) WHERE worker_id IS NULL AND deadline IS NOT NULL;
+CREATE INDEX zart_active_deadline ON zart_active (queue, task, deadline)
+    WHERE worker_id IS NULL AND wake_at IS NOT NULL AND deadline IS NOT NULL;
 -- What a dead worker leaves behind.
 CREATE INDEX zart_active_worker ON zart_active (worker_id) WHERE worker_id IS NOT NULL;
 

@@ -1,0 +1,1 @@
+"""What Zart costs beside what the disk and SQLite allow: ``python -m benchmarks``."""

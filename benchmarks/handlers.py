@@ -1,0 +1,93 @@
+"""The handlers that the workloads run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from zart_core import TaskContext, TaskHandler, TaskRegistry
+
+BALLAST = "x" * (1 << 20)
+
+
+class Plain(TaskHandler[int, int]):
+    """No step at all: a job."""
+
+    name = "plain"
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        return data
+
+
+class Steps(TaskHandler[int, int]):
+    """``data`` steps one after another; counts the bodies that ran in this process."""
+
+    name = "steps"
+
+    def __init__(self) -> None:
+        self.ran = 0
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        total = 0
+        for number in range(data):
+            total += await ctx.step(f"step-{number}", self.one, number)
+        return total
+
+    async def one(self, number: int) -> int:
+        self.ran += 1
+        return number
+
+
+class Waiting(TaskHandler[None, int]):
+    """Waits for one event and returns what it says."""
+
+    name = "waiting"
+
+    async def run(self, ctx: TaskContext, data: None) -> int:
+        return await ctx.wait_for_event("go", int)
+
+
+class Replayed(TaskHandler[int, int]):
+    """``data`` steps, then an event. Notes when each pass began and was through with the steps."""
+
+    name = "replayed"
+
+    def __init__(self) -> None:
+        self.ran = 0
+        self.passes: list[tuple[float, float]] = []
+        self.through = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        began = time.perf_counter()
+        total = 0
+        for number in range(data):
+            total += await ctx.step(f"step-{number}", self.one, number)
+        self.passes.append((began, time.perf_counter()))
+        self.through.set()
+        return total + await ctx.wait_for_event("go", int)
+
+    async def one(self, number: int) -> int:
+        self.ran += 1
+        return number
+
+
+class Ballast(TaskHandler[int, int]):
+    """Writes ``data`` MiB."""
+
+    name = "ballast"
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        for number in range(data):
+            await ctx.step(f"step-{number}", self.one)
+        return data
+
+    async def one(self) -> str:
+        return BALLAST
+
+
+def registry(*handlers: TaskHandler[int, int] | TaskHandler[None, int]) -> TaskRegistry:
+    """A registry of ``handlers``."""
+    made = TaskRegistry()
+    for handler in handlers:
+        made.register(handler)
+    return made

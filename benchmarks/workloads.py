@@ -1,0 +1,355 @@
+"""The workloads. Each measures the limit, then itself, once a repetition, and checks its results when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+from msgspec import Struct
+
+from benchmarks import process
+from benchmarks.handlers import Plain, Replayed, Steps, Waiting, registry
+from benchmarks.limits import Limits
+from benchmarks.readings import Goal, Reading, percentile
+from benchmarks.store import Store, Wrong, open_store, same
+from zart_core import ExecutionHandle, StartRequest, Worker, WorkerConfig
+
+_PATIENCE: Final = "120s"
+_CROWD: Final = WorkerConfig(concurrency=200)
+_LIMIT_ROWS: Final = 100
+
+
+class Sizes(Struct, frozen=True, kw_only=True):
+    """How much of each workload is run in one repetition."""
+
+    jobs: int = 5_000
+    starts: int = 10_000
+    singles: int = 2_000
+    crowd: int = 200
+    steps: int = 10
+    calls: int = 200
+    sequence: int = 1_000
+    idle: float = 10.0
+
+
+FULL: Final = Sizes()
+QUICK: Final = Sizes(jobs=500, starts=1_000, singles=200, crowd=100, calls=40, sequence=1_000, idle=5.0)
+
+
+class Bench(Struct, frozen=True):
+    """What a workload works with."""
+
+    directory: Path
+    limits: Limits
+    sizes: Sizes
+
+
+Repetition = Callable[[], Awaitable[list[Reading]]]
+Opened = AbstractAsyncContextManager[Repetition]
+
+
+class Workload(Struct, frozen=True):
+    """A workload by its name. ``once``: one long reading in place of several short ones."""
+
+    name: str
+    open: Callable[[Bench], Opened]
+    once: bool = False
+
+
+# --- throughput -----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _jobs(bench: Bench) -> AsyncIterator[Repetition]:
+    count, done = bench.sizes.jobs, 0
+    async with open_store(bench.directory / "jobs.db") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            limit = _rate(bench.limits.commits())
+            seconds = await _through(store, [StartRequest(Plain, number) for number in range(count)], range(count))
+            done += count
+            return [Reading(label="executions without a step", unit="per s", ours=count / seconds, limit=limit)]
+
+        async with Worker(store.scheduler, registry(Plain()), _CROWD):
+            yield repetition
+        await store.check(completed=done)
+
+
+@asynccontextmanager
+async def _starts(bench: Bench) -> AsyncIterator[Repetition]:
+    count, done = bench.sizes.starts, 0
+    async with open_store(bench.directory / "starts.db") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            limit = bench.limits.rows_per_second(_LIMIT_ROWS)
+            requests = [StartRequest(Plain, number) for number in range(count)]
+            began = time.perf_counter()
+            handles = await store.client.start_many(requests)
+            seconds = time.perf_counter() - began
+            same("started executions", len({handle.execution_id for handle in handles}), count)
+            done += count
+            return [Reading(label="start_many, to 100-row commits", unit="per s", ours=count / seconds, limit=limit)]
+
+        yield repetition
+        await store.check(completed=0, scheduled=done)
+
+
+@asynccontextmanager
+async def _singles(bench: Bench) -> AsyncIterator[Repetition]:
+    count, done, steps = bench.sizes.singles, 0, Steps()
+    async with open_store(bench.directory / "singles.db") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            limit = _rate(bench.limits.commits())
+            seconds = await _through(store, [StartRequest(Steps, 1)] * count, [0] * count)
+            done += count
+            return [Reading(label="executions of one step", unit="per s", ours=count / seconds, limit=limit)]
+
+        async with Worker(store.scheduler, registry(steps), _CROWD):
+            yield repetition
+        same("steps that ran", steps.ran, done)
+        await store.check(completed=done)
+
+
+@asynccontextmanager
+async def _crowd(bench: Bench) -> AsyncIterator[Repetition]:
+    count, each, done, steps = bench.sizes.crowd, bench.sizes.steps, 0, Steps()
+    async with open_store(bench.directory / "crowd.db") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            single = _rate(bench.limits.commits())
+            bulk = bench.limits.rows_per_second(_LIMIT_ROWS)
+            total = sum(range(each))
+            seconds = await _through(store, [StartRequest(Steps, each)] * count, [total] * count)
+            done += count
+            rate = count * each / seconds
+            goal = Goal("ratio", "least", 4.0)
+            return [
+                Reading(label="steps, to single-row commits", unit="per s", ours=rate, limit=single, goal=goal),
+                Reading(label="steps, to 100-row commits", unit="per s", ours=rate, limit=bulk),
+            ]
+
+        async with Worker(store.scheduler, registry(steps), _CROWD):
+            yield repetition
+        same("steps that ran", steps.ran, done * each)
+        await store.check(completed=done)
+
+
+async def _through(store: Store, requests: Iterable[StartRequest], expected: Iterable[int]) -> float:
+    """Start all, wait for all: the seconds it took."""
+    began = time.perf_counter()
+    handles = await store.client.start_many(requests)
+    results = [await handle.result(_PATIENCE) for handle in handles]
+    seconds = time.perf_counter() - began
+    same("results", results, list(expected))
+    return seconds
+
+
+# --- latency --------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _answers(bench: Bench) -> AsyncIterator[Repetition]:
+    done, steps = 0, Steps()
+    async with open_store(bench.directory / "answers.db") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            commits = bench.limits.commits()
+            took = [await _answer(store) for _ in range(bench.sizes.calls)]
+            done += len(took)
+            return _latency("start to result", took, commits, 3.0, 10.0)
+
+        async with Worker(store.scheduler, registry(steps)):
+            yield repetition
+        same("steps that ran", steps.ran, done)
+        await store.check(completed=done)
+
+
+@asynccontextmanager
+async def _remote_answers(bench: Bench) -> AsyncIterator[Repetition]:
+    done = 0
+    async with open_store(bench.directory / "remote.db") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            commits = bench.limits.commits()
+            took = [await _answer(store) for _ in range(bench.sizes.calls)]
+            done += len(took)
+            return _latency("start to result, two processes", took, commits, 3.0, 10.0)
+
+        async with process.worker(store.path):
+            yield repetition
+        await store.check(completed=done)
+
+
+async def _answer(store: Store) -> float:
+    began = time.perf_counter()
+    handle = await store.client.start(Steps, 1)
+    result = await handle.result(_PATIENCE)
+    seconds = time.perf_counter() - began
+    same("the result", result, 0)
+    return seconds
+
+
+@asynccontextmanager
+async def _events(bench: Bench) -> AsyncIterator[Repetition]:
+    done = 0
+    async with open_store(bench.directory / "events.db") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            commits = bench.limits.commits()
+            took = [await _event(store, number) for number in range(bench.sizes.calls)]
+            done += len(took)
+            return _latency("event to result", took, commits, 3.0, None)
+
+        async with Worker(store.scheduler, registry(Waiting())):
+            yield repetition
+        await store.check(completed=done)
+
+
+async def _event(store: Store, number: int) -> float:
+    handle: ExecutionHandle[int] = await store.client.start(Waiting, None)
+    result = asyncio.get_running_loop().create_task(handle.result(_PATIENCE))
+    await _until_waiting(store, handle)
+    began = time.perf_counter()
+    await store.client.offer_event(handle.execution_id, "go", number)
+    same("the result", await result, number)
+    return time.perf_counter() - began
+
+
+async def _until_waiting(store: Store, handle: ExecutionHandle[Any]) -> None:
+    """Until the execution waits for its event, and has become quiet."""
+    while True:
+        status = await store.client.status(handle.execution_id)
+        if status.waiting_on is not None and status.waiting_on.kind == "event":
+            return
+        if status.finished_at is not None:
+            raise Wrong(f"{handle!r} ended without its event: {status.error}")
+        await asyncio.sleep(0.002)
+
+
+def _latency(
+    label: str, took: list[float], commits: list[float], middle: float | None, tail: float | None
+) -> list[Reading]:
+    """Median and 99th percentile in milliseconds, beside those of one raw commit."""
+    return [
+        Reading(
+            label=f"{label}, {name}",
+            unit="ms",
+            ours=percentile(took, share) * 1_000,
+            limit=percentile(commits, share) * 1_000,
+            goal=None if most is None else Goal("ours", "most", most),
+        )
+        for name, share, most in (("p50", 0.5, middle), ("p99", 0.99, tail))
+    ]
+
+
+# --- one long execution ---------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _sequence(bench: Bench) -> AsyncIterator[Repetition]:
+    count, done, handler = bench.sizes.sequence, 0, Replayed()
+    async with open_store(bench.directory / "sequence.db") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            limit = _rate(bench.limits.commits())
+            handler.through.clear()
+            handle: ExecutionHandle[int]
+            async with Worker(store.scheduler, registry(handler)):
+                handle = await store.client.start(Replayed, count)
+                await handler.through.wait()  # asking the store meanwhile would be measured, too
+                await _until_waiting(store, handle)
+            began, passed = handler.passes[-1]
+            rate = count / (passed - began)
+            # Nobody works on it now; its event makes it due. A fresh worker has to replay it all.
+            await store.client.offer_event(handle.execution_id, "go", 1)
+            async with Worker(store.scheduler, registry(handler)):
+                same("the result", await handle.result(_PATIENCE), sum(range(count)) + 1)
+            done += 1
+            same("passes", len(handler.passes), 2 * done)
+            if store.scheduler.claimed is None:
+                raise Wrong("no claim got the execution")
+            asked, answered = store.scheduler.claimed
+            began, passed = handler.passes[-1]
+            milliseconds = [1_000 * seconds for seconds in (passed - asked, answered - asked, passed - began)]
+            labels = (
+                f"replay of {count:,} steps, from the claim",
+                "… of it claim and load",
+                "… of it the handler's pass",
+            )
+            goals = (Goal("ours", "most", 30.0), None, None)
+            return [
+                Reading(
+                    label=f"{count:,} steps in sequence",
+                    unit="per s",
+                    ours=rate,
+                    limit=limit,
+                    goal=Goal("ratio", "least", 0.7),
+                ),
+                *(
+                    Reading(label=label, unit="ms", ours=ours, goal=goal)
+                    for label, ours, goal in zip(labels, milliseconds, goals, strict=True)
+                ),
+            ]
+
+        yield repetition
+        same("steps that ran", handler.ran, done * count)
+        await store.check(completed=done)
+
+
+# --- no work --------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _rest(bench: Bench) -> AsyncIterator[Repetition]:
+    async with open_store(bench.directory / "idle.db") as store:
+
+        async def repetition() -> list[Reading]:
+            used = await process.idle(store.path, bench.sizes.idle)
+            return [
+                Reading(
+                    label="idle worker, statements",
+                    unit="per s",
+                    ours=used.statements / used.seconds,
+                    goal=Goal("ours", "most", 1.0),
+                ),
+                Reading(
+                    label="idle worker, share of a processor",
+                    unit="%",
+                    ours=100 * used.processor / used.seconds,
+                    goal=Goal("ours", "most", 0.3),
+                ),
+            ]
+
+        yield repetition
+        await store.check(completed=0)
+
+
+def _rate(commits: list[float]) -> float:
+    return 1 / fmean(commits)
+
+
+WORKLOADS: Final = (
+    Workload("W0", _jobs),
+    Workload("W0-start", _starts),
+    Workload("W1", _singles),
+    Workload("W2", _crowd),
+    Workload("W3", _answers),
+    Workload("W3-two", _remote_answers),
+    Workload("W5", _events),
+    Workload("W6", _sequence),
+    Workload("W7", _rest, once=True),
+)
