@@ -37,7 +37,7 @@ def _row(line: Line) -> tuple[str, ...]:
         line.label,
         "" if ratio is None else _number(ratio),
         _spread(line.ratios),
-        _goal(line.goal),
+        _goal(line.goal, line.unit),
         "" if line.met is None else "yes" if line.met else "no",
         _number(median(line.ours)),
         _spread(line.ours),
@@ -46,10 +46,10 @@ def _row(line: Line) -> tuple[str, ...]:
     )
 
 
-def _goal(goal: Goal | None) -> str:
+def _goal(goal: Goal | None, unit: str) -> str:
     if goal is None:
         return ""
-    return f"{_SIGN[goal.bound]} {goal.value:g}{' × limit' if goal.of == 'ratio' else ''}"
+    return f"{_SIGN[goal.bound]} {goal.value:g} {'× limit' if goal.of == 'ratio' else unit}"
 
 
 def _spread(values: Sequence[float]) -> str:

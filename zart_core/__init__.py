@@ -7,7 +7,6 @@ survives crashes, restarts and deployments, on the SQLite file or the PostgreSQL
 from zart_core.ambient import ExecutionInfo, context
 from zart_core.client import DurableScheduler, ExecutionHandle, StartRequest
 from zart_core.connect import connect
-from zart_core.task_context import TaskContext
 from zart_core.duration import Duration
 from zart_core.errors import (
     BackendUnavailable,
@@ -54,6 +53,7 @@ from zart_core.records import ErrorInfo, ExecutionFailure
 from zart_core.registry import TaskRegistry
 from zart_core.retry import RetryConfig
 from zart_core.scheduler import Scheduler
+from zart_core.task_context import TaskContext
 from zart_core.worker import Worker, WorkerConfig
 
 __all__ = [

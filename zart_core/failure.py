@@ -177,8 +177,13 @@ def _innermost(error: BaseException) -> BaseException:
     """The one error inside a group of one (a TaskGroup wraps what its tasks raise); the first step's of a larger one."""
     if not isinstance(error, BaseExceptionGroup):
         return error
-    parts: tuple[BaseException, ...] = cast("BaseExceptionGroup[BaseException]", error).exceptions
-    return _innermost(next((part for part in parts if isinstance(part, (StepError, BaseExceptionGroup))), parts[0]))
+    parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    first: BaseException = next((part for part in parts if _has_step(part)), parts[0])
+    return _innermost(first)
+
+
+def _has_step(error: BaseException) -> bool:
+    return isinstance(error, (StepError, BaseExceptionGroup))
 
 
 def _traceback(error: BaseException) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, ClassVar, Final, Generic, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from zart_core.task_context import TaskContext
 from zart_core.duration import Duration
 from zart_core.errors import ExecutionFailed, PayloadError
 from zart_core.records import ExecutionFailure
+from zart_core.task_context import TaskContext
 
 Data = TypeVar("Data")
 Output = TypeVar("Output")

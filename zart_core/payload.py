@@ -133,15 +133,12 @@ def _filled(cell: types.CellType) -> bool:
 
 
 def _plain_function(fn: Any) -> types.FunctionType | None:
-    for candidate in (
-        fn,
-        getattr(fn, "__func__", None),
-        getattr(fn, "func", None),
-        getattr(type(fn), "__call__", None),
-    ):
-        candidate = getattr(candidate, "__func__", candidate)
-        if isinstance(candidate, types.FunctionType):
-            return candidate
+    """The function behind a method, a partial, or an object that can be called."""
+    kind: type[Any] = cast("type[Any]", type(fn))
+    for candidate in (fn, getattr(fn, "func", None), kind.__dict__.get("__call__")):
+        plain = getattr(candidate, "__func__", candidate)
+        if isinstance(plain, types.FunctionType):
+            return plain
     return None
 
 

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, cast, overload
 
-from zart_core.task_context import TaskContext
 from zart_core.duration import positive_micros
 from zart_core.engine.run import Run
 from zart_core.handler import TaskHandler, check_task_name, data_types
 from zart_core.records import ExecutionFailure
+from zart_core.task_context import TaskContext
 
 
 class TaskRegistry:

@@ -122,13 +122,13 @@ class TaskContext:
         self,
         name: str,
         fn: Callable[[Unpack[Args]], Awaitable[T]],
-        *args: Unpack[Args],
+        *args: *Args,
         **options: Unpack[StepKeywords],
     ) -> Coroutine[Any, Any, T]: ...
 
     @overload
     def step(
-        self, name: str, fn: Callable[[Unpack[Args]], T], *args: Unpack[Args], **options: Unpack[StepKeywords]
+        self, name: str, fn: Callable[[Unpack[Args]], T], *args: *Args, **options: Unpack[StepKeywords]
     ) -> Coroutine[Any, Any, T]: ...
 
     def step(  # type: ignore[misc]  # mypy cannot compare *args: Unpack with an implementation's
@@ -162,13 +162,13 @@ class TaskContext:
         self,
         name: str,
         fn: Callable[[Unpack[Args]], Awaitable[T]],
-        *args: Unpack[Args],
+        *args: *Args,
         **options: Unpack[StepKeywords],
     ) -> Coroutine[Any, Any, Ok[T] | BusinessErr[BaseException] | ZartErr]: ...
 
     @overload
     def outcome(
-        self, name: str, fn: Callable[[Unpack[Args]], T], *args: Unpack[Args], **options: Unpack[StepKeywords]
+        self, name: str, fn: Callable[[Unpack[Args]], T], *args: *Args, **options: Unpack[StepKeywords]
     ) -> Coroutine[Any, Any, Ok[T] | BusinessErr[BaseException] | ZartErr]: ...
 
     def outcome(  # type: ignore[misc]  # as for step
@@ -200,7 +200,7 @@ class TaskContext:
         self,
         name: str,
         fn: Callable[[Unpack[Args]], Awaitable[T]],
-        *args: Unpack[Args],
+        *args: *Args,
         default: D,
         **options: Unpack[StepKeywords],
     ) -> Coroutine[Any, Any, T | D]: ...
@@ -210,7 +210,7 @@ class TaskContext:
         self,
         name: str,
         fn: Callable[[Unpack[Args]], T],
-        *args: Unpack[Args],
+        *args: *Args,
         default: D,
         **options: Unpack[StepKeywords],
     ) -> Coroutine[Any, Any, T | D]: ...
@@ -235,7 +235,7 @@ class TaskContext:
         self,
         name: str,
         fn: Callable[[Unpack[Args]], Awaitable[T]],
-        *args: Unpack[Args],
+        *args: *Args,
         fallback: Callable[[BaseException], Awaitable[R]],
         **options: Unpack[StepKeywords],
     ) -> Coroutine[Any, Any, T | R]: ...
@@ -245,7 +245,7 @@ class TaskContext:
         self,
         name: str,
         fn: Callable[[Unpack[Args]], Awaitable[T]],
-        *args: Unpack[Args],
+        *args: *Args,
         fallback: Callable[[BaseException], R],
         **options: Unpack[StepKeywords],
     ) -> Coroutine[Any, Any, T | R]: ...
@@ -255,7 +255,7 @@ class TaskContext:
         self,
         name: str,
         fn: Callable[[Unpack[Args]], T],
-        *args: Unpack[Args],
+        *args: *Args,
         fallback: Callable[[BaseException], R],
         **options: Unpack[StepKeywords],
     ) -> Coroutine[Any, Any, T | R]: ...

@@ -80,7 +80,8 @@ def cancel(tx: Transaction, execution_id: str, reason: str | None) -> bool:
     # A completion races with this. Both hold the write lock: if it comes first, the run is not live; if it comes later,
     # it finds cancel_requested, or no active row, and is refused.
     if _can_end_now(run):
-        failure = ExecutionFailure(kind="cancelled", error=ErrorInfo(type="ExecutionCancelled", message=reason or ""))
+        text = f"execution {execution_id!r} was cancelled" + (f": {reason}" if reason else "")
+        failure = ExecutionFailure(kind="cancelled", error=ErrorInfo(type="ExecutionCancelled", message=text))
         finish(tx, [(run.run_id, "cancelled", None, msgspec.json.encode(failure))])
     elif not run.cancel_requested:
         tx.db.execute(_CANCEL, {"run_id": run.run_id, "reason": reason, "now": tx.clock.now()})

@@ -540,7 +540,8 @@ async def test_a_crash_in_the_middle_of_on_failure_goes_on_there_and_never_reviv
     handler.in_second_undo = block
     async with TestEngine(registry_of(handler), replay=replay) as engine:
         handle = await engine.start(Compensating, "declined")
-        await engine.advance("1m")
+        await engine.settle()
+        engine.clock.advance(60 * SECOND)  # not engine.advance: the second undo will not come to rest
         await asyncio.wait_for(entered.wait(), 5)
         passes = handler.passes
         handler.in_second_undo = None
@@ -591,7 +592,9 @@ async def test_a_broken_connection_at_any_write_of_on_failure_changes_nothing(
         assert broken >= 3
 
 
-async def test_input_that_does_not_decode_fails_with_the_path_though_there_is_an_on_failure(replay: Replay) -> None:  # B44
+async def test_input_that_does_not_decode_fails_with_the_path_though_there_is_an_on_failure(
+    replay: Replay,
+) -> None:  # B44
     handler = Compensating()
     async with TestEngine(registry_of(handler), replay=replay) as engine:
         handle = await engine.start("compensating", {"not": "text"})
@@ -730,7 +733,9 @@ async def test_without_a_retry_a_step_runs_once(replay: Replay) -> None:  # B48
 
 
 async def test_non_retryable_ends_the_step_at_once(replay: Replay) -> None:  # B48
-    handler = Retrying("fixed(5, 1s)", lambda attempt: NonRetryable("give up") if attempt == 2 else Unavailable("again"))
+    handler = Retrying(
+        "fixed(5, 1s)", lambda attempt: NonRetryable("give up") if attempt == 2 else Unavailable("again")
+    )
     _, failure = await retried(handler, 9, replay)
     assert len(handler.times) == 2
     assert failure is not None

@@ -478,7 +478,9 @@ async def test_an_event_for_a_finished_execution_is_a_typed_error_and_changes_no
 # --- B33: payloads -------------------------------------------------------------------------------------------------
 
 
-async def test_an_event_that_does_not_decode_fails_the_handler_with_the_path_and_does_not_loop(replay: Replay) -> None:  # B33
+async def test_an_event_that_does_not_decode_fails_the_handler_with_the_path_and_does_not_loop(
+    replay: Replay,
+) -> None:  # B33
     async with TestEngine(registry_of(Approved()), replay=replay) as engine:
         handle = await engine.start(Approved, None)
         await handle.offer_event("approval", {"by": 7})

@@ -313,7 +313,7 @@ def race(url: str, number: str, folder: str) -> None:
             client = DurableScheduler(scheduler)
             Path(folder, f"ready-{number}").touch()
             while not Path(folder, "go").exists():
-                time.sleep(0.0005)  # noqa: ASYNC251 - nothing else runs here, and the start should be sharp
+                time.sleep(0.0005)
             created = []
             for round_ in range(10):
                 handle = await client.start(Ordering, Order(int(number)), execution_id=f"order-{round_}")

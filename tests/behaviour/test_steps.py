@@ -98,7 +98,7 @@ class Watched:
 
 async def until_waiting(client: DurableScheduler, execution_id: str) -> None:
     async with asyncio.timeout(20):
-        while (await client.status(execution_id)).status != "waiting":  # noqa: ASYNC110 - stored by others
+        while (await client.status(execution_id)).status != "waiting":
             await asyncio.sleep(0.002)
 
 

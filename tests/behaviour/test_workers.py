@@ -274,7 +274,7 @@ class Blocking(TaskHandler[float, None]):
 
     async def block(self, seconds: float) -> None:
         self.world.ledger.write("block")
-        time.sleep(seconds)  # noqa: ASYNC251 - the very mistake
+        time.sleep(seconds)
 
 
 async def test_a_handler_that_blocks_the_loop_loses_no_lease_and_is_named(
@@ -877,9 +877,11 @@ async def engine(folder: Path) -> AsyncIterator[tuple[Place, DurableScheduler]]:
     """A store of its own with a worker and a client."""
     folder.mkdir(exist_ok=True)
     place = Place(folder)
-    async with connect(place.url) as scheduler:
-        async with Worker(scheduler, registry(place), WorkerConfig(linger="60s", poll_interval="100ms")):
-            yield place, DurableScheduler(scheduler)
+    async with (
+        connect(place.url) as scheduler,
+        Worker(scheduler, registry(place), WorkerConfig(linger="60s", poll_interval="100ms")),
+    ):
+        yield place, DurableScheduler(scheduler)
 
 
 async def test_two_engines_in_one_process_do_not_see_each_other(tmp_path: Path) -> None:  # B77

@@ -9,7 +9,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from zart_core import DurableScheduler, ExecutionHandle, Scheduler, TaskHandler, TaskRegistry, Worker, WorkerConfig, connect
+from zart_core import (
+    DurableScheduler,
+    ExecutionHandle,
+    Scheduler,
+    TaskHandler,
+    TaskRegistry,
+    Worker,
+    WorkerConfig,
+    connect,
+)
 
 REPLAY = os.environ.get("ZART_TEST_REPLAY", "cached")
 """``always`` runs the whole suite with an engine that suspends and replays at every durable call."""
@@ -63,9 +72,7 @@ class World:
     ) -> AsyncIterator[Worker]:
         """A worker with short times, so that tests are quick; ``config`` are fields of ``WorkerConfig``."""
         options = {"linger": "50ms", "poll_interval": "200ms", "drain_timeout": "5s", "replay": REPLAY, **config}
-        async with Worker(
-            scheduler or self.scheduler, registry or self.registry, WorkerConfig(**options)
-        ) as worker:
+        async with Worker(scheduler or self.scheduler, registry or self.registry, WorkerConfig(**options)) as worker:
             yield worker
 
     async def run(self, task: Any, data: Any = None, **options: Any) -> Any:

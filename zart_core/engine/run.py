@@ -775,7 +775,8 @@ class Run:
 
 def _last_word(failure: ExecutionFailure, error: BaseException) -> ExecutionFailure:
     """What is kept when ``on_failure`` raised: the failure itself when it was only passed on, else the new error with the old."""
-    if getattr(error, "failure", None) is failure:
+    passed_on: object = getattr(error, "failure", None)
+    if passed_on is failure:
         return failure
     info = failures.failure_of(error).error
     text = f"{info.traceback}\nwhile on_failure handled: {failure.error}\n{failure.error.traceback}"

@@ -7,7 +7,6 @@ policy means the same whether or not the process lives through it.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from collections.abc import Callable
 from contextvars import copy_context
@@ -302,7 +301,11 @@ class _Attempts:
     async def _in_thread(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
         # The context travels, so that context() works in the thread. What the function raises comes back as a value: a
         # StopIteration cannot be set on a future, and would be lost.
-        within = functools.partial(copy_context().run, _call, fn, self.args)
+        context = copy_context()
+
+        def within() -> tuple[BaseException | None, Any]:
+            return context.run(_call, fn, self.args)
+
         error, value = await asyncio.get_running_loop().run_in_executor(self.run.services.threads, within)
         if error is None and inspect.isawaitable(value):  # a plain function (a lambda, say) that returned a coroutine
             value = await value
@@ -409,4 +412,4 @@ def _is_async(fn: Callable[..., Any]) -> bool:
     code = getattr(fn, "__code__", None)
     if code is not None:
         return bool(code.co_flags & _COROUTINE)
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(type(fn), "__call__", None))
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__dict__.get("__call__"))

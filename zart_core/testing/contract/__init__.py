@@ -38,6 +38,7 @@ from zart_core.testing.contract.bench import Backend
 from zart_core.testing.contract.cancel import CancelContract
 from zart_core.testing.contract.claim import ClaimContract
 from zart_core.testing.contract.crowds import CrowdContract
+from zart_core.testing.contract.deadlines import DeadlineContract
 from zart_core.testing.contract.fencing import FencingContract
 from zart_core.testing.contract.finish import FinishContract
 from zart_core.testing.contract.flush import FlushContract
@@ -62,6 +63,7 @@ class SchedulerContract(
     StartContract,
     QueueContract,
     ClaimContract,
+    DeadlineContract,
     FlushContract,
     FencingContract,
     FinishContract,

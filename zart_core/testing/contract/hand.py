@@ -61,6 +61,7 @@ class Hand:
         *,
         tasks: tuple[TaskOffer, ...] | None = None,
         queues: tuple[str, ...] | None = None,
+        overdue: int = 0,
     ) -> Claimed:
         """Claim, and return the whole answer."""
         return await self.scheduler.claim(
@@ -70,6 +71,7 @@ class Hand:
                 queues=self.queues if queues is None else queues,
                 tasks=self.tasks if tasks is None else tasks,
                 limit=limit,
+                overdue=overdue,
             )
         )
 
@@ -119,6 +121,10 @@ class Hand:
 
     async def heartbeat(self) -> None:
         await self.scheduler.heartbeat(self.worker_id, self.lease)
+
+    async def release(self, *keep: ClaimedRun) -> int:
+        """Free all runs but those to keep; returns how many."""
+        return await self.scheduler.release(self.worker_id, [run.run_id for run in keep])
 
     async def deregister(self) -> None:
         await self.scheduler.deregister(self.worker_id)
@@ -220,6 +226,7 @@ def suspend(
     seen: int | None = None,
     cleanup: bool = False,
     error: bytes | None = None,
+    past_deadline: bool = False,
 ) -> SuspendFact:
     """Give ``run`` up; ``seen`` is the signal it was claimed with unless given."""
     return SuspendFact(
@@ -231,6 +238,7 @@ def suspend(
         seen=run.signal_seq if seen is None else seen,
         cleanup=cleanup,
         error=error,
+        past_deadline=past_deadline,
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 
 from zart_core.duration import SECOND
 from zart_core.errors import LeaseLost
+from zart_core.records import Flushed
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, on_bench, raises
 from zart_core.testing.contract.hand import completed, finish, suspend
 
@@ -154,6 +155,44 @@ class LeaseContract(Contract):
         freed = await asyncio.gather(*(views[n % 2].reap(100) for n in range(6)))
         assert sum(freed) == 200
         assert len(await (await bench.hand()).claim(limit=300)) == 200
+
+    @on_bench
+    async def test_a_release_frees_all_but_what_is_kept(self, bench: Bench) -> None:  # B61
+        hand = await bench.hand()
+        await bench.start("kept", "unknown-1", "unknown-2", "sleeps")
+        runs = {run.execution_id: run for run in await hand.claim()}
+        wake_at = bench.now() + LONG
+        await hand.record(completed(runs["unknown-1"], "x"), suspend(runs["sleeps"], wake_at))
+        assert await hand.release(runs["kept"]) == 2
+        assert await hand.release(runs["kept"]) == 0
+        stale = await hand.flush(completed(runs["unknown-1"], "late"), completed(runs["kept"], "x"))
+        assert stale == Flushed(lost=frozenset((runs["unknown-1"].run_id,)))
+        heir = await bench.hand()
+        taken = {run.execution_id: run for run in await heir.claim()}
+        assert set(taken) == {"unknown-1", "unknown-2"}
+        assert all(taken[i].epoch > runs[i].epoch for i in taken)
+        assert [row.name for row in taken["unknown-1"].steps] == ["x"]
+        assert (await bench.row("sleeps")).wake_at == wake_at
+
+    @on_bench
+    async def test_a_worker_that_released_goes_on(self, bench: Bench) -> None:  # B61
+        hand, run = await bench.running("a")
+        assert await hand.release() == 1
+        await hand.heartbeat()
+        again = await hand.take("a")
+        assert again.epoch > run.epoch
+        await hand.record(finish(again))
+
+    @on_bench
+    async def test_a_release_touches_no_other_worker(self, bench: Bench) -> None:
+        hand, run = await bench.running("a")
+        other = await bench.hand()
+        assert await other.release() == 0
+        # Nor does keeping what is another's give it to this one.
+        assert await other.release(run) == 0
+        assert (await other.flush(completed(run, "x"))).lost == {run.run_id}
+        await hand.record(finish(run))
+        assert await bench.scheduler.release(hand.worker_id + 1_000, []) == 0
 
     @on_bench
     async def test_deregistering_frees_what_is_held_at_once(self, bench: Bench) -> None:  # B59

@@ -124,6 +124,8 @@ class QuarantineContract(Contract):
         for _ in range(2 * DELIVERIES):
             hand = await bench.hand()
             await hand.take("a")
+            await hand.release()
+            await hand.take("a")
             await hand.deregister()
         assert await _die(bench) == 1
         assert (await bench.row("a")).status != "paused"

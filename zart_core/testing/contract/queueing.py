@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from zart_core.records import Start, TaskOffer
-from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench
+from zart_core.testing.contract.bench import LONG, Bench, Contract, new, on_bench
 from zart_core.testing.contract.hand import (
     TASK,
     suspend,
@@ -134,37 +134,6 @@ class QueueContract(Contract):
         next_wake = (await hand.ask()).next_wake
         assert next_wake is not None
         assert now < next_wake <= now + 2 * LONG
-
-    @on_bench
-    async def test_a_passed_deadline_makes_a_sleeping_run_claimable(self, bench: Bench) -> None:  # B50
-        await self._claimable_at_its_deadline(bench, wake_at=bench.now() + LONG)
-
-    @on_bench
-    async def test_a_passed_deadline_makes_a_run_that_waits_for_signals_claimable(self, bench: Bench) -> None:  # B50
-        await self._claimable_at_its_deadline(bench, on_signal=True)
-
-    @on_bench
-    async def test_a_passed_deadline_makes_a_run_that_waits_for_both_claimable(self, bench: Bench) -> None:  # B50
-        await self._claimable_at_its_deadline(bench, wake_at=bench.now() + LONG, on_signal=True)
-
-    async def _claimable_at_its_deadline(
-        self, bench: Bench, *, wake_at: int | None = None, on_signal: bool = False
-    ) -> None:
-        hand, run = await bench.running("a", timeout=LAPSE)
-        assert run.deadline is not None
-        await hand.record(suspend(run, wake_at, on_signal=on_signal))
-        if await hand.claim():
-            bench.not_before(run.deadline)
-        await bench.pass_until(run.deadline)
-        again = await hand.take("a")
-        assert again.deadline == run.deadline
-
-    @on_bench
-    async def test_a_run_whose_deadline_passed_in_the_queue_is_still_claimed(self, bench: Bench) -> None:  # B50
-        await bench.start("a", timeout=LAPSE)
-        await bench.pass_time(2 * LAPSE)
-        run = await (await bench.hand()).take("a")
-        assert run.deadline == run.created_at + LAPSE
 
 
 def _due(start: Start, now: int) -> bool:

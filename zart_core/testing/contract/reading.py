@@ -156,8 +156,8 @@ class ReadingContract(Contract):
         await bench.scheduler.start([new("a", wake_at=now - 5_000, task="other", queue="other")])
         stats = await bench.scheduler.stats()
         assert (stats.ready, stats.oldest_ready_at) == (2, now - 5_000)
-        await hand.record(suspend(held, bench.now() + LAPSE))
         assert await hand.claim_ids() == ["b"]
+        await hand.record(suspend(held, bench.now() + LAPSE))
         await bench.pass_time(2 * LAPSE)
         assert (await bench.scheduler.stats()).ready == 2
         assert await hand.claim_ids() == ["held"]

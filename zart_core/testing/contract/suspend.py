@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from zart_core.records import Flushed, PendingWait
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, on_bench
 from zart_core.testing.contract.hand import completed, finish, pending, step, step_row, suspend
@@ -165,6 +167,20 @@ class SuspendContract(Contract):
         assert row.error == b"why it waits"
         waits = [PendingWait("event", "approval", None), PendingWait("step", "flaky", until)]
         assert sorted(row.waits, key=_name) == waits
+
+    @on_bench
+    async def test_a_sleep_is_shown_until_its_deadline(self, bench: Bench) -> None:  # B69
+        hand, run = await bench.running("a")
+        until = bench.now() + LAPSE
+        nap = replace(step_row("nap", kind="sleep", attempts=0, wake_at=until), finished_at=until)
+        await hand.record(step(run, nap), suspend(run, until))
+        waits = (await bench.row("a")).waits
+        if waits != [PendingWait("sleep", "nap", until)]:
+            bench.not_before(until)
+        await bench.pass_until(until)
+        again = await hand.take("a")
+        assert again.steps == [nap]
+        assert (await bench.row("a")).waits == []
 
     @on_bench
     async def test_it_can_be_suspended_again_and_again(self, bench: Bench) -> None:

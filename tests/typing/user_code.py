@@ -1,0 +1,69 @@
+"""User code that must type-check: what handles, steps and outcomes tell a user's type checker."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from msgspec import Struct
+
+from zart_core import (
+    BusinessErr,
+    DurableScheduler,
+    ExecutionHandle,
+    Ok,
+    RetryConfig,
+    TaskContext,
+    TaskHandler,
+    TaskRegistry,
+    ZartErr,
+    connect,
+)
+
+
+class Order(Struct):
+    order_id: str
+    amount: int
+
+
+class Receipt(Struct):
+    number: str
+
+
+class Checkout(TaskHandler[Order, Receipt]):
+    name = "checkout"
+
+    async def run(self, ctx: TaskContext, data: Order) -> Receipt:
+        receipt = await ctx.step("charge", self.charge, data, retry=RetryConfig.exponential(3, "2s"), timeout="30s")
+        assert_type(receipt, Receipt)
+        assert_type(await ctx.step("count", self.count, "a", 2), int)
+        assert_type(await ctx.step("count-default", self.count, "a"), int)
+        assert_type(await ctx.step_or("maybe", self.charge, data, default=None), Receipt | None)
+        assert_type(await ctx.loop("many", ["a", "b"], self.count), list[int])
+        assert_type(await ctx.wait_for_event("approval", Order, timeout="1d"), Order)
+        assert_type(await ctx.wait_for_event("anything"), Any)
+        assert_type(await ctx.capture("id", lambda: "x"), str)
+        match await ctx.outcome("charge-again", self.charge, data):
+            case Ok(value):
+                assert_type(value, Receipt)
+            case BusinessErr(error):
+                assert_type(error, BaseException)
+            case ZartErr():
+                raise RuntimeError("charged by nobody")
+        return receipt
+
+    async def charge(self, order: Order) -> Receipt:
+        return Receipt(order.order_id)
+
+    def count(self, text: str, times: int = 1) -> int:
+        return len(text) * times
+
+
+async def use() -> Receipt:
+    registry = TaskRegistry()
+    registry.register(Checkout())
+    durable = DurableScheduler(connect("sqlite://"))
+    handle = await durable.start(Checkout, Order("1", 2))
+    assert_type(handle, ExecutionHandle[Receipt])
+    assert_type(await durable.start_and_wait(Checkout, Order("2", 2)), Receipt)
+    assert_type(durable.handle("1", Checkout), ExecutionHandle[Receipt])
+    return await handle.result(timeout="60s")
