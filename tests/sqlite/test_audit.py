@@ -44,6 +44,7 @@ async def test_a_healthy_store_has_no_findings() -> None:
         ("UPDATE zart_steps SET finished_at = NULL WHERE run_id = 3", "run 3 has finished and still waits"),
         ("UPDATE zart_steps SET status = 'failed', finished_at = NULL", "has a finished step without an end"),
         ("INSERT INTO zart_events VALUES (1, 9, 'x', NULL, 1, x'00')", "events that its signal_seq does not count"),
+        ("INSERT INTO zart_events VALUES (1, 1, 'go', NULL, 1, x'00')", "run 1 waits for an event that is there"),
         ("INSERT INTO zart_published VALUES (77, 'x', x'00')", "run 77 does not exist and has rows in zart_published"),
     ],
 )
@@ -53,8 +54,9 @@ async def test_what_cannot_be_is_found(damage: str, finding: str) -> None:
         await scheduler.start([new("one"), new("two"), new("three")])
         one, _, three = await claim(scheduler, worker_id)
         pending = StepFact(three.run_id, three.epoch, StepRow("nap", 0, "sleep", "pending", 0, 1, wake_at=10**17))
+        waits = StepFact(one.run_id, one.epoch, StepRow("go", 0, "event", "pending", 0, 1))
         await scheduler.flush(
-            Flush(worker_id=worker_id, steps=[pending], suspends=[suspend(one, 10**17, on_signal=True)])
+            Flush(worker_id=worker_id, steps=[pending, waits], suspends=[suspend(one, 10**17, on_signal=True)])
         )
         await scheduler.flush(finish(worker_id, three))
         assert await scheduler.audit() == []

@@ -92,13 +92,12 @@ async def test_a_process_killed_in_mid_commit_loses_nothing_acknowledged(tmp_pat
     for life in range(4):
         process = python(START, path, life)
         assert process.stdout is not None
-        for _ in range(200 + 37 * life):
-            acknowledged.append(process.stdout.readline().strip())
+        acknowledged.extend(process.stdout.readline().strip() for _ in range(200 + 37 * life))
         # Twenty starts are always under way, so that it dies in the middle of a commit.
         os.kill(process.pid, signal.SIGKILL)
-        rest, _ = process.communicate()
         # The last line may have been cut short.
-        acknowledged.extend(rest.split("\n")[:-1])
+        acknowledged.extend(process.stdout.read().split("\n")[:-1])
+        process.communicate()
     async with SqliteScheduler(path) as scheduler:
         assert (await scheduler.settled(acknowledged)).missing == []
         assert await scheduler.audit() == []

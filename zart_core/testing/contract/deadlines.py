@@ -92,6 +92,15 @@ class DeadlineContract(Contract):
         assert held.deadline is not None
 
     @on_bench
+    async def test_neither_the_limit_nor_the_number_of_overdue_runs_is_exceeded(self, bench: Bench) -> None:  # B60
+        hand = await bench.hand()
+        await bench.start(*(f"due-{n}" for n in range(5)), priority=9)
+        await bench.start(*(f"late-{n}" for n in range(5)), timeout=LAPSE)
+        await bench.pass_time(2 * LAPSE)
+        taken = [run.execution_id[:4] for run in (await hand.ask(limit=3, overdue=1)).runs]
+        assert taken == ["due-", "due-", "due-", "late"]
+
+    @on_bench
     async def test_nothing_is_overdue_before_its_deadline(self, bench: Bench) -> None:
         hand = await bench.hand()
         await bench.start("none")
