@@ -848,6 +848,16 @@ async def test_deadline_exceeded_names_the_call_that_it_ended(replay: Replay, ca
     assert [error.step for error in handler.errors] == ["the-call"]
 
 
+@pytest.mark.parametrize("call", ["sleep", "event", "step"])
+async def test_deadline_exceeded_names_the_call_that_is_parked_in_memory(world: World, call: str) -> None:  # B43
+    handler = HurriedNaming()
+    world.register(handler)
+    async with world.worker(linger="2h"):
+        handle = await world.client.start(HurriedNaming, call)
+        await world.client.wait(handle.execution_id, "10s")
+    assert [error.step for error in handler.errors] == ["the-call"]
+
+
 class Naming(TaskHandler[str, None]):
     """What a call raised when the deadline passed in it."""
 
@@ -874,6 +884,11 @@ class Naming(TaskHandler[str, None]):
 
     async def fail(self) -> None:
         raise Fragile
+
+
+class HurriedNaming(Naming):
+    name = "hurried-naming"
+    timeout = "200ms"
 
 
 # --- B51: retries of the whole handler -----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import math
 import os
 import re
 import sys
@@ -364,6 +365,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "bool": (True, bool),
     "int": (2**63 - 1, int),
     "negative int": (-(2**63), int),
+    "huge int": (10**40, int),
     "float": (0.1 + 0.2, float),
     "text": ("zürich \0 \u2028 🛠 \" \\ '", str),
     "bytes": (bytes(range(256)), bytes),
@@ -591,7 +593,7 @@ async def test_the_first_pass_sees_the_rebuilt_stored_error(replay: Replay) -> N
         assert isinstance(error, Declined)
         assert error not in handler.raised, "not the object that was raised, also on the first pass"
         assert (error.code, list(error.codes), error.limits, str(error)) == (7, [1, 2], (1, 2), "declined with 7")
-        assert error.by == Colour.RED or error.by == "red"
+        assert error.by is Colour.RED
         assert not hasattr(error, "connection"), "what cannot be stored is not there on the first pass either"
         assert (failed.cause_type, failed.message, failed.attempts) == ("Declined", "declined with 7", 1)
     assert len({(repr(failed.error.__dict__), str(failed)) for failed in typed}) == 1, "every pass sees the same"
@@ -625,17 +627,23 @@ def an_int() -> int:
     return "seven"  # type: ignore[return-value]
 
 
+def a_nan() -> float:
+    return math.nan
+
+
 def a_point_without_y() -> Point:
     return {"x": 1}  # type: ignore[return-value]
 
 
 UNSTORABLE: dict[str, tuple[Callable[[], Any], str]] = {
-    "object": (lambda: object(), r"\$"),
+    "object": (object, r"\$"),
     "nested": (lambda: {"a": [1, {"b": lambda: 1}]}, r"\$\.a\[1\]\.b"),
     "in a struct": (lambda: Outer(SOME_ID, [], open), r"\$\.blob"),  # type: ignore[arg-type]
     "circular": (circular, r"\$\[0\]"),
     "surrogate": (lambda: {"t": "\ud800"}, r"\$\.t"),
-    "huge int": (lambda: [10**40], r"\$\[0\]"),
+    "nan": (a_nan, r"float"),
+    "nan untyped": (lambda: {"a": [1.0, math.nan]}, r"\$\.a\[1\]"),
+    "infinity untyped": (lambda: -math.inf, r"\$"),
     "over the limit": (lambda: "x" * 2_000_000, "1000000"),
     "another type": (an_int, r"int.*str"),
     "a missing field": (a_point_without_y, r"`?y`?"),
@@ -671,7 +679,7 @@ class Forgiving(TaskHandler[None, list[str]]):
     async def run(self, ctx: TaskContext, data: None) -> list[str]:
         seen = []
         try:
-            await ctx.step("make", lambda: object())
+            await ctx.step("make", object)
         except PayloadError as error:
             seen.append(str(error))
         await ctx.sleep("rest", "1h")
@@ -765,7 +773,7 @@ async def test_a_second_use_of_a_name_in_a_parallel_branch_fails_the_execution(r
     async with TestEngine(registry_of(Repeating()), replay=replay) as engine:
         handle = await engine.start(Repeating, None)
         await engine.settle()
-        with pytest.raises(ExecutionFailed, match="DuplicateStepError.*'same'"):
+        with pytest.raises(ExecutionFailed, match=r"DuplicateStepError.*'same'"):
             await handle.result(5)
 
 
@@ -1144,7 +1152,8 @@ class Leaking(TaskHandler[bool, str]):
         self.worked = 0
 
     async def run(self, ctx: TaskContext, data: bool) -> str:
-        self.left.append(asyncio.create_task(self.later(ctx)))
+        if not self.left:  # the first pass alone
+            self.left.append(asyncio.create_task(self.later(ctx)))
         if data:
             await ctx.sleep("nap", "1h")
         return "done"
@@ -1179,12 +1188,11 @@ async def test_a_context_that_leaked_to_another_task_cannot_write(suspended: boo
         handler.gate.set()
         await asyncio.gather(*handler.left)
         await engine.settle()
-        assert len(handler.errors) == 5 * len(handler.left)
+        assert len(handler.errors) == 5
         assert await engine.history(handle) == before
         assert await engine.client.published(handle.execution_id) == {}
         await engine.advance("1h")
         assert await handle.result(5) == "done"
-        await asyncio.gather(*handler.left)
     assert handler.worked == 0
 
 
@@ -1535,7 +1543,7 @@ async def test_what_a_handler_raised_is_the_same_for_another_client(world: World
         await world.client.wait(handle.execution_id, "30s")
     async with world.another() as scheduler:
         error = (await DurableScheduler(scheduler).status(handle.execution_id)).error
-        with pytest.raises(ExecutionFailed, match="'bad'.*ValueError: plain"):
+        with pytest.raises(ExecutionFailed, match=r"'bad'.*ValueError: plain"):
             await DurableScheduler(scheduler).handle(handle.execution_id).result("5s")
     assert error is not None
     assert (error.type, error.message, error.step) == ("ValueError", "plain", "bad")

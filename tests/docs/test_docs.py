@@ -123,7 +123,9 @@ def test_the_quickstart_survives_a_killed_worker(tmp_path: Path) -> None:
         wait_for_pages(ledger, 3)
         first.kill()
         first.communicate()
-        second = subprocess.Popen([sys.executable, "worker.py"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
+        second = subprocess.Popen(
+            [sys.executable, "worker.py"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE
+        )
         printed, _ = client.communicate(timeout=TIME_LIMIT)
         assert printed == "started\n6 pages bound\n"
         second.send_signal(signal.SIGTERM)
