@@ -52,7 +52,7 @@ class StepFailed(StepError):
     """The step's own code raised: a business error.
 
     ``error`` is the user's exception, rebuilt from what was stored (the same object shape on the first pass and on every
-    replay), ``cause_type`` its type's name, ``message`` its text.
+    replay), ``cause_type`` its type's name, ``message`` its text, ``cause_traceback`` the traceback it was raised with.
     """
 
     def __init__(self, message: str, *, step: str, attempts: int, error: BaseException, cause_type: str) -> None:
@@ -60,10 +60,12 @@ class StepFailed(StepError):
         self.error = error
         self.cause_type = cause_type
         self.message = message
+        self.cause_traceback = ""
 
 
 class RetryExhausted(StepError):
-    """The step failed on every attempt that its retry policy allows. ``last_error`` is the last attempt's exception."""
+    """The step failed on every attempt that its retry policy allows. ``last_error`` is the last attempt's exception,
+    ``cause_type``, ``message`` and ``cause_traceback`` what was stored of it."""
 
     def __init__(self, message: str, *, step: str, attempts: int, last_error: BaseException, cause_type: str) -> None:
         super().__init__(
@@ -74,6 +76,7 @@ class RetryExhausted(StepError):
         self.last_error = last_error
         self.cause_type = cause_type
         self.message = message
+        self.cause_traceback = ""
 
 
 class StepTimedOut(StepError):
@@ -173,6 +176,11 @@ class NonDeterminismError(ZartError):
 
 class PayloadError(ZartError):
     """A value could not be encoded, or stored bytes could not be decoded to the type asked for. Names what and where."""
+
+    step: str | None = None
+    """The step whose result it was, where it was one."""
+    attempts: int = 0
+    """How often that step's body was started."""
 
 
 # --- raised by users ------------------------------------------------------------------------------------------------

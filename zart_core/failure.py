@@ -35,6 +35,7 @@ ErrorKind = Literal["failed", "exhausted", "timed_out", "interrupted", "deadline
 
 _MESSAGE_LIMIT: Final = 16_384
 _TRACEBACK_LIMIT: Final = 32_768
+_PIECE_LIMIT: Final = 2_048  # of one frame or one message in a traceback
 
 
 class StoredError(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,10 +83,11 @@ def step_error(data: bytes, *, step: str, scopes: Iterable[Callable[..., Any]] =
     """The error that a failed step raises. ``scopes`` are functions whose closures may hold local exception classes."""
     stored = load(data)
     text, attempts = stored.message, stored.attempts
+    error: StepFailed | RetryExhausted
     match stored.kind:
         case "failed":
             cause = rebuild(stored, scopes)
-            error: ZartError = StepFailed(text, step=step, attempts=attempts, error=cause, cause_type=stored.type)
+            error = StepFailed(text, step=step, attempts=attempts, error=cause, cause_type=stored.type)
         case "exhausted":
             cause = rebuild(stored, scopes)
             error = RetryExhausted(text, step=step, attempts=attempts, last_error=cause, cause_type=stored.type)
@@ -96,10 +98,13 @@ def step_error(data: bytes, *, step: str, scopes: Iterable[Callable[..., Any]] =
         case "deadline":
             return DeadlineExceeded(text, step=step, attempts=attempts)
         case "payload":
-            return PayloadError(text)
+            unusable = PayloadError(text)
+            unusable.step, unusable.attempts = step, attempts
+            return unusable
         case "event_timeout":
             return EventTimeout(text, name=step)
     error.__cause__ = cause
+    error.cause_traceback = stored.traceback
     return error
 
 
@@ -127,21 +132,23 @@ def describe(error: BaseException, *, step: str | None = None) -> ErrorInfo:
 def failure_of(error: BaseException) -> ExecutionFailure:
     """Why an execution failed whose handler raised ``error``."""
     inner = _innermost(error)
-    if isinstance(inner, StepError):
-        kind: Literal["deadline", "step"] = "deadline" if isinstance(inner, DeadlineExceeded) else "step"
-        cause: BaseException = inner
-        if isinstance(inner, StepFailed):
-            cause = inner.error
-        elif isinstance(inner, RetryExhausted):
-            cause = inner.last_error
+    if isinstance(inner, PayloadError) and inner.step is not None:
+        info = describe(error, step=inner.step)
+        return ExecutionFailure(kind="step", step=inner.step, error=info, attempts=inner.attempts)
+    if not isinstance(inner, StepError):
+        return ExecutionFailure(kind="error", error=describe(error))
+    kind: Literal["deadline", "step"] = "deadline" if isinstance(inner, DeadlineExceeded) else "step"
+    if isinstance(inner, (StepFailed, RetryExhausted)):
+        # People look for the user's own exception, and for the line that raised it: both are in what the step has stored.
         info = ErrorInfo(
-            type=cause.cause_type if isinstance(cause, OpaqueError) else type(cause).__name__,
-            message=cause.message if isinstance(cause, OpaqueError) else message(cause),
-            traceback=_traceback(error),
+            type=inner.cause_type,
+            message=_clean(_shorten(inner.message, _MESSAGE_LIMIT)),
+            traceback=_with_cause(inner.cause_traceback, error),
             step=inner.step,
         )
-        return ExecutionFailure(kind=kind, step=inner.step, error=info, attempts=inner.attempts)
-    return ExecutionFailure(kind="error", error=describe(error))
+    else:
+        info = describe(error, step=inner.step)
+    return ExecutionFailure(kind=kind, step=inner.step, error=info, attempts=inner.attempts)
 
 
 def encode_failure(failure: ExecutionFailure) -> bytes:
@@ -186,14 +193,28 @@ def _has_step(error: BaseException) -> bool:
     return isinstance(error, (StepError, BaseExceptionGroup))
 
 
-def _traceback(error: BaseException) -> str:
+def _traceback(error: BaseException, *, chain: bool = True) -> str:
     try:
-        text = "".join(traceback.format_exception(error, limit=-50))
+        # Piece by piece, so that a message of megabytes does not push the frames out.
+        pieces = traceback.TracebackException.from_exception(error, limit=-50).format(chain=chain)
+        text = "".join(_shorten(piece, _PIECE_LIMIT) for piece in pieces)
     except Exception:
         return ""
-    if len(text) > _TRACEBACK_LIMIT:  # the end tells most
-        text = "…" + text[-_TRACEBACK_LIMIT:]
-    return _clean(text)
+    return _clean(_ends(text))
+
+
+def _with_cause(cause: str, error: BaseException) -> str:
+    """The traceback of ``error`` below the stored one of its cause, as Python shows such a pair."""
+    if not cause:
+        return _traceback(error)
+    joint = "\nThe above exception was the direct cause of the following exception:\n\n"
+    return _ends(f"{cause}{joint}{_traceback(error, chain=False)}")
+
+
+def _ends(text: str) -> str:
+    """Both ends of a text that is too long: the beginning has the frames of the first error, the end the last one's."""
+    half = _TRACEBACK_LIMIT // 2
+    return text if len(text) <= _TRACEBACK_LIMIT else f"{text[:half]}\n…\n{text[-half:]}"
 
 
 def _shorten(text: str, limit: int) -> str:
@@ -206,6 +227,8 @@ def _clean(text: str) -> str:
 
 def _plain(value: Any) -> Any:
     """``value`` as far as JSON can hold it; its text otherwise."""
+    if isinstance(value, str):
+        return _clean(_shorten(value, _MESSAGE_LIMIT))
     try:
         data = _ENCODER.encode(value)
     except Exception:
@@ -214,11 +237,7 @@ def _plain(value: Any) -> Any:
         except Exception:
             return f"<{type(value).__name__}>"
     if len(data) > _TRACEBACK_LIMIT:
-        return (
-            _shorten(value, _MESSAGE_LIMIT)
-            if isinstance(value, str)
-            else f"<{type(value).__name__}: {len(data)} bytes>"
-        )
+        return f"<{type(value).__name__}: {len(data)} bytes>"
     return msgspec.Raw(data)
 
 

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Self
@@ -212,9 +213,9 @@ class Worker:
             self._watchdog.join()
             self._watching = self._watchdog = None
         if self._threads is not None:
-            # Not waited for: a step's thread that ignores its timeout must not hold up the shutdown.
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            self._threads = None
+            threads, self._threads = self._threads, None
+            threads.shutdown(wait=False, cancel_futures=True)
+            await _ended(threads)
         if self._opened:
             self._opened = False
             await self._scheduler.close()
@@ -295,3 +296,11 @@ async def _first(*events: asyncio.Event) -> None:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _ended(threads: ThreadPoolExecutor) -> None:
+    """Until the pool's idle threads have ended, which takes a moment. One that still runs a step whose timeout has passed
+    must not hold up a shutdown: it is left to itself."""
+    give_up = time.monotonic() + 1.0
+    while any(thread.is_alive() for thread in threads._threads) and time.monotonic() < give_up:
+        await asyncio.sleep(0.001)

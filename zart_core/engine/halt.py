@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 
 class Halt(BaseException):
     """Unwinds a handler's body. A ``BaseException`` so that ``except Exception`` lets it pass; never ``CancelledError``, so that
@@ -14,3 +17,16 @@ class Suspended(Halt):
 
 class Abandoned(Halt):
     """The run is not this worker's any more (its lease was lost, or the worker stops): nothing can be written."""
+
+
+def being_closed(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether ``error`` is the GeneratorExit of a coroutine that is closed from outside, where nothing may be awaited any more.
+
+    User code can raise a GeneratorExit too; then ``task``, which runs the coroutine, is the current one.
+    """
+    if not isinstance(error, GeneratorExit):
+        return False
+    try:
+        return task is None or asyncio.current_task() is not task
+    except RuntimeError:  # no loop runs any more
+        return True

@@ -20,7 +20,7 @@ from zart_core import failure as failures
 from zart_core.ambient import ExecutionInfo, current_execution, current_step
 from zart_core.clock import Clock
 from zart_core.duration import later
-from zart_core.engine.halt import Abandoned, Halt, Suspended
+from zart_core.engine.halt import Abandoned, Halt, Suspended, being_closed
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import DONE, LOST, REFUSED, Durable, Journal
 from zart_core.engine.lease import Lease
@@ -112,9 +112,10 @@ class Services:
 class Parked:
     """A call that waits in memory."""
 
-    __slots__ = ("due", "future", "hold", "on_signal", "timer", "wake_at")
+    __slots__ = ("due", "future", "hold", "name", "on_signal", "timer", "wake_at")
 
-    def __init__(self, wake_at: int | None, on_signal: bool, hold: bool) -> None:
+    def __init__(self, name: str, wake_at: int | None, on_signal: bool, hold: bool) -> None:
+        self.name = name
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.wake_at = wake_at
         self.on_signal = on_signal
@@ -231,9 +232,9 @@ class Run:
         self._pass_began = self.clock.now()
         try:
             output = await self.body.run(self)
-        except GeneratorExit:
-            raise
         except BaseException as error:
+            if being_closed(error, self._root):
+                raise
             return self._judge(error)
         if self.halt is not None:
             logger.warning(
@@ -319,9 +320,9 @@ class Run:
             self.replay.keep(row)
         try:
             output = await self.body.on_failure(self, failure)
-        except GeneratorExit:
-            raise
         except BaseException as error:
+            if being_closed(error, self._root):
+                raise
             if self.halt is not None:
                 raise self.halt from None
             return await self._finish_failed(_last_word(failure, error))
@@ -461,7 +462,7 @@ class Run:
             await self.services.lease.valid()
         self._raise_if_over(name)
         if self._draining:
-            await self.hold()
+            await self.hold(name)
 
     def _raise_if_over(self, name: str | None) -> None:
         error = self._over(name)
@@ -482,7 +483,7 @@ class Run:
         """Let parked calls raise what has ended this pass. While a suspension is under way its answer decides first."""
         if self._suspending is None and self._over(None) is not None:
             for parked in list(self._parked):
-                parked.fail(self._over(None) or Abandoned())
+                parked.fail(self._over(parked.name) or Abandoned())
 
     def enter(self) -> None:
         """A call begins that is not answered from the history."""
@@ -506,22 +507,25 @@ class Run:
             raise self.abandon()
 
     async def settled(self, row: StepRow) -> None:
-        """A call has its durable result. With ``replay="always"`` it is not given to this pass but to the next."""
+        """A call has its durable result. With ``replay="always"`` it is not given to this pass but to the next.
+
+        A pass that is over has no next one that could get it, so it gets its result.
+        """
         self.replay.keep(row)
-        if self.services.replay_always:
-            await self.hold()
+        if self.services.replay_always and self._over(row.name) is None:
+            await self.hold(row.name)
 
-    async def park(self, *, wake_at: int | None, on_signal: bool = False) -> None:
-        """Wait in memory until ``wake_at``, or until a signal comes; the run may be suspended meanwhile."""
-        await self._park(Parked(wake_at, on_signal, hold=False))
+    async def park(self, name: str, *, wake_at: int | None, on_signal: bool = False) -> None:
+        """Wait in memory until ``wake_at``, or until a signal comes; the run may be suspended meanwhile. ``name``: the call's."""
+        await self._park(Parked(name, wake_at, on_signal, hold=False))
 
-    async def hold(self) -> None:
+    async def hold(self, name: str) -> None:
         """Wait for the run to be suspended and claimed anew: this pass goes no further."""
-        await self._park(Parked(None, on_signal=False, hold=True))
+        await self._park(Parked(name, None, on_signal=False, hold=True))
 
     async def _park(self, parked: Parked) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
-        self._raise_if_over(None)
+        self._raise_if_over(parked.name)
         self._parked.add(parked)
         if parked.wake_at is not None:
             parked.timer = Timer(self.clock, parked.wake_at, functools.partial(self._due, parked))

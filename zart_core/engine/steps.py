@@ -17,6 +17,7 @@ from msgspec import Struct
 from zart_core import failure as failures
 from zart_core.ambient import ExecutionInfo, current_step
 from zart_core.duration import later, spoken
+from zart_core.engine.halt import being_closed
 from zart_core.engine.timer import Timer
 from zart_core.errors import PayloadError, StepInterrupted, StepTimedOut, ZartError
 from zart_core.payload import return_type
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _STUCK: Final = 1.0
 """Seconds that a timed-out step has to end after its cancellation; then it is left to itself and its result ignored."""
 _COROUTINE: Final = inspect.CO_COROUTINE
-
+_Limit = Literal["timed_out", "deadline"]
 
 Intercept = Callable[[str, str, str, Callable[..., Any]], Callable[..., Any]]
 """For tests: (task, execution id, step, function) to the function that runs instead."""
@@ -135,7 +136,10 @@ class _Attempts:
             await run.record(self._row("pending"))
         while True:
             started = run.clock.now()
-            error, value = await self._attempt()
+            until, limit = self._time_limit()
+            if limit is not None and until <= started:
+                return await self._out_of_time(limit), None
+            error, value = await self._attempt(until, limit)
             finished = run.clock.now()
             if error is None:
                 try:
@@ -167,6 +171,17 @@ class _Attempts:
         await run.record(row)
         await run.settled(row)
         return row, decoded
+
+    async def _out_of_time(self, limit: _Limit) -> StepRow:
+        """Record that the time was over before another attempt could begin: it is not counted as one."""
+        run = self.run
+        if limit == "deadline":
+            run.deadline_passed()
+        stored = failures.store(self._exceeded(limit, self.attempts), kind=limit, attempts=self.attempts)
+        row = self._row("failed", finished=run.clock.now(), error=stored)
+        await run.record(row)
+        await run.settled(row)
+        return row
 
     async def _failed(self, error: BaseException, started: int, finished: int) -> StepRow | None:
         """Record a failed attempt. The failed row when it was the last, ``None`` when another attempt follows, now due."""
@@ -202,15 +217,15 @@ class _Attempts:
             return row
         run.replay.keep(row)
         if run.services.replay_always:
-            await run.hold()
+            await run.hold(self.name)
         await self._back_off(wake_at)
         return None
 
     async def _back_off(self, wake_at: int) -> None:
         """Wait for the next attempt's time. A long one holds no worker slot: the run is suspended like for a sleep."""
         if self.deadline is not None and self.deadline < wake_at:
-            wake_at = self.deadline  # no attempt will follow, so do not wait for it: _attempt times out at once
-        await self.run.park(wake_at=wake_at)
+            wake_at = self.deadline  # no attempt will follow, so do not wait for it
+        await self.run.park(self.name, wake_at=wake_at)
         if self.run.gated or self.run.services.lease.lapsed:
             await self.run.ready(self.name)
 
@@ -253,9 +268,10 @@ class _Attempts:
 
     # --- one attempt -----------------------------------------------------------------------------------------------
 
-    async def _attempt(self) -> tuple[BaseException | None, Any]:
+    async def _attempt(self, until: int, limit: _Limit | None) -> tuple[BaseException | None, Any]:
         """Run the body once: its error or its value. Raises only what stops the handler itself."""
         run = self.run
+        task = asyncio.current_task()
         info = ExecutionInfo(
             execution_id=run.execution_id,
             task_name=run.claimed.task,
@@ -270,20 +286,17 @@ class _Attempts:
         fn, intercept = self.fn, run.services.intercept
         if intercept is not None:
             fn = intercept(run.claimed.task, run.execution_id, self.name, fn)
-        until, exceeded = self._effective_deadline()
         token = current_step.set(info)
         run.bodies += 1
         try:
-            if until is not None:
-                error, value = await self._bounded(fn, until, exceeded)
+            if limit is not None:
+                error, value = await self._bounded(fn, until, limit)
             elif _is_async(fn):
                 error, value = None, await fn(*self.args)
             else:
                 error, value = await self._in_thread(fn)
-        except GeneratorExit:
-            raise
         except BaseException as raised:
-            if isinstance(raised, asyncio.CancelledError) and self._stopped():
+            if being_closed(raised, task) or (isinstance(raised, asyncio.CancelledError) and self._stopped()):
                 raise
             error, value = raised, None
         finally:
@@ -311,29 +324,30 @@ class _Attempts:
             value = await value
         return error, value
 
-    def _effective_deadline(self) -> tuple[int | None, BaseException | None]:
-        """When this attempt must end, and the error if it does not: the sooner of the step's and the execution's deadline."""
+    def _time_limit(self) -> tuple[int, _Limit | None]:
+        """When an attempt that begins now must end, and what that limit is: the sooner of the step's and the execution's."""
         run, options = self.run, self.options
         until = self.deadline
         if options.timeout is not None and options.scope == "per_attempt":
             until = later(run.clock.latest(), options.timeout)
         overall = None if run.compensating else run.claimed.deadline
         if overall is not None and (until is None or overall < until):
-            return overall, _TimedOut("deadline", run.deadline_error(self.name, self.attempts + 1))
-        if until is None:
-            return None, None
+            return overall, "deadline"
+        return (0, None) if until is None else (until, "timed_out")
+
+    def _exceeded(self, limit: _Limit, attempts: int) -> ZartError:
+        """The error of a step that has reached its limit, with how often its body was started."""
+        run, options = self.run, self.options
+        if limit == "deadline":
+            return run.deadline_error(self.name, attempts)
         length = spoken(options.timeout or 0)
         scope = "over all attempts" if options.scope == "global" else "per attempt"
         text = f"step {self.name!r} of execution {run.execution_id!r} did not finish within {length} ({scope})"
-        return until, _TimedOut("timed_out", StepTimedOut(text, step=self.name, attempts=self.attempts + 1))
+        return StepTimedOut(text, step=self.name, attempts=attempts)
 
-    async def _bounded(
-        self, fn: Callable[..., Any], until: int, exceeded: BaseException | None
-    ) -> tuple[BaseException | None, Any]:
+    async def _bounded(self, fn: Callable[..., Any], until: int, limit: _Limit) -> tuple[BaseException | None, Any]:
         """One attempt in a task of its own that is cancelled at ``until``. A thread cannot be cancelled: its late result is ignored."""
         loop = asyncio.get_running_loop()
-        if until <= self.run.clock.now():
-            return exceeded, None
         expired: asyncio.Future[None] = loop.create_future()
         timer = Timer(self.run.clock, until, lambda: None if expired.done() else expired.set_result(None))
         body = loop.create_task(self._guarded(fn))
@@ -343,7 +357,7 @@ class _Attempts:
                 return body.result()
             body.cancel()
             await asyncio.wait((body,), timeout=_STUCK)
-            return exceeded, None
+            return _TimedOut(limit, self._exceeded(limit, self.attempts + 1)), None
         except asyncio.CancelledError:
             body.cancel()
             await asyncio.wait((body,), timeout=_STUCK)
@@ -355,16 +369,15 @@ class _Attempts:
 
     async def _guarded(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
         """The body, with whatever it raises as a value: SystemExit in a task would tear down the loop."""
+        task = asyncio.current_task()
         try:
             if _is_async(fn):
                 return None, await fn(*self.args)
             return await self._in_thread(fn)
-        except (asyncio.CancelledError, GeneratorExit) as raised:
-            task = asyncio.current_task()
-            if isinstance(raised, GeneratorExit) or (task is not None and task.cancelling() > 0):
-                raise
-            return raised, None
         except BaseException as raised:
+            stopped = isinstance(raised, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+            if stopped or being_closed(raised, task):
+                raise
             return raised, None
 
     def _previous_details(self) -> Any:
@@ -387,7 +400,7 @@ class _Attempts:
 class _TimedOut(Exception):
     """Carries a timeout to where it is recorded."""
 
-    def __init__(self, kind: Literal["timed_out", "deadline"], error: ZartError) -> None:
+    def __init__(self, kind: _Limit, error: ZartError) -> None:
         super().__init__(str(error))
         self.kind: failures.ErrorKind = kind
         self.error = error

@@ -29,7 +29,7 @@ async def sleep(run: Run, site: Site, name: str, until: Callable[[], int]) -> No
         if run.gated or run.services.lease.lapsed:
             await run.ready(name)
         if row is not None and row.wake_at is not None:
-            await run.park(wake_at=row.wake_at)
+            await run.park(name, wake_at=row.wake_at)
             return
         run.replay.leave()
         now, wake_at = run.clock.now(), until()
@@ -41,9 +41,9 @@ async def sleep(run: Run, site: Site, name: str, until: Callable[[], int]) -> No
         run.replay.keep(row)
         if run.services.replay_always:
             await run.durable(recorded)
-            await (run.hold() if wake_at <= run.clock.now() else run.park(wake_at=wake_at))
+            await (run.hold(name) if wake_at <= run.clock.now() else run.park(name, wake_at=wake_at))
         elif wake_at > now:
-            await run.park(wake_at=wake_at)
+            await run.park(name, wake_at=wake_at)
         await run.durable(recorded)
     finally:
         run.leave()
@@ -88,7 +88,7 @@ async def _wait(run: Run, name: str, ordinal: int, row: StepRow | None, timeout:
                 name, ordinal, "event", "pending", 0, started, wake_at=until, worker_id=run.services.worker_id
             )
             waiting = run.journal.step(StepFact(run.run_id, run.epoch, row))
-        await run.park(wake_at=until, on_signal=True)
+        await run.park(name, wake_at=until, on_signal=True)
         if waiting is not None:
             await run.durable(waiting)
             waiting = None

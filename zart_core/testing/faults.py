@@ -1,4 +1,4 @@
-"""FaultyScheduler: a store that fails, stalls and forgets to notify, as real ones do.
+"""FaultyScheduler: a store that fails, stalls and forgets to notify, and a process that dies, as real ones do.
 
 Wrap any scheduler, say what goes wrong, and run the real engine on it::
 
@@ -18,7 +18,9 @@ Handlers must not notice any of it: whatever fails here is repeated by the engin
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Literal, Self, TypeVar
@@ -80,14 +82,17 @@ METHODS: Final = frozenset(
 """What can fail: every call of a scheduler that goes to its store."""
 
 
+FaultKind = Literal["fail", "delay", "hang", "crash"]
+
+
 class Fault(Struct, frozen=True, kw_only=True):
-    """One way in which calls go wrong; made by :func:`fail`, :func:`delay` and :func:`hang`.
+    """One way in which calls go wrong; made by :func:`fail`, :func:`delay`, :func:`hang` and :func:`crash`.
 
     It hits the calls numbered in ``calls`` (1 is the first of its method after the plan was made), and any other call with the
     probability ``rate``.
     """
 
-    kind: Literal["fail", "delay", "hang"]
+    kind: FaultKind
     methods: frozenset[str]
     moment: Moment
     calls: frozenset[int]
@@ -118,8 +123,16 @@ def hang(*methods: str, calls: Iterable[int] = (), rate: float | None = None, mo
     return _fault("hang", methods, calls, rate, moment=moment)
 
 
+def crash(*methods: str, calls: Iterable[int] = (), rate: float | None = None, moment: Moment = "before") -> Fault:
+    """The process dies in these calls as by ``kill -9``, before or after they took effect: nothing of it is cleaned up.
+
+    For worker processes of their own: it kills whatever process makes the call.
+    """
+    return _fault("crash", methods, calls, rate, moment=moment)
+
+
 def _fault(
-    kind: Literal["fail", "delay", "hang"],
+    kind: FaultKind,
     methods: Sequence[str],
     calls: Iterable[int],
     rate: float | None,
@@ -195,11 +208,11 @@ class FaultPlan:
 
     # --- for FaultyScheduler ------------------------------------------------------------------------------------------
 
-    def count(self, method: str) -> list[Fault]:
-        """One more call of ``method``: the faults that hit it, before or after."""
+    def count(self, method: str) -> tuple[int, list[Fault]]:
+        """One more call of ``method``: its number, and the faults that hit it, before or after."""
         self.calls[method] += 1
         number = self.calls[method]
-        return [fault for fault in self._faults if method in fault.methods and self._hits(fault, number)]
+        return number, [fault for fault in self._faults if method in fault.methods and self._hits(fault, number)]
 
     def _hits(self, fault: Fault, number: int) -> bool:
         # No roll where the answer is fixed: exact plans stay exact beside random ones.
@@ -207,8 +220,8 @@ class FaultPlan:
             return True
         return fault.rate > 0.0 and self._random.random() < fault.rate
 
-    async def strike(self, method: str, faults: list[Fault], moment: Moment) -> None:
-        """Let happen what goes wrong at this moment of a call."""
+    async def strike(self, method: str, number: int, faults: list[Fault], moment: Moment) -> None:
+        """Let happen what goes wrong at this moment of call ``number``, in the order in which the faults were planned."""
         for fault in faults:
             if fault.moment != moment:
                 continue
@@ -217,9 +230,11 @@ class FaultPlan:
                 await asyncio.sleep(fault.seconds)
             elif fault.kind == "hang":
                 await self._hang()
+            elif fault.kind == "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
             else:
                 effect = "did not take effect" if moment == "before" else "took effect, its answer was lost"
-                raise BackendUnavailable(f"injected fault: call {self.calls[method]} of {method} {effect}")
+                raise BackendUnavailable(f"injected fault: call {number} of {method} {effect}")
 
     async def _hang(self) -> None:
         healed = self._healed
@@ -257,12 +272,12 @@ class FaultyScheduler:
         return getattr(self.inner, name)
 
     async def _through(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
-        faults = self.plan.count(method)
+        number, faults = self.plan.count(method)
         if not faults:
             return await call()
-        await self.plan.strike(method, faults, "before")
+        await self.plan.strike(method, number, faults, "before")
         answer = await call()
-        await self.plan.strike(method, faults, "after")
+        await self.plan.strike(method, number, faults, "after")
         return answer
 
     # --- life ---------------------------------------------------------------------------------------------------------
