@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
@@ -164,19 +165,22 @@ class DurableScheduler:
         request = StartRequest(task, data, execution_id, delay, at, queue, priority, tags)
         record = self._record(request)
         (started,) = await self._persist(lambda: self._scheduler.start([record]))
-        handle = self._handle(request, record, started)
+        handle = self._handle(request, started)
         if not handle.created and if_exists == "raise":
             raise ExecutionAlreadyExists(f"execution {record.execution_id!r} exists already")
         return handle
 
     async def start_many(self, items: Iterable[StartRequest]) -> list[ExecutionHandle[Any]]:
-        """Start many executions in one call, all or none; ids that exist are attached to. Handles come in the order of ``items``."""
+        """Start many executions in one call, all or none; ids that exist are attached to. Handles come in the order of ``items``.
+
+        Raises what :meth:`start` raises; then nothing was started.
+        """
         requests = list(items)
         records = [self._record(request) for request in requests]
         if not records:
             return []
         started = await self._persist(lambda: self._scheduler.start(records))
-        return [self._handle(*parts) for parts in zip(requests, records, started, strict=True)]
+        return [self._handle(*parts) for parts in zip(requests, started, strict=True)]
 
     @overload
     async def start_and_wait(
@@ -350,8 +354,9 @@ class DurableScheduler:
             return self._payloads.decode(row.output or b"null", type_, what=f"the output of execution {name!r}")
         failure = decode_failure(row.error) if row.error is not None else None
         if row.status == "cancelled":
-            text = str(failure.error.message) if failure is not None else f"execution {name!r} was cancelled"
-            raise ExecutionCancelled(text, execution_id=name, reason=_reason(text))
+            reason = None if failure is None else failure.reason
+            text = f"execution {name!r} was cancelled" + (f": {reason}" if reason else "")
+            raise ExecutionCancelled(text, execution_id=name, reason=reason)
         if failure is None:
             raise ExecutionNotFound(f"execution {name!r} has no recorded failure")
         where = f" (in step {failure.step!r})" if failure.step else ""
@@ -396,16 +401,11 @@ class DurableScheduler:
             wake_at=None if request.at is None else max(0, instant(request.at, what="at")),
             delay=None if request.delay is None else max(0, micros(request.delay, what="delay")),
             timeout=timeout,
+            nonce=1 + random.getrandbits(62),
         )
 
-    def _handle(self, request: StartRequest, record: Start, started: Started) -> ExecutionHandle[Any]:
-        if started.task != record.task:
-            raise ExecutionAlreadyExists(
-                f"execution {record.execution_id!r} exists already, for task {started.task!r} and not for {record.task!r}"
-            )
-        # An id made here is nobody else's: when it exists, a first try of ours took effect whose answer was lost.
-        created = started.created or request.execution_id is None
-        return ExecutionHandle(self, record.execution_id, _types(request.task)[1], created)
+    def _handle(self, request: StartRequest, started: Started) -> ExecutionHandle[Any]:
+        return ExecutionHandle(self, started.execution_id, _types(request.task)[1], started.created)
 
     async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
         for pause in _TRIES:
@@ -442,8 +442,3 @@ def _check_id(execution_id: object) -> str:
     if not execution_id.strip() or not execution_id.isprintable() or len(execution_id) > 200:
         raise ValueError(f"{execution_id!r} cannot be an execution_id: ids are text of 1 to 200 printable characters")
     return execution_id
-
-
-def _reason(text: str) -> str | None:
-    _, separator, reason = text.partition("was cancelled: ")
-    return reason if separator else None

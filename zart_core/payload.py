@@ -9,6 +9,8 @@ encrypt the bytes.
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import types
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -52,6 +54,8 @@ class Payloads:
             raise PayloadError(
                 f"{what} cannot be encoded: {_text(error)} - at `{path}` (a {type(blame).__qualname__})"
             ) from error
+        if b"null" in data:
+            _refuse_nonfinite(value, what)
         if len(data) > self._max_size:
             raise PayloadError(f"{what} has {len(data)} bytes, more than the limit of {self._max_size}")
         return data if self._codec is None else self._codec.encode(data)
@@ -161,6 +165,29 @@ def _decode_foreign(type_: Any, value: Any) -> Any:
 
 
 _ENCODER: Final = msgspec.json.Encoder(enc_hook=_encode_foreign)
+
+
+def _refuse_nonfinite(value: object, what: str) -> None:
+    """JSON has no NaN and no infinity: they would be stored as null, and another value would come back."""
+    plain = msgspec.to_builtins(value, enc_hook=_encode_foreign)
+    try:
+        json.dumps(plain, allow_nan=False, check_circular=False)  # looks at every number at C's speed
+    except ValueError:
+        path, blame = _find_nonfinite(plain, "$")
+        raise PayloadError(
+            f"{what} cannot be encoded: {blame!r} is not a number of JSON - at `{path}` (a float)"
+        ) from None
+
+
+def _find_nonfinite(value: object, path: str) -> tuple[str, object]:
+    """Where the first number is that is not finite. Only run when there is one."""
+    if isinstance(value, float):
+        return ("", value) if math.isfinite(value) else (path, value)
+    for step, part in _parts(value) if isinstance(value, (dict, list, tuple)) else ():
+        found = _find_nonfinite(part, path + step)
+        if found[0]:
+            return found
+    return "", value
 
 
 def _find_unencodable(value: object, path: str, depth: int) -> tuple[str, object]:

@@ -49,13 +49,14 @@ class ExecutionFailure(Struct, frozen=True, kw_only=True):
 
     ``kind`` is ``"step"`` (a step's error left the handler), ``"error"`` (any other exception did), ``"deadline"``,
     ``"retries"`` (``max_retries`` were used up), ``"cancelled"`` or ``"quarantined"``. ``attempts`` counts the step's
-    attempts for kind ``"step"``, else those of the handler.
+    attempts for kind ``"step"``, else those of the handler. ``reason`` is what a cancellation was given.
     """
 
     kind: FailureKind
     error: ErrorInfo
     step: str | None = None
     attempts: int = 0
+    reason: str | None = None
 
 
 # --- the history of a run -------------------------------------------------------------------------------------------
@@ -122,10 +123,11 @@ class Start(Struct, frozen=True, kw_only=True):
     timeout: int | None = (
         None  # deadline = when it may first run + timeout; None: the handler's, set by the first claim
     )
+    nonce: int = 0  # of the call that starts it: below 2**63, random; 0: none
 
 
 class Started(Struct, frozen=True):
-    """``created`` is False when the id existed; ``task`` is then the task it was started with."""
+    """``created`` is False when the id existed and was not created by an earlier try of the same call (one of the same nonce)."""
 
     execution_id: str
     run_id: int
@@ -257,7 +259,8 @@ class FinishFact(Struct, frozen=True, gc=False):
 class SuspendFact(Struct, frozen=True, gc=False):
     """Give the lease up until ``wake_at`` (``None``: no timer), or until the run's deadline if that is sooner.
 
-    ``past_deadline``: the deadline has been dealt with already (on_failure runs), and no longer bounds ``wake_at``.
+    ``compensating``: what ended the handler has been dealt with (on_failure runs). The deadline no longer bounds ``wake_at`` then,
+    and an accepted cancellation does not refuse the suspension.
     Refused when a cancellation was accepted, when ``on_signal`` and the run's signal_seq is no longer ``seen``, or when
     ``on_children`` and no child is open any more: then what is waited for has already happened, and the run goes on.
     """
@@ -270,7 +273,7 @@ class SuspendFact(Struct, frozen=True, gc=False):
     seen: int
     cleanup: bool  # a cancellation has to run the handler once more (undos, on_failure)
     error: bytes | None = None  # an encoded ErrorInfo, shown while the run waits
-    past_deadline: bool = False
+    compensating: bool = False
 
 
 class Flush(Struct, frozen=True, kw_only=True):

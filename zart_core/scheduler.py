@@ -75,8 +75,10 @@ class Scheduler(Protocol):
     async def start(self, starts: Sequence[Start]) -> list[Started]:
         """Store new executions, all or none; answers come in the order of ``starts``.
 
-        An id that exists, finished or not, is left as it is and reported with ``created=False`` and the task it has. The
-        same new id twice in one call is created once.
+        An id that exists, finished or not, is left as it is and reported with ``created=False``; but with ``created=True`` when
+        its ``nonce`` is the one given: then an earlier try of this call took effect whose answer was lost. The same new id
+        twice in one call is created once. Raises ``ExecutionAlreadyExists`` when an id belongs to another task; nothing is
+        stored then.
         """
         ...
 

@@ -85,11 +85,11 @@ _NEXT_ATTEMPT: Final = ManyRows(
 # finishes.py.
 SUSPEND: Final = ManyRows(
     f"""
-    WITH parked (run_id, wake_at, waits, seen, cleanup, error, past_deadline) AS (VALUES {{rows}})
+    WITH parked (run_id, wake_at, waits, seen, cleanup, error, compensating) AS (VALUES {{rows}})
     UPDATE zart_active SET
         worker_id = NULL,
         wake_at = iif(
-            parked.past_deadline,
+            parked.compensating,
             parked.wake_at,
             min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at))
         ),
@@ -97,7 +97,7 @@ SUSPEND: Final = ManyRows(
         cleanup = parked.cleanup,
         error = parked.error
     FROM parked
-    WHERE zart_active.run_id = parked.run_id AND NOT cancel_requested
+    WHERE zart_active.run_id = parked.run_id AND (NOT cancel_requested OR parked.compensating)
       AND (parked.waits & {SIGNAL} = 0 OR signal_seq = parked.seen)
       AND (parked.waits & {CHILDREN} = 0 OR open_children > 0)
     """,
@@ -223,7 +223,7 @@ def _suspend(tx: Transaction, facts: Iterable[SuspendFact], worker_id: int) -> s
             fact.seen,
             int(fact.cleanup),
             fact.error,
-            int(fact.past_deadline),
+            int(fact.compensating),
         )
         for fact in facts
     }

@@ -81,7 +81,8 @@ def cancel(tx: Transaction, execution_id: str, reason: str | None) -> bool:
     # it finds cancel_requested, or no active row, and is refused.
     if _can_end_now(run):
         text = f"execution {execution_id!r} was cancelled" + (f": {reason}" if reason else "")
-        failure = ExecutionFailure(kind="cancelled", error=ErrorInfo(type="ExecutionCancelled", message=text))
+        error = ErrorInfo(type="ExecutionCancelled", message=text)
+        failure = ExecutionFailure(kind="cancelled", error=error, reason=reason)
         finish(tx, [(run.run_id, "cancelled", None, msgspec.json.encode(failure))])
     elif not run.cancel_requested:
         tx.db.execute(_CANCEL, {"run_id": run.run_id, "reason": reason, "now": tx.clock.now()})

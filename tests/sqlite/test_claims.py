@@ -65,7 +65,7 @@ async def test_a_deadline_that_was_dealt_with_bounds_no_wake_up_any_more() -> No
         a, b = await claim(scheduler, worker_id)
         wake_at = clock.now() + 5 * MINUTE
         rows = [
-            SuspendFact(run.run_id, run.epoch, wake_at, False, False, 0, True, past_deadline=run is b) for run in (a, b)
+            SuspendFact(run.run_id, run.epoch, wake_at, False, False, 0, True, compensating=run is b) for run in (a, b)
         ]
         await scheduler.flush(Flush(worker_id=worker_id, suspends=rows))
         first, second = [await scheduler.get(name) for name in "ab"]

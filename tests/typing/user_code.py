@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from functools import partial
 from typing import Any, assert_type
 
 from msgspec import Struct
@@ -9,9 +11,11 @@ from msgspec import Struct
 from zart_core import (
     BusinessErr,
     DurableScheduler,
+    Execution,
     ExecutionHandle,
     Ok,
     RetryConfig,
+    Step,
     TaskContext,
     TaskHandler,
     TaskRegistry,
@@ -41,7 +45,14 @@ class Checkout(TaskHandler[Order, Receipt]):
         assert_type(await ctx.loop("many", ["a", "b"], self.count), list[int])
         assert_type(await ctx.wait_for_event("approval", Order, timeout="1d"), Order)
         assert_type(await ctx.wait_for_event("anything"), Any)
+        assert_type(await ctx.wait_for_event("numbers", list[int]), list[int])
         assert_type(await ctx.capture("id", lambda: "x"), str)
+        assert_type(await ctx.now("time"), datetime)
+        assert_type(await ctx.step("lambda", lambda: 5), int)
+        assert_type(await ctx.step("partial", partial(self.count, "a", times=3)), int)
+        assert_type(await ctx.step("many-arguments", self.mix, 1, "b", [2.5]), tuple[int, str])
+        assert_type(await ctx.step_or_else("plain", self.charge, data, fallback=lambda error: None), Receipt | None)
+        assert_type(await ctx.step_or_else("async", self.charge, data, fallback=self.explain), Receipt | str)
         match await ctx.outcome("charge-again", self.charge, data):
             case Ok(value):
                 assert_type(value, Receipt)
@@ -53,6 +64,12 @@ class Checkout(TaskHandler[Order, Receipt]):
 
     async def charge(self, order: Order) -> Receipt:
         return Receipt(order.order_id)
+
+    async def explain(self, error: BaseException) -> str:
+        return str(error)
+
+    async def mix(self, number: int, text: str, factors: list[float]) -> tuple[int, str]:
+        return number * len(factors), text
 
     def count(self, text: str, times: int = 1) -> int:
         return len(text) * times
@@ -66,4 +83,9 @@ async def use() -> Receipt:
     assert_type(handle, ExecutionHandle[Receipt])
     assert_type(await durable.start_and_wait(Checkout, Order("2", 2)), Receipt)
     assert_type(durable.handle("1", Checkout), ExecutionHandle[Receipt])
+    assert_type(await handle.result(), Receipt)
+    assert_type(await durable.start("checkout", {"order_id": "3"}), ExecutionHandle[Any])
+    assert_type(await durable.handle("1").result(), Any)
+    assert_type(await durable.wait("1"), Execution)
+    assert_type((await durable.history("1")).steps, list[Step])
     return await handle.result(timeout="60s")

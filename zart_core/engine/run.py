@@ -16,6 +16,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+import msgspec
+
 from zart_core import failure as failures
 from zart_core.ambient import ExecutionInfo, current_execution, current_step
 from zart_core.clock import Clock
@@ -373,7 +375,7 @@ class Run:
         info = failures.encode_info(failures.describe(error))
         wake_at = later(self.clock.latest(), _SET_ASIDE)
         fact = SuspendFact(
-            self.run_id, self.epoch, wake_at, False, False, self._seen, True, info, past_deadline=self.compensating
+            self.run_id, self.epoch, wake_at, False, False, self._seen, True, info, compensating=self.compensating
         )
         return await self.journal.suspend(fact)
 
@@ -383,7 +385,7 @@ class Run:
 
     def _cancellation(self) -> ExecutionFailure:
         info = failures.describe(self._cancel_error())
-        return ExecutionFailure(kind="cancelled", error=info, attempts=self.attempt + 1)
+        return ExecutionFailure(kind="cancelled", error=info, attempts=self.attempt + 1, reason=self._cancel_reason)
 
     def _cancel_error(self) -> ExecutionCancelled:
         reason = self._cancel_reason
@@ -642,7 +644,7 @@ class Run:
             on_children=False,
             seen=self._seen,
             cleanup=self.body.handles_failure,
-            past_deadline=self.compensating,
+            compensating=self.compensating,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
 
@@ -673,6 +675,11 @@ class Run:
         )
 
     # --- what comes from outside -----------------------------------------------------------------------------------
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run knows of an accepted cancellation."""
+        return self._cancelled
 
     def watch(self) -> Watch:
         """What to ask the backend for this run's signals."""
@@ -785,7 +792,7 @@ def _last_word(failure: ExecutionFailure, error: BaseException) -> ExecutionFail
     info = failures.failure_of(error).error
     text = f"{info.traceback}\nwhile on_failure handled: {failure.error}\n{failure.error.traceback}"
     said = ErrorInfo(type=info.type, message=info.message, traceback=text, step=info.step or failure.step)
-    return ExecutionFailure(kind=failure.kind, step=failure.step, error=said, attempts=failure.attempts)
+    return msgspec.structs.replace(failure, error=said)
 
 
 def spawn(run: Run, name: str) -> asyncio.Task[None]:

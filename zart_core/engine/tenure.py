@@ -238,7 +238,7 @@ class Tenure:
 
     def _cancelled(self, run_id: int) -> None:
         for (known, _), run in list(self.runs.items()):
-            if known == run_id:
+            if known == run_id and not run.cancelled:
                 run.cancel(None)
                 self.wakeups.ask(run)  # for the reason
 

@@ -14,6 +14,7 @@ CREATE TABLE zart_runs (
     created_at   INTEGER NOT NULL,
     tags         TEXT    NOT NULL,             -- a JSON object of texts
     input        BLOB    NOT NULL,
+    nonce        INTEGER,                      -- of the call that created it, which may be repeated
     UNIQUE (execution_id, run)
 ) STRICT;
 

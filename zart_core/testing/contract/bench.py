@@ -99,6 +99,7 @@ class StartOptions(TypedDict, total=False):
     wake_at: int | None
     delay: int | None
     timeout: int | None
+    nonce: int
 
 
 @contextlib.contextmanager

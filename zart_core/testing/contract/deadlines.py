@@ -58,7 +58,7 @@ class DeadlineContract(Contract):
         hand, run = await bench.running("a", timeout=LAPSE)
         await bench.pass_time(2 * LAPSE)
         wake_at = bench.now() + LAPSE
-        await hand.record(completed(run, "x"), suspend(run, wake_at, past_deadline=True))
+        await hand.record(completed(run, "x"), suspend(run, wake_at, compensating=True))
         if (await hand.ask(overdue=10)).runs:
             bench.not_before(wake_at)
         assert (await bench.row("a")).wake_at == wake_at
@@ -70,7 +70,7 @@ class DeadlineContract(Contract):
     async def test_a_signal_still_wakes_one_whose_deadline_was_dealt_with(self, bench: Bench) -> None:  # B44
         hand, run = await bench.running("a", timeout=LAPSE)
         await bench.pass_time(2 * LAPSE)
-        await hand.record(suspend(run, on_signal=True, past_deadline=True))
+        await hand.record(suspend(run, on_signal=True, compensating=True))
         claimed = await hand.ask(overdue=10)
         assert claimed.runs == []
         assert claimed.next_wake is None

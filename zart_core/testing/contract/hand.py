@@ -226,7 +226,7 @@ def suspend(
     seen: int | None = None,
     cleanup: bool = False,
     error: bytes | None = None,
-    past_deadline: bool = False,
+    compensating: bool = False,
 ) -> SuspendFact:
     """Give ``run`` up; ``seen`` is the signal it was claimed with unless given."""
     return SuspendFact(
@@ -238,7 +238,7 @@ def suspend(
         seen=run.signal_seq if seen is None else seen,
         cleanup=cleanup,
         error=error,
-        past_deadline=past_deadline,
+        compensating=compensating,
     )
 
 

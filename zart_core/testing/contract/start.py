@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import pytest
+
 from zart_core.duration import FOREVER, SECOND
+from zart_core.errors import ExecutionAlreadyExists
 from zart_core.records import TaskOffer
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench
 from zart_core.testing.contract.hand import finish
@@ -75,23 +78,38 @@ class StartContract(Contract):
         assert await hand.claim() == []
 
     @on_bench
-    async def test_an_existing_id_is_reported_with_the_task_it_has(self, bench: Bench) -> None:  # B3
+    async def test_an_id_of_another_task_refuses_the_whole_call(self, bench: Bench) -> None:  # B3, B8
         await bench.start("a", task="first-task")
-        [again] = await bench.start("a", task="other-task")
-        assert (again.created, again.task) == (False, "first-task")
+        for starts in ([new("a", task="other-task")], [new("b"), new("a", task="other-task"), new("c")]):
+            with pytest.raises(ExecutionAlreadyExists, match=r"'a'.*'first-task'.*'other-task'"):
+                await bench.scheduler.start(starts)
         assert (await bench.row("a")).task == "first-task"
+        assert [await bench.scheduler.get(execution_id) for execution_id in ("b", "c")] == [None, None]
+
+    @on_bench
+    async def test_two_tasks_under_one_new_id_refuse_the_whole_call(self, bench: Bench) -> None:  # B3, B8
+        with pytest.raises(ExecutionAlreadyExists, match="'a'"):
+            await bench.scheduler.start([new("a"), new("b"), new("a", task="other-task")])
+        assert [await bench.scheduler.get(execution_id) for execution_id in ("a", "b")] == [None, None]
+
+    @on_bench
+    async def test_a_repeated_call_is_told_that_it_created_them(self, bench: Bench) -> None:  # B2, B61
+        starts = [new("a", nonce=17), new("b", nonce=2**63 - 1)]
+        assert [answer.created for answer in await bench.scheduler.start(starts)] == [True, True]
+        assert [answer.created for answer in await bench.scheduler.start(starts)] == [True, True]
+        others = [new("a", nonce=18), new("b")]
+        assert [answer.created for answer in await bench.scheduler.start(others)] == [False, False]
 
     @on_bench
     async def test_the_same_new_id_twice_in_one_call_is_created_once(self, bench: Bench) -> None:
-        starts = [new("a", input=b"0"), new("b", input=b"1"), new("a", input=b"2", task="other-task")]
+        starts = [new("a", input=b"0"), new("b", input=b"1"), new("a", input=b"2")]
         answers = await bench.scheduler.start(starts)
         assert [answer.execution_id for answer in answers] == ["a", "b", "a"]
         assert sorted(answer.created for answer in answers) == [False, True, True]
         assert answers[0].run_id == answers[2].run_id
-        assert answers[0].task == answers[2].task
         created = next(n for n, answer in enumerate(answers) if answer.execution_id == "a" and answer.created)
         row = await bench.row("a")
-        assert (row.input, row.task) == (starts[created].input, starts[created].task)
+        assert row.input == starts[created].input
 
     @on_bench
     async def test_new_and_existing_ids_mix_in_one_call(self, bench: Bench) -> None:  # B8

@@ -133,6 +133,19 @@ class SuspendContract(Contract):
         assert (await bench.row("a")).worker == hand.name
 
     @on_bench
+    async def test_a_cancellation_that_was_dealt_with_no_longer_refuses_it(self, bench: Bench) -> None:  # B53
+        hand, run = await bench.running("a")
+        await bench.scheduler.cancel("a", "enough")
+        wake_at = bench.now() + LONG
+        flushed = await hand.flush(
+            step(run, step_row("on_failure", ordinal=-32_768, kind="failure")), suspend(run, wake_at, compensating=True)
+        )
+        assert (flushed.refused, flushed.lost) == (frozenset(), frozenset())
+        row = await bench.row("a")
+        assert (row.status, row.wake_at, row.cancel_requested) == ("waiting", wake_at, True)
+        assert await hand.claim() == []
+
+    @on_bench
     async def test_it_is_refused_when_it_waits_for_children_and_none_is_open(self, bench: Bench) -> None:  # B36
         hand, run = await bench.running("a")
         refused = Flushed(refused=frozenset((run.run_id,)))
