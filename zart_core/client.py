@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
@@ -13,7 +14,7 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 from msgspec import Struct
 
 from zart_core.completions import Completions
-from zart_core.duration import Duration, instant, micros, positive_micros
+from zart_core.duration import FOREVER, Duration, instant, micros, positive_micros
 from zart_core.errors import (
     BackendUnavailable,
     ExecutionAlreadyExists,
@@ -21,6 +22,7 @@ from zart_core.errors import (
     ExecutionFailed,
     ExecutionNotFound,
     ExecutionTimedOut,
+    WaitTimedOut,
 )
 from zart_core.execution import (
     Execution,
@@ -306,7 +308,7 @@ class DurableScheduler:
         unknown = set(statuses) - FINAL - {"scheduled", "running", "waiting", "paused"}
         if unknown:
             raise ValueError(f"unknown status {', '.join(sorted(unknown))}")
-        if cursor is not None and not cursor.isdecimal():
+        if cursor is not None and not (isinstance(cursor, str) and re.fullmatch("[0-9]{1,18}", cursor)):
             raise ValueError(f"{cursor!r} is not a cursor of list()")
         query = ListQuery(
             statuses=cast("tuple[RunStatus, ...]", statuses),
@@ -345,7 +347,15 @@ class DurableScheduler:
     async def finished(self, execution_id: str, timeout: Duration | None) -> ExecutionRow:
         """The stored row of an execution once it has finished."""
         seconds = None if timeout is None else max(0, micros(timeout, what="timeout")) / 1_000_000
-        return await self._completions.wait(_check_id(execution_id), seconds)
+        if seconds != 0:
+            return await self._completions.wait(_check_id(execution_id), seconds)
+        # No patience: one look, however long that takes.
+        settled = await self._persist(lambda: self._scheduler.settled([_check_id(execution_id)]))
+        if settled.missing:
+            raise ExecutionNotFound(f"there is no execution {execution_id!r}")
+        if not settled.finished:
+            raise WaitTimedOut(f"execution {execution_id!r} has not finished; it goes on")
+        return settled.finished[0]
 
     def output(self, row: ExecutionRow, type_: Any) -> Any:
         """A finished row's output as ``type_``; raises what a handle's ``result`` raises."""
@@ -386,8 +396,8 @@ class DurableScheduler:
             )
         if not isinstance(request.queue, str) or not request.queue.strip() or len(request.queue) > 200:
             raise ValueError(f"execution {execution_id!r}: {request.queue!r} cannot name a queue")
-        tags = request.tags or {}
-        if not all(
+        tags: Any = {} if request.tags is None else request.tags
+        if not isinstance(tags, dict) or not all(
             isinstance(key, str) and isinstance(value, str) for key, value in cast("dict[Any, Any]", tags).items()
         ):
             raise ValueError(f"execution {execution_id!r}: tags are text by text, not {tags!r}")
@@ -398,7 +408,7 @@ class DurableScheduler:
             queue=request.queue,
             priority=request.priority,
             tags=tags,
-            wake_at=None if request.at is None else max(0, instant(request.at, what="at")),
+            wake_at=None if request.at is None else max(0, min(instant(request.at, what="at"), FOREVER)),
             delay=None if request.delay is None else max(0, micros(request.delay, what="delay")),
             timeout=timeout,
             nonce=1 + random.getrandbits(62),

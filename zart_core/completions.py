@@ -92,7 +92,7 @@ class Completions:
                         logger.warning("looking for finished executions failed, it will be repeated: %s", error)
                     failures += 1
                     self._asked.update(asked)
-                    await asyncio.sleep(min(0.05 * 2**failures, _POLL))
+                    await asyncio.sleep(min(0.05 * 2 ** min(failures, 10), _POLL))
                     self._work.set()
                     continue
                 failures = 0

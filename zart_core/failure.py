@@ -66,7 +66,7 @@ def store(error: BaseException, *, kind: ErrorKind = "failed", attempts: int = 0
             traceback=_traceback(error),
             module=cls.__module__,
             qualname=cls.__qualname__,
-            args=[_plain(argument) for argument in error.args],
+            args=[_plain(argument) for argument in _ARGS(error)],
             attributes=_attributes(error),
             kind=kind,
             attempts=attempts,
@@ -246,7 +246,7 @@ def _attributes(error: BaseException) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     try:
         items = list(vars(error).items())
-    except TypeError:
+    except Exception:  # no attributes, or an error that will not be looked at
         return kept
     for name, value in items:
         if name.startswith("__"):
@@ -298,6 +298,8 @@ def _hints(cls: type[BaseException]) -> dict[str, Any]:
     return hints
 
 
+_ARGS: Final = cast("Callable[[BaseException], tuple[Any, ...]]", vars(BaseException)["args"].__get__)
+"""An exception's own arguments, whatever a subclass calls ``args``."""
 _ENCODER: Final = msgspec.json.Encoder()
 _STORED: Final = msgspec.json.Decoder(StoredError)
 _FAILURE: Final = msgspec.json.Decoder(ExecutionFailure)

@@ -152,6 +152,9 @@ def _encode_foreign(value: Any) -> Any:
         return dump(mode="json")
     if isinstance(value, PurePath):
         return str(value)
+    for kind, plain in _BASES:  # a subclass of one of them is stored as what it is
+        if isinstance(value, kind):
+            return plain(value)
     raise NotImplementedError(f"objects of type {type(value).__qualname__} are not supported")
 
 
@@ -164,6 +167,12 @@ def _decode_foreign(type_: Any, value: Any) -> Any:
     raise NotImplementedError(f"the type {_name(type_)} is not supported")
 
 
+_BASES: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (bytes, bytes),
+)
 _ENCODER: Final = msgspec.json.Encoder(enc_hook=_encode_foreign)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
-from zart_core.duration import Duration, instant, later, micros, moment, positive_micros
+from zart_core.duration import FOREVER, Duration, instant, later, micros, moment, positive_micros
 from zart_core.engine.steps import PLAIN, StepOptions, run_step
 from zart_core.engine.values import capture, publish
 from zart_core.engine.waits import sleep, wait_for_event
@@ -349,7 +349,8 @@ class TaskContext:
 
     def sleep_until(self, name: str, when: datetime) -> Coroutine[Any, Any, None]:
         """A durable timer until ``when`` (aware; a naive one raises ``ValueError``). A time that has passed ends at once."""
-        return sleep(self._run, _site(), name, lambda: instant(when, what=f"the time of sleep {name!r}"))
+        run = self._run
+        return sleep(run, _site(), name, lambda: _at(run, instant(when, what=f"the time of sleep {name!r}")))
 
     @overload
     def wait_for_event(self, name: str, type_: type[E], timeout: Duration | None = None) -> Coroutine[Any, Any, E]: ...
@@ -373,6 +374,11 @@ class TaskContext:
 def _after(run: Run, length: int) -> int:
     """The deadline of a sleep of ``length`` that begins now."""
     return later(run.clock.latest(), length) if length > 0 else run.clock.now()
+
+
+def _at(run: Run, when: int) -> int:
+    """The deadline of a sleep until ``when``: a time that has passed is now, one beyond the calendar its end."""
+    return max(run.clock.now(), min(when, FOREVER))
 
 
 def _site() -> Site:

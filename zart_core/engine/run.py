@@ -8,6 +8,7 @@ run waits for has happened already; then nothing was unwound and the run simply 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
@@ -16,7 +17,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-import msgspec
+from msgspec.structs import replace
 
 from zart_core import failure as failures
 from zart_core.ambient import ExecutionInfo, current_execution, current_step
@@ -177,6 +178,7 @@ class Run:
         self._idle_check: asyncio.Handle | None = None
         self._linger: Timer | None = None
         self._deadline: Timer | None = None
+        self._grace: asyncio.TimerHandle | None = None
         self._root: asyncio.Task[Any] | None = None
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -205,6 +207,8 @@ class Run:
             self._closed = True
             self.gated = True
             self._forget_timers()
+            if self._grace is not None:
+                self._grace.cancel()  # it would keep this run, and all that it has read, in memory
             for parked in list(self._parked):  # calls in tasks that the handler left behind
                 parked.fail(Abandoned(self.execution_id))
 
@@ -766,7 +770,7 @@ class Run:
                 if abandoned and self._root is not asyncio.current_task():
                     self._root.cancel()
                 else:
-                    self.loop.call_later(_GRACE, self._cancel_stopped)
+                    self._grace = self.loop.call_later(_GRACE, self._cancel_stopped)
         return self.halt
 
     def _cancel_stopped(self) -> None:
@@ -786,13 +790,14 @@ class Run:
 
 def _last_word(failure: ExecutionFailure, error: BaseException) -> ExecutionFailure:
     """What is kept when ``on_failure`` raised: the failure itself when it was only passed on, else the new error with the old."""
-    passed_on: object = getattr(error, "failure", None)
-    if passed_on is failure:
-        return failure
+    with contextlib.suppress(Exception):  # a user's error may do anything when it is looked at
+        passed_on: object = getattr(error, "failure", None)
+        if passed_on is failure:
+            return failure
     info = failures.failure_of(error).error
     text = f"{info.traceback}\nwhile on_failure handled: {failure.error}\n{failure.error.traceback}"
     said = ErrorInfo(type=info.type, message=info.message, traceback=text, step=info.step or failure.step)
-    return msgspec.structs.replace(failure, error=said)
+    return replace(failure, error=said)
 
 
 def spawn(run: Run, name: str) -> asyncio.Task[None]:

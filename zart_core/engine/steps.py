@@ -121,20 +121,13 @@ class _Attempts:
         self.details = None if row is None else row.details
 
     async def finish(self) -> tuple[StepRow, Any]:
-        run, options, row = self.run, self.options, self.row
-        if row is not None:
-            if row.wake_at is not None:
-                if row.wake_at > run.clock.now():
-                    await self._back_off(row.wake_at)
-            elif options.at_most_once:
-                return await self._interrupted()
-        if options.timeout is not None and options.scope == "global" and self.deadline is None:
-            # One deadline over all attempts, kept over restarts: it has to be durable before the first attempt begins.
-            self.deadline = later(run.clock.latest(), options.timeout)
-            await run.record(self._row("pending"))
-        elif options.at_most_once:
-            await run.record(self._row("pending"))
+        run, row = self.run, self.row
+        if row is not None and row.wake_at is None and self.options.at_most_once:
+            return await self._interrupted()
+        if row is not None and row.wake_at is not None and row.wake_at > run.clock.now():
+            await self._back_off(row.wake_at)
         while True:
+            await self._announce()
             started = run.clock.now()
             until, limit = self._time_limit()
             if limit is not None and until <= started:
@@ -151,6 +144,17 @@ class _Attempts:
             done = await self._failed(error, started, finished)
             if done is not None:
                 return done, None
+
+    async def _announce(self) -> None:
+        """Make durable what has to be so before an attempt begins."""
+        options = self.options
+        if options.timeout is not None and options.scope == "global" and self.deadline is None:
+            # One deadline over all attempts, kept over restarts.
+            self.deadline = later(self.run.clock.latest(), options.timeout)
+        elif not options.at_most_once:
+            return
+        # For at_most_once whoever finds the row must see that this attempt has begun: without a wake_at, unlike a back-off's.
+        await self.run.record(self._row("pending"))
 
     async def _completed(self, value: Any, finished: int) -> tuple[StepRow, Any]:
         run = self.run
@@ -196,10 +200,16 @@ class _Attempts:
         elif isinstance(error, PayloadError):
             kind = "payload"
         elif not isinstance(error, _Misused):
-            verdict = judge(self.options.retry, error, attempt=self.attempts, elapsed=finished - self.first_started)
-            delay = verdict.delay
-            if verdict.exhausted:
-                kind = "exhausted"
+            try:
+                verdict = judge(self.options.retry, error, attempt=self.attempts, elapsed=finished - self.first_started)
+            except Exception as broken:
+                # The policy itself failed (a strategy that raises, RetryAfter("soon")): final, and recorded with both errors.
+                broken.__context__ = error
+                error = broken
+            else:
+                delay = verdict.delay
+                if verdict.exhausted:
+                    kind = "exhausted"
         stored = failures.store(
             error.error if isinstance(error, _Misused) else error, kind=kind, attempts=self.attempts
         )

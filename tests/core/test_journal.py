@@ -1,0 +1,306 @@
+"""The journal: facts gather while a flush is under way, go together in the next, and everybody learns what became of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from zart_core.engine import journal as journals
+from zart_core.engine.journal import DONE, LOST, REFUSED, Journal
+from zart_core.errors import BackendUnavailable, LeaseLost
+from zart_core.records import (
+    AttemptFact,
+    AttemptRow,
+    DetailsFact,
+    FinishFact,
+    Flush,
+    Flushed,
+    PublishFact,
+    RetryFact,
+    StepFact,
+    StepRow,
+    SuspendFact,
+)
+
+WORKER = 9
+NOTHING = Flushed()
+
+
+def row(name: str = "step", details: bytes | None = None) -> StepRow:
+    return StepRow(name, 0, "step", "completed", 1, 0, details=details)
+
+
+def step(run_id: int = 1, name: str = "step") -> StepFact:
+    return StepFact(run_id, 1, row(name))
+
+
+def attempt(run_id: int = 1) -> AttemptFact:
+    return AttemptFact(run_id, 1, AttemptRow("step", 0, 1, 0, 0, b"{}"))
+
+
+def details(run_id: int = 1, value: bytes = b"1", name: str = "step") -> DetailsFact:
+    return DetailsFact(run_id, 1, row(name, value))
+
+
+class Store:
+    """Stands in for a backend: notes each flush, and answers when and as the test says."""
+
+    def __init__(self) -> None:
+        self.flushes: list[Flush] = []
+        self.answers: list[Flushed | Exception] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.entered = asyncio.Event()
+
+    async def flush(self, flush: Flush) -> Flushed:
+        self.flushes.append(flush)
+        self.entered.set()
+        await self.open.wait()
+        answer = self.answers.pop(0) if self.answers else NOTHING
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def steps(self) -> list[list[str]]:
+        return [[fact.row.name for fact in flush.steps] for flush in self.flushes]
+
+
+class Bench:
+    """A journal at work."""
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self.cancelled: list[int] = []
+        self.lost = 0
+        store: Any = self.store
+        self.journal = Journal(store, WORKER, on_cancelled=self.cancelled.append, on_lease_lost=self._lose)
+
+    def _lose(self) -> None:
+        self.lost += 1
+
+    async def under_way(self) -> asyncio.Future[int]:
+        """A fact whose flush is under way and does not return until the store is opened."""
+        self.store.open.clear()
+        self.store.entered.clear()
+        promise = self.journal.step(step(name="first"))
+        await self.store.entered.wait()
+        return promise
+
+
+@asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    running = asyncio.create_task(made.journal.run())
+    try:
+        async with asyncio.timeout(20):
+            yield made
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+# --- group commit -----------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lone_fact_is_flushed_at_once() -> None:  # B11
+    async with bench() as at:
+        assert await at.journal.step(step()) == DONE
+        assert at.store.flushes == [Flush(worker_id=WORKER, steps=[step()])]
+        assert at.journal.flushes == 1
+
+
+async def test_a_promise_is_kept_only_when_its_flush_has_returned() -> None:  # B11
+    async with bench() as at:
+        promise = await at.under_way()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not promise.done()
+        at.store.open.set()
+        assert await promise == DONE
+
+
+async def test_facts_that_come_during_a_flush_go_together_in_the_next() -> None:  # B18
+    async with bench() as at:
+        first = await at.under_way()
+        later = [at.journal.step(step(run_id, f"later-{run_id}")) for run_id in range(50)]
+        await asyncio.sleep(0)
+        at.store.open.set()
+        assert await asyncio.gather(first, *later) == [DONE] * 51
+        assert at.store.steps() == [["first"], [f"later-{run_id}" for run_id in range(50)]]
+
+
+async def test_facts_of_every_kind_go_in_one_flush() -> None:  # B11
+    async with bench() as at:
+        await at.under_way()
+        publish = PublishFact(1, 1, "key", b"1")
+        retry, finish = RetryFact(2, 1, 1), FinishFact(3, 1, "completed", b"1")
+        suspend = SuspendFact(4, 1, None, False, False, 0, False)
+        promises = [
+            at.journal.step(step()),
+            at.journal.failed_attempt(attempt(), step(name="failed")),
+            at.journal.failed_attempt(attempt(5)),
+            at.journal.publish(publish),
+            at.journal.retry(retry, attempt(2)),
+            at.journal.finish(finish),
+            at.journal.suspend(suspend),
+        ]
+        at.journal.details(details())
+        at.store.open.set()
+        assert await asyncio.gather(*promises) == [DONE] * len(promises)
+        assert at.store.flushes[1] == Flush(
+            worker_id=WORKER,
+            steps=[step(), step(name="failed")],
+            attempts=[attempt(), attempt(5), attempt(2)],
+            details=[details()],
+            published=[publish],
+            retries=[retry],
+            finishes=[finish],
+            suspends=[suspend],
+        )
+
+
+async def test_nothing_is_flushed_when_there_is_nothing() -> None:  # B12
+    async with bench() as at:
+        await at.journal.step(step())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(at.store.flushes) == 1
+        assert at.journal.idle
+
+
+async def test_it_is_idle_only_when_nothing_waits_and_nothing_is_under_way() -> None:  # B11
+    async with bench() as at:
+        assert at.journal.idle
+        first = await at.under_way()
+        assert not at.journal.idle, "a flush is under way"
+        second = at.journal.step(step())
+        at.journal.details(details())
+        at.store.open.set()
+        await asyncio.gather(first, second)
+        await asyncio.sleep(0)
+        assert at.journal.idle
+
+
+async def test_of_the_details_of_a_step_only_the_last_are_written_and_nobody_waits_for_them() -> None:  # B46
+    async with bench() as at:
+        first = await at.under_way()
+        for value in (b"1", b"2", b"3"):
+            at.journal.details(details(value=value))
+        at.journal.details(details(name="other"))
+        at.journal.details(details(run_id=2))
+        assert not at.journal.idle
+        at.store.open.set()
+        await first
+        await _until(lambda: at.journal.idle)
+        assert at.store.flushes[1].details == [details(value=b"3"), details(name="other"), details(run_id=2)]
+        assert len(at.store.flushes) == 2
+
+
+# --- what became of it ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_everybody_learns_what_became_of_their_own_run() -> None:  # B57
+    async with bench() as at:
+        await at.under_way()
+        at.store.answers = [NOTHING, Flushed(lost=frozenset([2]), refused=frozenset([3]), cancelled=frozenset([3, 4]))]
+        promises = [at.journal.step(step(run_id)) for run_id in (1, 2, 3, 4, 2)]
+        at.store.open.set()
+        assert await asyncio.gather(*promises) == [DONE, LOST, REFUSED, DONE, LOST]
+        assert sorted(at.cancelled) == [3, 4]
+
+
+async def test_a_cancellation_is_told_before_the_facts_that_met_it_are_answered() -> None:  # B52
+    async with bench() as at:
+        at.store.answers = [Flushed(refused=frozenset([1]), cancelled=frozenset([1]))]
+        told: list[int] = []
+        promise = at.journal.finish(FinishFact(1, 1, "completed", b"1"))
+        promise.add_done_callback(lambda _: told.extend(at.cancelled))
+        assert await promise == REFUSED
+        assert told == [1]
+
+
+async def test_one_who_no_longer_waits_disturbs_nobody() -> None:  # B11
+    for answer in (NOTHING, Flushed(refused=frozenset([7]))):
+        async with bench() as at:
+            await at.under_way()
+            at.store.answers = [NOTHING, answer]
+            gone, stays = at.journal.step(step(1)), at.journal.step(step(2))
+            gone.cancel()
+            at.store.open.set()
+            assert await stays == DONE
+            assert [fact.run_id for fact in at.store.flushes[1].steps] == [1, 2], "it is written all the same"
+
+
+# --- a store that fails -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_flush_that_failed_is_repeated_as_it_was_and_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # B61
+    monkeypatch.setattr(journals, "_BACKOFF", (0.0,))
+    async with bench() as at:
+        at.store.answers = [BackendUnavailable("gone")] * 5
+        first = at.journal.step(step(name="first"))
+        await at.store.entered.wait()
+        second = at.journal.step(step(name="second"))
+        assert await asyncio.gather(first, second) == [DONE, DONE]
+        assert at.store.steps() == [["first"]] * 6 + [["second"]], "what came meanwhile does not overtake it or join it"
+        assert at.journal.flushes == 2
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "flush failed, it will be repeated: gone"
+    ]
+
+
+async def test_a_lost_lease_is_told_and_loses_the_facts_of_its_flush() -> None:  # B57
+    async with bench() as at:
+        at.store.answers = [LeaseLost("worker 9 was declared dead")]
+        assert await at.journal.step(step()) == LOST
+        assert at.lost == 1
+        assert len(at.store.flushes) == 1, "it is not repeated"
+
+
+async def test_behind_the_fence_nothing_is_written_and_everything_is_lost() -> None:  # B57
+    async with bench() as at:
+        under_way = await at.under_way()
+        waiting = at.journal.step(step(name="waiting"))
+        at.journal.details(details())
+        at.journal.fence()
+        assert waiting.result() == LOST
+        after = [at.journal.step(step(name="after")), at.journal.finish(FinishFact(1, 1, "completed"))]
+        assert [promise.result() for promise in after] == [LOST, LOST]
+        at.store.open.set()
+        assert await under_way == DONE, "what the store has taken is durable, whatever we believe"
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert at.store.steps() == [["first"]]
+        assert at.journal.idle
+
+
+async def test_the_fence_ends_the_repeats_of_a_flush(monkeypatch: pytest.MonkeyPatch) -> None:  # B57
+    monkeypatch.setattr(journals, "_BACKOFF", (0.0,))
+    async with bench() as at:
+        at.store.answers = [BackendUnavailable("gone")] * 10**6
+        promise = at.journal.step(step())
+        await at.store.entered.wait()
+        at.journal.fence()
+        assert await promise == LOST
+
+
+async def test_a_journal_that_is_stopped_in_a_flush_leaves_nobody_waiting() -> None:  # B59
+    at = Bench()
+    running = asyncio.create_task(at.journal.run())
+    promise = await at.under_way()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert promise.result() == LOST
+
+
+async def _until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
