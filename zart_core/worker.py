@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from msgspec import Struct
 
@@ -97,6 +97,7 @@ class Worker:
         self._opened = False
         self._threads: ThreadPoolExecutor | None = None
         self._main: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._watchdog: Watchdog | None = None
         self._watching: asyncio.Task[None] | None = None
         self.tenure: Tenure | None = None
@@ -125,10 +126,19 @@ class Worker:
     async def stop(self) -> None:
         """Drain: claim nothing more, let running steps finish within ``drain_timeout``, release the rest at once."""
         self._stopping.set()
-        if self._main is not None:
-            main, self._main = self._main, None
-            await main
-        await self._clean_up()
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end(), name="zart-stop")
+        # Race: a second stop, or one after a first that was cancelled, must wait for the same end and not tear down what still drains.
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        try:
+            if self._main is not None:
+                main, self._main = self._main, None
+                await main
+            await self._clean_up()
+        finally:
+            self._ending = None
 
     # --- as a process ----------------------------------------------------------------------------------------------
 
@@ -144,11 +154,17 @@ class Worker:
     def _handle_signals(self) -> Callable[[], None]:
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
+        before: dict[signal.Signals, Any] = {}
 
         def restore() -> None:
             for number in handled:
                 loop.remove_signal_handler(number)
             handled.clear()
+            for (
+                number,
+                handler,
+            ) in before.items():  # asyncio.run has a handler of its own for SIGINT, which the loop forgets
+                signal.signal(number, handler)
 
         def first(number: signal.Signals) -> None:
             logger.info("%s: draining", number.name)
@@ -159,11 +175,14 @@ class Worker:
             handled.clear()
 
         for number in (signal.SIGTERM, signal.SIGINT):
+            previous = signal.getsignal(number)
             try:
                 loop.add_signal_handler(number, first, number)
             except (NotImplementedError, RuntimeError, ValueError):
                 continue  # not the main thread, or a platform without: the application handles its signals
             handled.append(number)
+            if previous is not None:  # None: set by something that is not Python, and cannot be set again by it
+                before[number] = previous
         return restore
 
     # --- until idle ------------------------------------------------------------------------------------------------

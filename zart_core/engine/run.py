@@ -162,6 +162,7 @@ class Run:
         self.compensating = False  # in on_failure
         self._cancelled = claimed.cancel_requested
         self._cancel_reason = claimed.cancel_reason
+        self._reason_known = True  # False between the word that there is a cancellation, and its reason
         self._overdue = False
         self._draining = False
         self._closed = False
@@ -223,6 +224,7 @@ class Run:
             elif isinstance(result, NonDeterminismError):
                 if await self._wait_for_code(result):
                     return
+                await self._learn_reason()
                 failure = self._cancellation()
             elif self._may_retry(result):
                 await self._retry(result)
@@ -241,6 +243,7 @@ class Run:
         except BaseException as error:
             if being_closed(error, self._root):
                 raise
+            await self._learn_reason()
             return self._judge(error)
         if self.halt is not None:
             logger.warning(
@@ -251,6 +254,7 @@ class Run:
             )
             raise self.halt
         if self._cancelled:
+            await self._learn_reason()
             return self._cancellation()
         if self._overdue:
             return self._deadline_failure()
@@ -362,7 +366,8 @@ class Run:
         if verdict == LOST:
             raise self.abandon()
         if verdict == REFUSED:
-            self._cancelled = True
+            self.hear_of_cancellation()
+            await self._learn_reason()
             return False
         return True
 
@@ -466,6 +471,7 @@ class Run:
             await asyncio.shield(self._suspending)
         if self.services.lease.lapsed:
             await self.services.lease.valid()
+        await self._learn_reason()
         self._raise_if_over(name)
         if self._draining:
             await self.hold(name)
@@ -487,7 +493,7 @@ class Run:
 
     def _interrupt(self) -> None:
         """Let parked calls raise what has ended this pass. While a suspension is under way its answer decides first."""
-        if self._suspending is None and self._over(None) is not None:
+        if self._suspending is None and self._reason_known and self._over(None) is not None:
             for parked in list(self._parked):
                 parked.fail(self._over(parked.name) or Abandoned())
 
@@ -531,6 +537,7 @@ class Run:
 
     async def _park(self, parked: Parked) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
+        await self._learn_reason()
         self._raise_if_over(parked.name)
         self._parked.add(parked)
         if parked.wake_at is not None:
@@ -680,11 +687,6 @@ class Run:
 
     # --- what comes from outside -----------------------------------------------------------------------------------
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether the run knows of an accepted cancellation."""
-        return self._cancelled
-
     def watch(self) -> Watch:
         """What to ask the backend for this run's signals."""
         return Watch(self.run_id, self.epoch, self._seen)
@@ -707,6 +709,8 @@ class Run:
 
     def refreshed(self) -> None:
         """The backend had nothing new for this run."""
+        if not self._reason_known:
+            self.cancel(None)
         self._caught_up()
         self._look()
 
@@ -725,13 +729,23 @@ class Run:
 
     def cancel(self, reason: str | None) -> None:
         """A cancellation was accepted: parked calls raise it now, others at their next call."""
-        if reason is not None:
-            self._cancel_reason = reason
-        if self._cancelled:
+        if self._cancelled and self._reason_known:
             return
-        self._cancelled = True
+        self._cancelled = self._reason_known = True
+        self._cancel_reason = reason
         self._regate()
         self._interrupt()
+
+    def hear_of_cancellation(self) -> None:
+        """A flush says that a cancellation was accepted. Nothing new begins; parked calls raise it once its reason is here."""
+        if not self._cancelled:
+            self._cancelled, self._reason_known = True, False
+            self._regate()
+            self.services.refresh(self)
+
+    async def _learn_reason(self) -> None:
+        if not self._reason_known:
+            await self.catch_up()
 
     def deadline_passed(self) -> None:
         """The execution's deadline is over: parked calls raise it now, others at their next call."""

@@ -157,7 +157,8 @@ class Tenure:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=seconds)
         for run in list(self.runs.values()):
-            logger.warning("execution %r did not come to a stop in time: it is released as it is", run.execution_id)
+            if not self.lease.lost:  # else it was abandoned then, and is another worker's by now
+                logger.warning("execution %r did not come to a stop in time: it is released as it is", run.execution_id)
             run.abandon()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_END)
@@ -238,9 +239,8 @@ class Tenure:
 
     def _cancelled(self, run_id: int) -> None:
         for (known, _), run in list(self.runs.items()):
-            if known == run_id and not run.cancelled:
-                run.cancel(None)
-                self.wakeups.ask(run)  # for the reason
+            if known == run_id:
+                run.hear_of_cancellation()
 
     def _lost(self) -> None:
         """The backend has declared this worker dead: its handlers stop, nothing is written any more."""
