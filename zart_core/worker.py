@@ -167,12 +167,12 @@ class Worker:
                 signal.signal(number, handler)
 
         def first(number: signal.Signals) -> None:
-            logger.info("%s: draining", number.name)
             self._stopping.set()
             for other in list(handled):  # the next one takes its default action: the process ends
                 loop.remove_signal_handler(other)
                 signal.signal(other, signal.SIG_DFL)
             handled.clear()
+            logger.info("%s: draining; a second signal ends the process at once", number.name)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             previous = signal.getsignal(number)

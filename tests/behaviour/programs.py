@@ -3,6 +3,8 @@
     python -m tests.behaviour.programs worker FOLDER CONFIG      a worker until it is told to stop; CONFIG: WorkerConfig as JSON
     python -m tests.behaviour.programs starter FOLDER PREFIX     starts executions for ever, prints each acknowledged id
     python -m tests.behaviour.programs crowd FOLDER COUNT        that many processes open one file at the same moment
+    python -m tests.behaviour.programs doomed FOLDER CASES       a worker process for each case (``METHOD-MOMENT-NUMBER``, by spaces),
+                                                                 which dies in that call; CASE is also its queue and its execution
 
 FOLDER holds the store (``zart.db``), the ledger and the gates. A gate is a file that a step waits for.
 """
@@ -15,10 +17,12 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from msgspec import Struct
 
 from tests.behaviour.world import REPLAY, Ledger
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig, connect, context
+from zart_core.testing.faults import FaultPlan, FaultyScheduler, crash
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,8 +164,24 @@ class Napping(TaskHandler[float, None]):
         self.place.write("after", context().execution_id)
 
 
+class Blocking(Gated):
+    """The same, but in the process whose id is in the file ``gate-block`` it blocks the event loop for the seconds that are there too."""
+
+    name = "blocking"
+
+    async def hold(self) -> int:
+        execution_id, pid = context().execution_id, os.getpid()
+        self.place.write("begin", execution_id)
+        blocked, seconds = self.place.gate("block").read_text().split()
+        if pid == int(blocked):
+            time.sleep(float(seconds))
+        self.place.write("end", execution_id)
+        return pid
+
+
 class Act(Struct, frozen=True):
-    """One act of a mixed program: ``step`` (fails ``failures`` times first), ``sleep`` or ``event``; ``length`` in milliseconds."""
+    """One act of a mixed program: ``step`` (fails ``failures`` times first), ``pair`` (two side by side), ``sleep`` or ``event``;
+    ``length`` is in milliseconds."""
 
     kind: str
     length: int = 0
@@ -168,7 +189,11 @@ class Act(Struct, frozen=True):
 
 
 class Mixed(TaskHandler[list[Act], int]):
-    """A program given as data. Its output is the number of events and steps that it has been through."""
+    """A program given as data. Its output is the number of its steps plus the sum of what its events said.
+
+    The ledger tells its life: ``begin ID STEP ATTEMPT`` and ``end …`` in a body, ``got ID CALL VALUE`` when the handler was given the
+    result of a call (again on each replay), ``lay ID CALL TIME`` and ``woke ID CALL TIME`` around a sleep.
+    """
 
     name = "mixed"
 
@@ -178,28 +203,46 @@ class Mixed(TaskHandler[list[Act], int]):
     async def run(self, ctx: TaskContext, data: list[Act]) -> int:
         total = 0
         for number, act in enumerate(data):
-            if act.kind == "sleep":
-                await ctx.sleep(f"{number}", act.length / 1_000)
-            elif act.kind == "event":
-                total += await ctx.wait_for_event("tick", int)
-            else:
-                total += await ctx.step(f"{number}", self.work, act, retry=f"fixed({act.failures}, 20ms)")
+            match act.kind:
+                case "sleep":
+                    self.place.write("lay", ctx.execution_id, number, _micros())
+                    await ctx.sleep(f"{number}", act.length / 1_000)
+                    self.place.write("woke", ctx.execution_id, number, _micros())
+                case "event":
+                    word = await ctx.wait_for_event("tick", int)
+                    self.place.write("got", ctx.execution_id, number, word)
+                    total += word
+                case "pair":
+                    await asyncio.gather(*(self.step(ctx, f"{number}{side}", act) for side in "lr"))
+                    total += 2
+                case _:
+                    await self.step(ctx, f"{number}", act)
+                    total += 1
         return total
 
-    async def work(self, act: Act) -> int:
+    async def step(self, ctx: TaskContext, name: str, act: Act) -> None:
+        token = await ctx.step(name, self.work, act, retry=f"fixed({act.failures}, 20ms)")
+        self.place.write("got", ctx.execution_id, name, token)
+
+    async def work(self, act: Act) -> str:
+        """Returns a token that no other run of it would return."""
         info = context()
         self.place.write("begin", info.execution_id, info.step_name, info.current_attempt)
         await asyncio.sleep(act.length / 1_000)
+        self.place.write("end", info.execution_id, info.step_name, info.current_attempt)
         if info.current_attempt < act.failures:
             raise ConnectionError("not yet")
-        self.place.write("end", info.execution_id, info.step_name)
-        return 1
+        return f"{os.getpid()}-{time.monotonic_ns()}"
+
+
+def _micros() -> int:
+    return time.time_ns() // 1_000
 
 
 def registry(place: Place) -> TaskRegistry:
     """Every handler of this module."""
     tasks = TaskRegistry()
-    for handler in (Counted, Gated, Stuck, Waiting, Napping, Mixed):
+    for handler in (Counted, Gated, Stuck, Blocking, Waiting, Napping, Mixed):
         tasks.register(handler(place))
     return tasks
 
@@ -233,32 +276,65 @@ async def start_for_ever(place: Place, prefix: str) -> None:
         await asyncio.gather(*(part(number) for number in range(20)))
 
 
+def fork(work: Callable[[], Coroutine[Any, Any, None]], ready: Callable[[], None]) -> int:
+    """A child process that is ``ready`` and then does ``work``; its id. What it raises is printed, and makes its exit code 1."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            ready()
+            asyncio.run(work())
+            code = 0
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended(child: int) -> int:
+    """The exit code of a child, once it has ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def open_at_once(place: Place, count: int) -> int:
     """``count`` processes that open the store when the last of them is there. How many failed."""
     held, starting = os.pipe()
-    children = []
-    for _ in range(count):
-        child = os.fork()
-        if child == 0:
-            os.close(starting)
-            os.read(held, 1)  # returns when the parent, the only writer left, closes its end
-            code = 1
-            try:
-                asyncio.run(_open(place))
-                code = 0
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}", flush=True)
-            finally:
-                os._exit(code)
-        children.append(child)
+
+    def ready() -> None:
+        os.close(starting)
+        os.read(held, 1)  # returns when the parent, the only writer left, closes its end
+
+    children = [fork(lambda: _open(place), ready) for _ in range(count)]
     os.close(starting)
-    return sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+    return sum(ended(child) != 0 for child in children)
 
 
 async def _open(place: Place) -> None:
     async with connect(place.url) as scheduler:
         await scheduler.migrate()
         await DurableScheduler(scheduler).start("counted", 1, execution_id="same")
+
+
+def doom(place: Place, cases: list[str]) -> int:
+    """A worker process for each case, all at once. Prints ``CASE CODE PID`` as each has ended; a killed one is noted in the ledger."""
+    children = {fork(partial(_die, place, case), lambda: None): case for case in cases}
+    for child, case in children.items():
+        code = ended(child)
+        if code == -signal.SIGKILL:
+            place.ledger.write(f"kill {child}")
+        print(case, code, child, flush=True)
+    return 0
+
+
+async def _die(place: Place, case: str) -> None:
+    """Work on the execution ``case`` until it has finished, unless the process dies before."""
+    method, moment, number = case.split("-")
+    plan = FaultPlan(crash(method, calls=[int(number)], moment="before" if moment == "before" else "after"))
+    options: dict[str, Any] = {"lease": "3s", "linger": "50ms", "poll_interval": "100ms", "replay": REPLAY}
+    config = WorkerConfig(queues=(case,), **options)
+    async with connect(place.url) as scheduler, Worker(FaultyScheduler(scheduler, plan), registry(place), config):
+        await DurableScheduler(scheduler).wait(case)
 
 
 # --- how a test holds a process ---------------------------------------------------------------------------------------
@@ -291,6 +367,14 @@ class Process:
         """Its log so far."""
         return self._errors.read_text()
 
+    @property
+    def runs(self) -> bool:
+        """Whether any of its threads may run: not so once it is stopped, or has ended."""
+        try:
+            return any(_state(thread) not in "TZX" for thread in Path(f"/proc/{self.pid}/task").iterdir())
+        except FileNotFoundError:
+            return False
+
     async def line(self) -> str:
         """The next line of its output; empty at the end."""
         if self._process.stdout is None:
@@ -318,6 +402,14 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         await self._process.communicate()
+
+
+def _state(thread: Path) -> str:
+    """One letter for what a thread does; a thread that is gone is dead."""
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 _count = iter(range(1_000_000))
@@ -353,6 +445,26 @@ async def launch_worker(place: Place, **config: Any) -> Process:
     return process
 
 
+async def freeze(process: Process, place: Place) -> None:
+    """Stop a process as SIGSTOP does, but not while it holds the file's write lock: that would stop everybody."""
+
+    def frozen() -> bool:
+        process.send(signal.SIGSTOP)
+        # The signal is on its way when the call returns: a lock that is free now could still be taken.
+        while process.runs:
+            time.sleep(0.001)
+        with contextlib.closing(sqlite3.connect(place.folder / "zart.db", isolation_level=None, timeout=0.05)) as db:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                process.send(signal.SIGCONT)
+                return False
+            db.execute("ROLLBACK")
+        return True
+
+    await until(frozen)
+
+
 @asynccontextmanager
 async def worker_process(place: Place, **config: Any) -> AsyncIterator[Process]:
     """A worker process, killed at the end of the block if it still runs."""
@@ -370,7 +482,7 @@ def main(program: str, folder: str, argument: str) -> int:
     elif program == "starter":
         asyncio.run(start_for_ever(place, argument))
     else:
-        return open_at_once(place, int(argument))
+        return open_at_once(place, int(argument)) if program == "crowd" else doom(place, argument.split())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Workers, leases, faults of the store, and several processes on one file: B55 to B62, B75, B77 to B79."""
+"""Workers, leases, and several processes on one file: B55 to B60, B75, B77 to B79. (Faults of the store: test_faults.py.)"""
 
 from __future__ import annotations
 
@@ -20,28 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec import Struct
 
 from tests.behaviour.programs import (
+    Blocking,
     Counted,
     Gated,
     Napping,
     Place,
-    Process,
     Waiting,
+    freeze,
     launch,
     registry,
     until,
     worker_process,
 )
-from tests.behaviour.world import World
+from tests.behaviour.world import REPLAY, World
 from zart_core import (
     BackendUnavailable,
     DurableScheduler,
-    ExecutionAlreadyExists,
-    ExecutionCancelled,
-    ExecutionFailed,
-    ExecutionFailure,
     ExecutionHandle,
     SchemaOutdated,
     StartRequest,
@@ -51,9 +47,9 @@ from zart_core import (
     Worker,
     WorkerConfig,
     connect,
-    context,
 )
-from zart_core.testing.faults import Fault, FaultPlan, FaultyScheduler, Moment, NotificationFaults, delay, fail, hang
+from zart_core.engine.watchdog import Watchdog
+from zart_core.testing.faults import Fault, FaultPlan, FaultyScheduler, fail, hang
 
 LEASE = 1.0
 """Seconds of a lease that is to run out."""
@@ -155,7 +151,7 @@ async def test_a_worker_frozen_beyond_its_lease_writes_nothing_and_rejoins(world
         )
         await until(lambda: place.lines("begin", "done") and place.lines("begin", "going"))
         await until(begun(place, "waits", "waiting"))
-        await freeze(frozen, world)
+        await freeze(frozen, place)
         async with world.worker(lease="30s"):
             await until(
                 lambda: place.lines("begin", "done", os.getpid()) and place.lines("begin", "going", os.getpid())
@@ -184,29 +180,31 @@ async def test_a_worker_frozen_beyond_its_lease_writes_nothing_and_rejoins(world
         assert len(place.lines("step", "new")) == 2
 
 
-async def freeze(process: Process, world: World) -> None:
-    """Freeze a process, but not while it holds the file's write lock: that would freeze everybody."""
-
-    def frozen() -> bool:
-        process.send(signal.SIGSTOP)
-        with database(world) as db:
-            db.execute("PRAGMA busy_timeout = 50")
-            try:
-                db.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                process.send(signal.SIGCONT)
-                return False
-            db.execute("ROLLBACK")
-        return True
-
-    await until(frozen)
-
-
 async def _history(world: World, *ids: str) -> list[Any]:
     """Everything that a worker could have written to these."""
     histories = [await world.client.history(name) for name in ids]
     published = [await world.client.published(name) for name in ids]
     return [[(step.name, step.status, step.attempts, step.worker) for step in h.steps] for h in histories] + published
+
+
+async def test_what_a_worker_lost_with_its_lease_it_does_not_say_it_released(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:  # B57
+    handler = Branches(world)
+    world.register(handler)
+    with caplog.at_level(logging.WARNING, logger="zart"):
+        async with world.worker(lease="30s") as worker:
+            handle = await world.client.start(Branches, None)
+            await handler.first_began.wait()
+            tenure = worker.tenure
+            assert tenure is not None
+            await world.scheduler.deregister(tenure.worker_id)  # what a reap does to it
+            handler.first_may_end.set()
+            handler.second_may_begin.set()
+            await handle.result("20s")
+    said = [record.getMessage() for record in caplog.records]
+    assert [line for line in said if "has lost its lease" in line]
+    assert not [line for line in said if "released" in line]
 
 
 # --- a worker without its store ---------------------------------------------------------------------------------------
@@ -289,10 +287,10 @@ async def test_a_claim_answered_after_the_lease_starts_no_step(world: World, pla
     assert str(os.getpid()) not in workers
 
 
-class Blocking(TaskHandler[float, None]):
+class Rude(TaskHandler[float, None]):
     """Blocks the event loop in its step, as nobody should."""
 
-    name = "blocking"
+    name = "rude"
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -308,21 +306,52 @@ class Blocking(TaskHandler[float, None]):
 async def test_a_handler_that_blocks_the_loop_loses_no_lease_and_is_named(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:  # B58
-    world.register(Blocking(world))
-    lines, first = inspect.getsourcelines(Blocking.block)
+    world.register(Rude(world))
+    lines, first = inspect.getsourcelines(Rude.block)
     line = first + next(number for number, text in enumerate(lines) if "time.sleep" in text)
     elsewhere = Place(world.folder)
     with caplog.at_level(logging.WARNING, logger="zart"):
         # The process sweeps four times a second.
-        async with worker_process(elsewhere, lease="1s"), world.worker(lease="4s"):
-            await (await world.client.start(Blocking, 2.0, execution_id="rude")).result("20s")
+        async with worker_process(elsewhere, lease="1s"), world.worker(lease="5s"):
+            await (await world.client.start(Rude, 2.0, execution_id="the-one")).result("20s")
     assert world.ledger.count("block") == 1
     stalls = [record.getMessage() for record in caplog.records if "blocked" in record.getMessage()]
     assert len(stalls) == 1
+    assert "the-one" in stalls[0]
     assert "rude" in stalls[0]
-    assert "blocking" in stalls[0]
     assert f"{__file__}:{line}" in stalls[0]
     assert not [record for record in caplog.records if "lease" in record.getMessage()]
+
+
+async def test_a_handler_that_blocks_the_loop_beyond_its_lease_is_taken_over(
+    world: World, place: Place
+) -> None:  # B57, B58
+    async with worker_process(place, lease=LEASE) as rude:
+        place.gate("block").write_text(f"{rude.pid} {LEASE * 3}")
+        handle = await world.client.start(Blocking, None, execution_id="e")
+        await until(begun(place, "begin", "e"))
+        async with world.worker(lease="30s"):
+            assert await handle.result(LEASE + 1 + SLACK) == os.getpid()
+            # It wakes to a lease that is gone: the result that it has then is nobody's.
+            await until(begun(place, "left", "e", rude.pid))
+            await until(lambda: "lost its lease" in rude.said)
+    assert place.lines("after", "e") == [f"after e {os.getpid()}"]
+    assert (await handle.status()).output == os.getpid()
+
+
+async def test_each_stall_of_the_loop_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:  # B58
+    watchdog = Watchdog(limit=0.1)
+    ticking = asyncio.create_task(watchdog.run())
+    with caplog.at_level(logging.WARNING, logger="zart"):
+        for stalls in (1, 2):
+            ticked = watchdog._ticked
+            await until(lambda: watchdog._ticked != ticked)  # noqa: B023 - awaited here
+            assert len(caplog.records) == stalls - 1, "a loop that runs was called blocked"
+            time.sleep(0.9)
+            await until(lambda: len(caplog.records) == stalls, seconds=1)  # noqa: B023 - awaited here
+    ticking.cancel()
+    await asyncio.gather(ticking, return_exceptions=True)
+    watchdog.join()
 
 
 async def test_heartbeats_that_fail_now_and_then_cost_no_lease(world: World, place: Place) -> None:  # B58
@@ -387,14 +416,17 @@ async def test_a_step_that_outlasts_the_drain_is_released_as_it_is(
     assert len(place.lines("begin", "e")) == 2
 
 
-async def test_a_second_signal_ends_the_process_at_once(world: World, place: Place) -> None:  # B59
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_the_process_at_once(
+    world: World, place: Place, number: signal.Signals
+) -> None:  # B59
     async with worker_process(place, lease=LEASE, drain_timeout="10m") as leaving:
         handle = await world.client.start(Gated, None, execution_id="e")
         await until(begun(place, "begin", "e"))
-        leaving.send(signal.SIGTERM)
+        leaving.send(number)
         await until(lambda: "draining" in leaving.said)
-        leaving.send(signal.SIGTERM)
-        assert await leaving.ended(5) == -signal.SIGTERM
+        leaving.send(number)
+        assert await leaving.ended(5) == -number
     place.open_gate("e")
     async with world.worker(lease=LEASE):
         await handle.result("20s")
@@ -485,12 +517,13 @@ class Backlog(TaskHandler[None, None]):
         await self.may_end.wait()
 
 
-async def test_a_worker_that_joins_a_backlog_has_work_within_a_second(world: World) -> None:  # B60
+@pytest.mark.parametrize("backlog", [5_000, pytest.param(100_000, marks=pytest.mark.soak)])
+async def test_a_worker_that_joins_a_backlog_has_work_within_a_second(world: World, backlog: int) -> None:  # B60
     old, new = Backlog(), Backlog()
     world.register(old)
     joining = TaskRegistry()
     joining.register(new)
-    await world.client.start_many([StartRequest(Backlog) for _ in range(5_000)])
+    await world.client.start_many([StartRequest(Backlog) for _ in range(backlog)])
     async with world.worker(concurrency=100, poll_interval="60s"):
         await old.began.wait()
         async with world.another() as scheduler:
@@ -500,352 +533,9 @@ async def test_a_worker_that_joins_a_backlog_has_work_within_a_second(world: Wor
                 assert time.monotonic() - began < 1.0
                 with database(world) as db:
                     ready = "SELECT count(*) FROM zart_active WHERE worker_id IS NULL"
-                    assert db.execute(ready).fetchone()[0] == 4_800
+                    assert db.execute(ready).fetchone()[0] == backlog - 200
                 old.may_end.set()
                 new.may_end.set()
-
-
-# --- faults of the store ----------------------------------------------------------------------------------------------
-
-
-class Steps(TaskHandler[str, int]):
-    """Three steps in a row and two side by side."""
-
-    name = "steps"
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    async def run(self, ctx: TaskContext, data: str) -> int:
-        total = 0
-        for number in range(3):
-            total += await ctx.step(f"s{number}", self.note, f"s{number}")
-        await ctx.publish("total", total)
-        both = await asyncio.gather(ctx.step("l", self.note, "l"), ctx.step("r", self.note, "r"))
-        return total + sum(both)
-
-    async def note(self, word: str) -> int:
-        self.world.ledger.write(f"{context().execution_id} {word}")
-        return 1
-
-
-class Sleeping(Steps):
-    name = "sleeping"
-
-    async def run(self, ctx: TaskContext, data: str) -> int:
-        await ctx.step("a", self.note, "a")
-        await ctx.sleep("nap", "60ms")
-        return await ctx.step("b", self.note, "b")
-
-
-class Hearing(Steps):
-    name = "hearing"
-
-    async def run(self, ctx: TaskContext, data: str) -> int:
-        heard = [await ctx.wait_for_event("word", str), await ctx.wait_for_event("word", str)]
-        await ctx.step("heard", self.note, "-".join(heard))
-        return len(heard)
-
-
-class Retrying(Steps):
-    name = "retrying"
-
-    async def run(self, ctx: TaskContext, data: str) -> int:
-        return await ctx.step("flaky", self.flaky, retry="fixed(3, 20ms)")
-
-    async def flaky(self) -> int:
-        await self.note(f"attempt-{context().current_attempt}")
-        if context().current_attempt < 2:
-            raise ConnectionError("not yet")
-        return 7
-
-
-class Failing(Steps):
-    name = "failing"
-
-    async def run(self, ctx: TaskContext, data: str) -> int:
-        await ctx.step("a", self.note, "a")
-        return await ctx.step("boom", self.boom)
-
-    async def boom(self) -> int:
-        await self.note("boom")
-        raise ValueError("no")
-
-    async def on_failure(self, ctx: TaskContext, data: str, failure: ExecutionFailure) -> int:
-        await ctx.step("undo", self.note, "undo")
-        raise ExecutionFailed(str(failure.error), execution_id="", failure=failure)
-
-
-class Cancelled(Steps):
-    name = "cancelled"
-
-    async def run(self, ctx: TaskContext, data: str) -> int:
-        await ctx.step("a", self.note, "a")
-        await ctx.wait_for_event("never")
-        return await ctx.step("b", self.note, "b")
-
-    async def on_failure(self, ctx: TaskContext, data: str, failure: ExecutionFailure) -> int:
-        await ctx.step("undo", self.note, failure.kind)
-        return 0
-
-
-class Scenario(Struct, frozen=True):
-    """One life of an execution: what is done to it, and how it must end whatever the store does."""
-
-    handler: type[Steps]
-    status: str
-    output: int | None
-    effects: tuple[str, ...]
-    """Lines of the ledger, each once."""
-    steps: tuple[tuple[str, str, int], ...]
-    """Name, status and attempts of everything recorded."""
-    during: Callable[[World, ExecutionHandle[Any]], Awaitable[None]] | None = None
-
-
-async def offers(world: World, handle: ExecutionHandle[Any]) -> None:
-    await handle.offer_event("word", "one", event_id="1")
-    await handle.offer_event("word", "two")
-
-
-async def cancels(world: World, handle: ExecutionHandle[Any]) -> None:
-    await until(lambda: world.ledger.count(f"{handle.execution_id} a"))
-    assert await handle.cancel(reason="changed my mind") is True
-
-
-SCENARIOS = {
-    "steps": Scenario(
-        Steps,
-        "completed",
-        5,
-        ("s0", "s1", "s2", "l", "r"),
-        tuple((name, "completed", 1) for name in ("l", "r", "s0", "s1", "s2")),
-    ),
-    "sleep": Scenario(
-        Sleeping,
-        "completed",
-        1,
-        ("a", "b"),
-        (("a", "completed", 1), ("b", "completed", 1), ("nap", "completed", 0)),
-    ),
-    "event": Scenario(
-        Hearing,
-        "completed",
-        2,
-        ("one-two",),
-        (("heard", "completed", 1), ("word", "completed", 0), ("word", "completed", 0)),
-        offers,
-    ),
-    "retry": Scenario(Retrying, "completed", 7, ("attempt-0", "attempt-1", "attempt-2"), (("flaky", "completed", 3),)),
-    "failure": Scenario(
-        Failing,
-        "failed",
-        None,
-        ("a", "boom", "undo"),
-        (("a", "completed", 1), ("boom", "failed", 1), ("undo", "completed", 1)),
-    ),
-    "cancel": Scenario(
-        Cancelled,
-        "cancelled",
-        None,
-        ("a", "cancelled"),
-        (("a", "completed", 1), ("undo", "completed", 1)),
-        cancels,
-    ),
-}
-SWEPT = {
-    "steps": ("start", "claim", "flush", "signals", "reap", "settled", "deregister"),
-    "sleep": ("claim", "flush"),
-    "event": ("offer_event", "claim", "flush", "signals"),
-    "retry": ("claim", "flush"),
-    "failure": ("claim", "flush"),
-    "cancel": ("cancel", "claim", "flush", "signals"),
-}
-DEPTH = {"flush": 9, "claim": 4, "signals": 2, "deregister": 1}
-ALWAYS_CALLED = ("start", "claim", "flush", "offer_event", "cancel", "settled", "deregister", "reap")
-
-
-@pytest.mark.parametrize(
-    ("scenario", "method"), [(scenario, method) for scenario, methods in SWEPT.items() for method in methods]
-)
-async def test_an_execution_ends_as_if_no_call_had_failed(world: World, scenario: str, method: str) -> None:  # B61
-    life = SCENARIOS[scenario]
-    world.register(life.handler(world))
-    cases: list[tuple[Moment, int]] = [
-        (moment, number) for moment in ("before", "after") for number in range(1, DEPTH.get(method, 3) + 1)
-    ]
-    # Each failing call has a worker, a client and a queue of its own: all at once, and none sees another's faults.
-    async with asyncio.TaskGroup() as lives:
-        running = [lives.create_task(_live(world, life, method, *case)) for case in cases]
-    hits = [task.result() for task in running]
-    if method in ALWAYS_CALLED:
-        assert all(hit for hit, (_, number) in zip(hits, cases, strict=True) if number == 1), "the fault did not happen"
-
-
-async def _live(world: World, life: Scenario, method: str, moment: Moment, number: int) -> bool:
-    """One execution by ``life`` on a store whose call ``number`` of ``method`` fails. Whether it did fail."""
-    name = f"{method}-{moment}-{number}"
-    plan = FaultPlan(fail(method, calls=[number], moment=moment))
-    faulty = FaultyScheduler(world.scheduler, plan)
-    client = DurableScheduler(faulty)
-    async with world.worker(scheduler=faulty, queues=(name,), lease="30s", linger="10ms"):
-        handle = await client.start(life.handler, "data", execution_id=name, queue=name)
-        if life.during is not None:
-            await life.during(world, handle)
-        execution = await client.wait(name, "20s")
-    assert (execution.status, execution.output) == (life.status, life.output), name
-    effects = Counter(line.split()[1] for line in world.ledger.entries() if line.startswith(f"{name} "))
-    assert effects == dict.fromkeys(life.effects, 1), name
-    history = await world.client.history(name)
-    # A wait that a cancellation ended is pending, or was not even written yet.
-    recorded = [step for step in history.steps if step.kind != "failure" and step.status != "pending"]
-    assert sorted((step.name, step.status, step.attempts) for step in recorded) == sorted(life.steps), name
-    failed = {step.name: [attempt.attempt for attempt in step.failures] for step in recorded if step.kind == "step"}
-    assert failed == {
-        step: list(range(1, attempts + (status == "failed"))) for step, status, attempts in life.steps if step in failed
-    }, name
-    return bool(plan.hit)
-
-
-async def test_executions_end_right_on_a_store_that_fails_all_the_time(world: World) -> None:  # B61
-    for life in SCENARIOS.values():
-        world.register(life.handler(world))
-    plan = FaultPlan(
-        fail("*", rate=0.1),
-        fail("*", rate=0.1, moment="after"),
-        delay("*", by="5ms", rate=0.3),
-        notifications=NotificationFaults(drop=0.3, double=0.3),
-        seed=61,
-    )
-    faulty = FaultyScheduler(world.scheduler, plan)
-    lives = [life for life in SCENARIOS.values() for _ in range(8)]
-
-    async def live(number: int, life: Scenario) -> None:
-        name = f"e{number}"
-        handle = await world.client.start(life.handler, "data", execution_id=name)
-        if life.during is not None:
-            await life.during(world, handle)
-        execution = await world.client.wait(name, "40s")
-        assert (execution.status, execution.output) == (life.status, life.output), name
-        effects = Counter(line.split()[1] for line in world.ledger.entries() if line.startswith(f"{name} "))
-        assert effects == dict.fromkeys(life.effects, 1), name
-
-    async with contextlib.AsyncExitStack() as workers:
-        for _ in range(2):
-            await workers.enter_async_context(_sturdy(world, faulty))
-        await asyncio.gather(*(live(number, life) for number, life in enumerate(lives)))
-        assert sum(plan.hit.values()) > 50
-        plan.heal()  # so that the workers can leave in good order
-
-
-@asynccontextmanager
-async def _sturdy(world: World, scheduler: FaultyScheduler) -> AsyncIterator[Worker]:
-    """A worker that is started again until its registration gets through."""
-    async with contextlib.AsyncExitStack() as stack:
-        while True:
-            try:
-                block = world.worker(scheduler=scheduler, lease="30s", poll_interval="50ms", concurrency=4)
-                worker = await stack.enter_async_context(block)
-                break
-            except BackendUnavailable:
-                continue
-        yield worker
-
-
-async def test_a_start_whose_answer_was_lost_is_not_refused_as_existing(world: World) -> None:  # B61
-    world.register(Steps(world))
-    client = DurableScheduler(FaultyScheduler(world.scheduler, FaultPlan(fail("start", calls=[1], moment="after"))))
-    handle = await client.start(Steps, "data", execution_id="e", if_exists="raise")
-    assert handle.created
-    with pytest.raises(ExecutionAlreadyExists):
-        await client.start(Steps, "data", execution_id="e", if_exists="raise")
-    assert await world.run(Steps, "data", execution_id="e") == 5
-
-
-async def test_a_finished_execution_is_not_called_cancelled_because_an_answer_was_lost(world: World) -> None:  # B61
-    world.register(Steps(world))
-    await world.run(Steps, "data", execution_id="e")
-    client = DurableScheduler(FaultyScheduler(world.scheduler, FaultPlan(fail("cancel", calls=[1], moment="after"))))
-    assert await client.cancel("e") is False
-
-
-async def test_a_registration_that_fails_is_repeated_after_a_lost_lease(world: World, place: Place) -> None:  # B61
-    plan = FaultPlan(fail("register", calls=[2, 3]), fail("register", calls=[4], moment="after"))
-    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease="30s") as worker:
-        tenure = worker.tenure
-        assert tenure is not None
-        await world.scheduler.deregister(tenure.worker_id)  # what a reap does to it
-        assert await (await world.client.start(Counted, 2)).result("20s") == 1
-        assert plan.calls["register"] == 5
-    assert len(place.lines("step")) == 2
-
-
-async def test_a_worker_that_cannot_deregister_still_ends(world: World, place: Place) -> None:  # B61
-    plan = FaultPlan(fail("deregister"))
-    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE, linger="60s"):
-        handle = await world.client.start(Waiting, None)
-        await until(begun(place, "waits"))
-    # What it had in memory was given up by a suspension, not by the deregistration that failed.
-    async with world.worker(lease="30s"):
-        await handle.offer_event("go", "on")
-        assert await handle.result("5s") == "on"
-
-
-async def test_dropped_notifications_delay_by_no_more_than_the_poll_interval(world: World, place: Place) -> None:  # B62
-    plan = FaultPlan(notifications=NotificationFaults(drop=1.0))
-    poll = 0.6
-    faulty = FaultyScheduler(world.scheduler, plan)
-    async with world.worker(scheduler=faulty, poll_interval=poll, linger="60s"):
-        for number in range(3):
-            handle = await world.client.start(Waiting, None, execution_id=f"e{number}")
-            assert await until(begun(place, "waits", handle.execution_id)) < poll + 0.25  # claimed
-            await handle.offer_event("go", "on")
-            assert await until(begun(place, "after", handle.execution_id)) < poll + 0.25  # heard in memory
-            assert await handle.result("20s") == "on"
-        gone = await world.client.start(Waiting, None, execution_id="gone")
-        await until(begun(place, "waits", "gone"))
-        await gone.cancel()
-        began = time.monotonic()
-        with pytest.raises(ExecutionCancelled):
-            await gone.result("20s")
-        assert time.monotonic() - began < poll + 0.25
-
-
-async def test_dropped_notifications_do_not_keep_a_suspended_execution_asleep(
-    world: World, place: Place
-) -> None:  # B62
-    plan = FaultPlan(notifications=NotificationFaults(drop=1.0))
-    poll = 0.6
-    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), poll_interval=poll, linger=0):
-        handle = await world.client.start(Waiting, None)
-
-        async def suspended() -> bool:
-            return (await handle.status()).status == "waiting"
-
-        await until(suspended)
-        await handle.offer_event("go", "on")
-        assert await until(begun(place, "after")) < poll + 0.25
-
-
-async def test_a_result_arrives_though_its_notification_was_dropped(world: World) -> None:  # B62
-    world.register(Steps(world))
-    deaf = DurableScheduler(FaultyScheduler(world.scheduler, FaultPlan(notifications=NotificationFaults(drop=1.0))))
-    async with world.worker():
-        handle = await deaf.start(Steps, "data")
-        waiting = asyncio.create_task(handle.result("20s"))
-        finished = await world.client.wait(handle.execution_id, "20s")
-        began = time.monotonic()
-        assert await waiting == finished.output == 5
-        assert time.monotonic() - began < 1.0 + 0.25  # a client polls each second
-
-
-async def test_notifications_heard_twice_change_nothing(world: World, place: Place) -> None:  # B62
-    plan = FaultPlan(notifications=NotificationFaults(double=1.0))
-    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), linger="60s"):
-        handles = [await world.client.start(Waiting, None) for _ in range(10)]
-        for number, waiting in enumerate(handles):
-            await waiting.offer_event("go", str(number))
-        assert await asyncio.gather(*(waiting.result("20s") for waiting in handles)) == [str(n) for n in range(10)]
-    assert len(place.lines("after")) == 10
 
 
 # --- one file, opened by many -----------------------------------------------------------------------------------------
@@ -977,6 +667,167 @@ async def test_closing_after_a_failed_opening_leaves_nothing(tmp_path: Path) -> 
     assert [thread.name for thread in threading.enumerate() if thread not in threads] == []
     assert asyncio.all_tasks() == tasks
     assert open_files() - files == Counter()
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+class Holding(TaskHandler[None, str]):
+    """One step that ends when the test says so, in a thread, so that its end needs no event loop."""
+
+    name = "holding"
+
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        return await ctx.step("hold", self.hold)
+
+    def hold(self) -> str:
+        self.began.set()
+        self.may_end.wait(30)
+        return "done"
+
+
+@asynccontextmanager
+async def holding(world: World) -> AsyncIterator[tuple[Holding, Worker, ExecutionHandle[str]]]:
+    """A worker, with a scheduler of its own, that is in a step."""
+    handler = Holding()
+    world.register(handler)
+    worker = Worker(world.another(), world.registry, WorkerConfig(lease="60s", drain_timeout="20s"))
+    await worker.start()
+    try:
+        handle = await world.client.start(Holding, None)
+        await until(handler.began.is_set)
+        yield handler, worker, handle
+    finally:
+        handler.may_end.set()
+        await worker.stop()
+
+
+def ours() -> list[str]:
+    """The names of tasks and threads of workers."""
+    tasks = [task.get_name() for task in asyncio.all_tasks()]
+    threads = [thread.name for thread in threading.enumerate() if "sqlite" not in thread.name]
+    return sorted(name for name in tasks + threads if name.startswith("zart"))
+
+
+async def test_a_worker_that_was_stopped_has_kept_what_its_step_returned(world: World) -> None:  # B77
+    async with holding(world) as (handler, worker, handle):
+        stopping = asyncio.create_task(worker.stop())
+        await until(lambda: not any(task.get_name() == "zart-claims" for task in asyncio.all_tasks()))
+        assert not stopping.done()
+        handler.may_end.set()
+        await stopping
+        (step,) = (await world.client.history(handle.execution_id)).steps
+        assert (step.status, step.output) == ("completed", "done")
+        assert (await handle.status()).worker is None
+    await world.client.cancel(handle.execution_id)
+
+
+async def test_two_stops_at_once_both_wait_for_the_end(world: World) -> None:  # B77
+    async with holding(world) as (handler, worker, handle):
+        stops = [asyncio.create_task(worker.stop()) for _ in range(2)]
+        # Longer than a stop that drains nothing would take.
+        ended, _ = await asyncio.wait(stops, timeout=1.5)
+        assert not ended, "one of them did not wait for the step"
+        handler.may_end.set()
+        await asyncio.gather(*stops)
+        (step,) = (await world.client.history(handle.execution_id)).steps
+        assert step.status == "completed", "the second stop cut off what the first let finish"
+    assert ours() == []
+    await world.client.cancel(handle.execution_id)
+
+
+async def test_a_stop_that_was_cancelled_can_be_repeated(world: World) -> None:  # B77
+    async with holding(world) as (handler, worker, handle):
+        stopping = asyncio.create_task(worker.stop())
+        await until(lambda: not any(task.get_name() == "zart-claims" for task in asyncio.all_tasks()))
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        handler.may_end.set()
+        await worker.stop()
+        assert ours() == []
+        assert (await handle.status()).worker is None, "it holds its lease although it has gone"
+    await world.client.cancel(handle.execution_id)
+
+
+async def test_stopping_again_or_before_a_start_does_nothing(world: World, place: Place) -> None:  # B77
+    worker = Worker(world.scheduler, world.registry)
+    await worker.stop()
+    await worker.start()
+    await worker.stop()
+    await worker.stop()
+    assert ours() == []
+    assert world.scheduler.is_open
+
+
+async def test_a_stopped_worker_can_be_started_again(world: World, place: Place) -> None:  # B77
+    worker = Worker(world.scheduler, world.registry, WorkerConfig(poll_interval="100ms"))
+    for life in range(3):
+        async with worker:
+            assert await world.client.start_and_wait(Counted, 2, execution_id=f"e{life}", timeout="20s") == 1
+    assert len(place.lines("step")) == 6
+
+
+async def test_a_second_start_is_refused_and_disturbs_nothing(world: World, place: Place) -> None:  # B77
+    async with world.worker() as worker:
+        with pytest.raises(RuntimeError, match="running already"):
+            await worker.start()
+        assert await world.client.start_and_wait(Counted, 2, timeout="20s") == 1
+    assert ours() == []
+
+
+async def test_a_worker_closes_the_scheduler_that_it_has_opened_and_no_other(world: World, place: Place) -> None:  # B77
+    own = world.another()
+    async with world.worker(scheduler=own):
+        assert own.is_open
+    assert not own.is_open
+    async with world.worker():
+        pass
+    assert world.scheduler.is_open
+
+
+async def test_an_error_in_its_block_drains_the_worker_and_passes(world: World, place: Place) -> None:  # B77
+    handle = await world.client.start(Waiting, None)
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what is under test
+        async with world.worker(linger="60s", lease="60s"):
+            await until(begun(place, "waits"))
+            raise ZeroDivisionError
+    assert ours() == []
+    assert (await handle.status()).worker is None
+    await handle.cancel()
+
+
+class Wide(TaskHandler[int, int]):
+    """Plain steps, ``data`` of them at the same moment."""
+
+    name = "wide"
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        barrier = threading.Barrier(data)
+        return sum(await asyncio.gather(*(ctx.step(f"s{n}", lambda: barrier.wait(20) * 0 + 1) for n in range(data))))
+
+
+@pytest.mark.skipif(REPLAY == "always", reason="its steps meet in one pass")
+async def test_no_thread_of_a_step_outlives_its_worker(world: World) -> None:  # B77
+    world.register(Wide())
+    async with world.worker(threads=24):
+        assert await world.client.start_and_wait(Wide, 24, timeout="20s") == 24
+        assert sum(name.startswith("zart-step") for name in ours()) == 24
+    assert ours() == []
+
+
+async def test_run_returns_at_a_stop_and_gives_the_signals_back(world: World, place: Place) -> None:  # B77
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    worker = Worker(world.scheduler, world.registry)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.tenure is not None)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) != before
+    await worker.stop()
+    await running
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert ours() == []
 
 
 # --- several processes on one file ------------------------------------------------------------------------------------

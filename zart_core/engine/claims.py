@@ -66,6 +66,11 @@ class Claims:
         """There may be work, or a slot became free."""
         self._wanted.set()
 
+    def doubt(self) -> None:
+        """The backend may hold runs for this worker that are not driven here: the next claim releases them first."""
+        self._unsure = True
+        self._wanted.set()
+
     async def run(self) -> None:
         """Claim until cancelled, or until the lease is lost."""
         failures = 0
@@ -95,9 +100,13 @@ class Claims:
         try:
             if self._unsure:
                 # The last claim failed, perhaps after it took effect: runs that we were given and never heard of would be
-                # ours for as long as we live.
-                await self._scheduler.release(self._lease.worker_id, self._held())
+                # ours for as long as we live. So would those that stopped here without giving their lease up.
                 self._unsure = False
+                try:
+                    await self._scheduler.release(self._lease.worker_id, self._held())
+                except BaseException:
+                    self._unsure = True
+                    raise
             claimed = await self._scheduler.claim(
                 Claim(
                     worker_id=self._lease.worker_id,

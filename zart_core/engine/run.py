@@ -157,6 +157,8 @@ class Run:
         self._pass_began = claimed.started_at
 
         self.halt: Halt | None = None
+        self.released = False
+        """Whether the backend has confirmed that this claim's lease is over: the run has finished or is suspended."""
         self.gated = claimed.cancel_requested
         """Whether a new call has to look before it begins: a cancellation, deadline, suspension or drain is on."""
         self.compensating = False  # in on_failure
@@ -369,6 +371,7 @@ class Run:
             self.hear_of_cancellation()
             await self._learn_reason()
             return False
+        self.released = True
         return True
 
     async def _wait_for_code(self, error: NonDeterminismError) -> bool:
@@ -386,7 +389,9 @@ class Run:
         fact = SuspendFact(
             self.run_id, self.epoch, wake_at, False, False, self._seen, True, info, compensating=self.compensating
         )
-        return await self.journal.suspend(fact)
+        verdict = await self.journal.suspend(fact)
+        self.released = verdict == DONE
+        return verdict
 
     def _recorded_failure(self) -> ExecutionFailure | None:
         row = self.replay.get(FAILURE_NAME, FAILURE_ORDINAL)
@@ -667,6 +672,7 @@ class Run:
         if promise.cancelled() or promise.result() == LOST:
             self.abandon()
         elif promise.result() == DONE:
+            self.released = True
             self._stop(Suspended(self.execution_id))
         else:
             # Refused: what is waited for has happened. Nothing was unwound; learn what it is and go on.

@@ -212,7 +212,11 @@ class Tenure:
     def _ended(self, key: tuple[int, int]) -> Callable[[asyncio.Task[None]], None]:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            self.runs.pop(key, None)
+            run = self.runs.pop(key, None)
+            if (run is None or not run.released) and not self.lease.lost:
+                # Stopped without having given the lease up: if the backend still holds the run for this worker, nobody else
+                # gets it as long as the worker lives.
+                self.claims.doubt()
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.error("driving a run failed", exc_info=error)
             self.changed.set()

@@ -95,22 +95,37 @@ class WakeUps:
             unsubscribe()
 
     async def _fetch(self) -> None:
-        asked, self._asked = self._asked, {}
+        asked, self._asked = self._latest(), {}
         self.busy = True
         try:
             news = await self._scheduler.signals([run.watch() for run in asked.values()], self._worker_id)
         except BackendUnavailable as error:
             logger.warning("asking for signals failed, it will be repeated: %s", error)
-            self._asked = asked | self._asked
+            self._asked = {(run.run_id, run.epoch): run for run in asked.values()} | self._asked
             await asyncio.sleep(self._poll * random.uniform(0.1, 0.3))
             self._work.set()
             return
         finally:
             self.busy = False
         by_run = {signals.run_id: signals for signals in news}
-        for (run_id, _), run in asked.items():
+        for run_id, run in asked.items():
             signals = by_run.get(run_id)
             if signals is None:
                 run.refreshed()
             else:
                 run.deliver(signals)
+
+    def _latest(self) -> dict[int, Run]:
+        """Of each run that was asked for, the latest claim.
+
+        Race: the answer to a suspension was lost, the run was claimed anew by this very worker, and the flush that is repeated
+        has not told the earlier claim yet. The backend's answers name runs, not claims: what it says of the earlier one
+        (that it is lost) must not reach the later one.
+        """
+        latest: dict[int, Run] = {}
+        for run in sorted(self._asked.values(), key=lambda run: run.epoch):
+            earlier = latest.get(run.run_id)
+            if earlier is not None:
+                earlier.abandon()
+            latest[run.run_id] = run
+        return latest
