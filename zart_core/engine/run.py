@@ -8,43 +8,31 @@ run waits for has happened already; then nothing was unwound and the run simply 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
-from msgspec.structs import replace
-
-from zart_core import failure as failures
 from zart_core.ambient import ExecutionInfo, current_execution, current_step
 from zart_core.clock import Clock
 from zart_core.duration import later
-from zart_core.engine.halt import Abandoned, Halt, Suspended, being_closed
+from zart_core.engine.halt import Abandoned, Halt, Suspended
 from zart_core.engine.inbox import Inbox
-from zart_core.engine.journal import DONE, LOST, REFUSED, Durable, Journal
+from zart_core.engine.journal import DONE, LOST, Durable, Journal
 from zart_core.engine.lease import Lease
-from zart_core.engine.replay import FAILURE_NAME, FAILURE_ORDINAL, Replay, Site
+from zart_core.engine.replay import Replay, Site
 from zart_core.engine.timer import Timer
 from zart_core.errors import (
     DeadlineExceeded,
     ExecutionCancelled,
-    NonDeterminismError,
-    NonRetryable,
     ZartError,
 )
 from zart_core.payload import Payloads
 from zart_core.records import (
-    AttemptFact,
-    AttemptRow,
     ClaimedRun,
-    ErrorInfo,
     ExecutionFailure,
-    FinishFact,
-    RetryFact,
     Signals,
     StepFact,
     StepKind,
@@ -57,8 +45,6 @@ logger = logging.getLogger("zart")
 
 _GRACE: Final = 5.0
 """Seconds that a handler's ``finally`` blocks have to end once it was told to stop; then it is cancelled."""
-_SET_ASIDE: Final = 5_000_000
-"""How long a run waits, in microseconds, that cannot go on for no fault of its own: for code that fits its history."""
 
 
 class Body(Protocol):
@@ -153,8 +139,6 @@ class Run:
         self.attempt = claimed.attempt
         self.data: Any = None  # the decoded input, set by the body
         self.loop = asyncio.get_running_loop()
-        self._error: BaseException | None = None
-        self._pass_began = claimed.started_at
 
         self.halt: Halt | None = None
         self.released = False
@@ -162,10 +146,10 @@ class Run:
         self.gated = claimed.cancel_requested
         """Whether a new call has to look before it begins: a cancellation, deadline, suspension or drain is on."""
         self.compensating = False  # in on_failure
-        self._cancelled = claimed.cancel_requested
-        self._cancel_reason = claimed.cancel_reason
+        self.cancelled = claimed.cancel_requested
+        self.cancel_reason = claimed.cancel_reason
         self._reason_known = True  # False between the word that there is a cancellation, and its reason
-        self._overdue = False
+        self.overdue = False
         self._draining = False
         self._closed = False
         self._concurrent = False  # calls were made in tasks other than the handler's own
@@ -177,175 +161,42 @@ class Run:
         self._suspending: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._stale = False  # a suspension was refused for a signal that is not here yet
-        self._seen = claimed.signal_seq
+        self.seen = claimed.signal_seq
         self._idle_check: asyncio.Handle | None = None
         self._linger: Timer | None = None
         self._deadline: Timer | None = None
         self._grace: asyncio.TimerHandle | None = None
-        self._root: asyncio.Task[Any] | None = None
+        self.root: asyncio.Task[Any] | None = None
 
-    # --- life ------------------------------------------------------------------------------------------------------
+    # --- life: see life.py --------------------------------------------------------------------------------------------
 
-    async def drive(self) -> None:
-        """Run the handler to one of its ends. Never raises but for ``CancelledError`` of the task itself."""
-        self._root = asyncio.current_task()
-        current_execution.set(self._info())
+    def open(self) -> None:
+        """The current task begins to drive the run."""
+        self.root = asyncio.current_task()
+        current_execution.set(self.info())
         if self.claimed.deadline is not None:
             if self.claimed.deadline <= self.clock.now():
                 self.deadline_passed()  # at once: a pass that parked first would be suspended until now, again and again
             else:
                 self._deadline = Timer(self.clock, self.claimed.deadline, self.deadline_passed)
-        try:
-            await self._drive()
-        except Halt:
-            pass
-        except asyncio.CancelledError:
-            if self.halt is None:
-                raise
-        except Exception as error:
-            # A defect of the engine, or of a user's codec. Nothing is failed for it; others may know better, or a later version.
-            logger.exception("execution %r: the engine could not go on", self.execution_id)
-            await self._set_aside(error)
-        finally:
-            self._closed = True
-            self.gated = True
-            self._forget_timers()
-            if self._grace is not None:
-                self._grace.cancel()  # it would keep this run, and all that it has read, in memory
-            for parked in list(self._parked):  # calls in tasks that the handler left behind
-                parked.fail(Abandoned(self.execution_id))
 
-    async def _drive(self) -> None:
-        failure = self._recorded_failure()
-        while failure is None:
-            result = await self._pass()
-            if isinstance(result, bytes):
-                if await self._finish(FinishFact(self.run_id, self.epoch, "completed", result)):
-                    return
-                failure = self._cancellation()  # it was accepted before the finish: the cancellation wins
-            elif isinstance(result, NonDeterminismError):
-                if await self._wait_for_code(result):
-                    return
-                await self._learn_reason()
-                failure = self._cancellation()
-            elif self._may_retry(result):
-                await self._retry(result)
-            else:
-                failure = self._final(result)
-        if self.body.handles_failure:
-            await self._compensate(failure)
-        else:
-            await self._finish_failed(failure)
+    def close(self) -> None:
+        """The run is driven no more: leave nothing behind."""
+        self._closed = True
+        self.gated = True
+        self._forget_timers()
+        if self._grace is not None:
+            self._grace.cancel()  # it would keep this run, and all that it has read, in memory
+        for parked in list(self._parked):  # calls in tasks that the handler left behind
+            parked.fail(Abandoned(self.execution_id))
 
-    async def _pass(self) -> bytes | ExecutionFailure | NonDeterminismError:
-        """One pass through the handler: its encoded output, or why it failed. Raises only ``Halt``."""
-        self._pass_began = self.clock.now()
-        try:
-            output = await self.body.run(self)
-        except BaseException as error:
-            if being_closed(error, self._root):
-                raise
-            await self._learn_reason()
-            return self._judge(error)
-        if self.halt is not None:
-            logger.warning(
-                "execution %r: the handler of %r returned a value after it was told to stop; the value is ignored. "
-                "Does it catch BaseException?",
-                self.execution_id,
-                self.claimed.task,
-            )
-            raise self.halt
-        if self._cancelled:
-            await self._learn_reason()
-            return self._cancellation()
-        if self._overdue:
-            return self._deadline_failure()
-        return output
-
-    def _judge(self, error: BaseException) -> ExecutionFailure | NonDeterminismError:
-        """Why the handler failed that raised ``error``."""
-        if self.halt is not None:
-            raise self.halt
-        if isinstance(error, Halt):  # kept by the user from an earlier life and raised again
-            error = ZartError(f"{type(error).__name__} was raised outside a suspension")
-        if self._root is not None and isinstance(error, asyncio.CancelledError) and self._root.cancelling():
-            if not self._overdue:
-                # Not ours and not the user's: the event loop is being shut down. The execution has not failed.
-                raise self.abandon() from None
-            while self._root.cancelling():
-                self._root.uncancel()
-        if self._cancelled:
-            return self._cancellation()
-        if self._overdue:
-            failure = failures.failure_of(error)
-            return failure if failure.kind == "deadline" else self._deadline_failure()
-        if isinstance(error, NonDeterminismError):
-            return error
-        self._error = error
-        return failures.failure_of(error)
-
-    def _may_retry(self, failure: ExecutionFailure) -> bool:
-        return (
-            failure.kind in ("step", "error")
-            and self.attempt < self.body.max_retries
-            and not isinstance(self._error, NonRetryable)
-        )
-
-    async def _retry(self, failure: ExecutionFailure) -> None:
-        """Begin the handler's next attempt: completed steps are kept, failed ones will run again."""
-        now = self.clock.now()
-        error = failures.encode_info(failure.error)
-        attempt = AttemptRow("", 0, self.attempt + 1, self._pass_began, now, error, self.services.worker_id)
-        self.attempt += 1
-        retry = RetryFact(self.run_id, self.epoch, self.attempt)
-        await self.durable(self.journal.retry(retry, AttemptFact(self.run_id, self.epoch, attempt)))
-        logger.info("execution %r: attempt %d of the handler failed, trying again", self.execution_id, self.attempt)
+    def begin_again(self) -> None:
+        """The handler has failed and gets another attempt: completed steps are kept, failed ones will run again."""
         self.replay.rewind(drop_failed=True)
         self._concurrent = False
-        current_execution.set(self._info())
+        current_execution.set(self.info())
 
-    def _final(self, failure: ExecutionFailure) -> ExecutionFailure:
-        """The handler has failed for good: says whether its retries were used up."""
-        if self.body.max_retries and failure.kind in ("step", "error") and self.attempt >= self.body.max_retries:
-            failure = ExecutionFailure(
-                kind="retries", step=failure.step, error=failure.error, attempts=self.attempt + 1
-            )
-        return failure
-
-    async def _compensate(self, failure: ExecutionFailure) -> None:
-        """Give the handler its last word. The failure is recorded first, so that a crash in here cannot revive the body."""
-        self._begin_compensation()
-        if self.replay.get(FAILURE_NAME, FAILURE_ORDINAL) is None:
-            now = self.clock.now()
-            row = StepRow(
-                FAILURE_NAME,
-                FAILURE_ORDINAL,
-                "failure",
-                "completed",
-                0,
-                now,
-                now,
-                output=failures.encode_failure(failure),
-                worker_id=self.services.worker_id,
-            )
-            await self.durable(self.journal.step(StepFact(self.run_id, self.epoch, row)))
-            self.replay.keep(row)
-        try:
-            output = await self.body.on_failure(self, failure)
-        except BaseException as error:
-            if being_closed(error, self._root):
-                raise
-            if self.halt is not None:
-                raise self.halt from None
-            return await self._finish_failed(_last_word(failure, error))
-        if self.halt is not None:
-            raise self.halt
-        if failure.kind == "cancelled":
-            return await self._finish_failed(failure)
-        if not await self._finish(FinishFact(self.run_id, self.epoch, "completed", output)):
-            await self._finish_failed(self._cancellation())
-
-    def _begin_compensation(self) -> None:
+    def begin_compensation(self) -> None:
         """From here on calls work again, in a namespace of their own, whatever ended the body."""
         self.compensating = True
         self.gated = self._suspending is not None or self._draining
@@ -355,60 +206,10 @@ class Run:
             self._deadline.cancel()
             self._deadline = None
 
-    async def _finish_failed(self, failure: ExecutionFailure) -> None:
-        status: Literal["cancelled", "failed"] = "cancelled" if failure.kind == "cancelled" else "failed"
-        fact = FinishFact(self.run_id, self.epoch, status, error=failures.encode_failure(failure))
-        if not await self._finish(fact):
-            error = failures.encode_failure(self._cancellation())
-            await self._finish(FinishFact(self.run_id, self.epoch, "cancelled", error=error))
-
-    async def _finish(self, fact: FinishFact) -> bool:
-        """False when a cancellation was accepted first. One of the two wins in the backend, and the status never flips."""
-        verdict = await self.journal.finish(fact)
-        if verdict == LOST:
-            raise self.abandon()
-        if verdict == REFUSED:
-            self.hear_of_cancellation()
-            await self._learn_reason()
-            return False
-        self.released = True
-        return True
-
-    async def _wait_for_code(self, error: NonDeterminismError) -> bool:
-        """The history does not fit the code: nothing is failed, the run waits for a deployment that fits (a rollback).
-
-        False when a cancellation was accepted meanwhile.
-        """
-        logger.error("execution %r is parked: %s", self.execution_id, error)
-        return await self._set_aside(error) != REFUSED
-
-    async def _set_aside(self, error: BaseException) -> int:
-        """Give the lease up for a while, with ``error`` to be seen."""
-        info = failures.encode_info(failures.describe(error))
-        wake_at = later(self.clock.latest(), _SET_ASIDE)
-        fact = SuspendFact(
-            self.run_id, self.epoch, wake_at, False, False, self._seen, True, info, compensating=self.compensating
-        )
-        verdict = await self.journal.suspend(fact)
-        self.released = verdict == DONE
-        return verdict
-
-    def _recorded_failure(self) -> ExecutionFailure | None:
-        row = self.replay.get(FAILURE_NAME, FAILURE_ORDINAL)
-        return None if row is None or row.output is None else failures.decode_failure(row.output)
-
-    def _cancellation(self) -> ExecutionFailure:
-        info = failures.describe(self._cancel_error())
-        return ExecutionFailure(kind="cancelled", error=info, attempts=self.attempt + 1, reason=self._cancel_reason)
-
-    def _cancel_error(self) -> ExecutionCancelled:
-        reason = self._cancel_reason
+    def cancel_error(self) -> ExecutionCancelled:
+        reason = self.cancel_reason
         text = f"execution {self.execution_id!r} was cancelled" + (f": {reason}" if reason else "")
         return ExecutionCancelled(text, execution_id=self.execution_id, reason=reason)
-
-    def _deadline_failure(self) -> ExecutionFailure:
-        error = failures.describe(self.deadline_error(None))
-        return ExecutionFailure(kind="deadline", error=error, attempts=self.attempt + 1)
 
     def deadline_error(self, step: str | None, attempts: int = 0) -> DeadlineExceeded:
         """The error of a call that the execution's deadline ends."""
@@ -417,7 +218,7 @@ class Run:
             f"the deadline of execution {self.execution_id!r} passed{where}", step=step or "", attempts=attempts
         )
 
-    def _info(self) -> ExecutionInfo:
+    def info(self) -> ExecutionInfo:
         return ExecutionInfo(
             execution_id=self.execution_id,
             task_name=self.claimed.task,
@@ -431,7 +232,7 @@ class Run:
     def begin(self, data: Any) -> None:
         """The body has decoded the input."""
         self.data = data
-        current_execution.set(self._info())
+        current_execution.set(self.info())
 
     # --- what a call does ------------------------------------------------------------------------------------------
 
@@ -476,7 +277,7 @@ class Run:
             await asyncio.shield(self._suspending)
         if self.services.lease.lapsed:
             await self.services.lease.valid()
-        await self._learn_reason()
+        await self.learn_reason()
         self._raise_if_over(name)
         if self._draining:
             await self.hold(name)
@@ -492,9 +293,9 @@ class Run:
             return self.halt
         if self.compensating:
             return None
-        if self._cancelled:
-            return self._cancel_error()
-        return self.deadline_error(name) if self._overdue else None
+        if self.cancelled:
+            return self.cancel_error()
+        return self.deadline_error(name) if self.overdue else None
 
     def _interrupt(self) -> None:
         """Let parked calls raise what has ended this pass. While a suspension is under way its answer decides first."""
@@ -505,7 +306,7 @@ class Run:
     def enter(self) -> None:
         """A call begins that is not answered from the history."""
         self._calls += 1
-        if not self._concurrent and asyncio.current_task() is not self._root:
+        if not self._concurrent and asyncio.current_task() is not self.root:
             self._concurrent = True
 
     def leave(self) -> None:
@@ -542,7 +343,7 @@ class Run:
 
     async def _park(self, parked: Parked) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
-        await self._learn_reason()
+        await self.learn_reason()
         self._raise_if_over(parked.name)
         self._parked.add(parked)
         if parked.wake_at is not None:
@@ -658,7 +459,7 @@ class Run:
             self._wake_at(),
             on_signal=any(parked.on_signal for parked in self._parked),
             on_children=False,
-            seen=self._seen,
+            seen=self.seen,
             cleanup=self.body.handles_failure,
             compensating=self.compensating,
         )
@@ -688,22 +489,22 @@ class Run:
         self.gated = (
             self._suspending is not None
             or self._draining
-            or (not self.compensating and (self._cancelled or self._overdue))
+            or (not self.compensating and (self.cancelled or self.overdue))
         )
 
     # --- what comes from outside -----------------------------------------------------------------------------------
 
     def watch(self) -> Watch:
         """What to ask the backend for this run's signals."""
-        return Watch(self.run_id, self.epoch, self._seen)
+        return Watch(self.run_id, self.epoch, self.seen)
 
     def deliver(self, signals: Signals) -> None:
         """News from the backend."""
         if signals.lost:
             self.abandon()
             return
-        if signals.signal_seq > self._seen:
-            self._seen = signals.signal_seq
+        if signals.signal_seq > self.seen:
+            self.seen = signals.signal_seq
             self.inbox.add(signals.events)
             for parked in list(self._parked):
                 if parked.on_signal:
@@ -735,37 +536,37 @@ class Run:
 
     def cancel(self, reason: str | None) -> None:
         """A cancellation was accepted: parked calls raise it now, others at their next call."""
-        if self._cancelled and self._reason_known:
+        if self.cancelled and self._reason_known:
             return
-        self._cancelled = self._reason_known = True
-        self._cancel_reason = reason
+        self.cancelled = self._reason_known = True
+        self.cancel_reason = reason
         self._regate()
         self._interrupt()
 
     def hear_of_cancellation(self) -> None:
         """A flush says that a cancellation was accepted. Nothing new begins; parked calls raise it once its reason is here."""
-        if not self._cancelled:
-            self._cancelled, self._reason_known = True, False
+        if not self.cancelled:
+            self.cancelled, self._reason_known = True, False
             self._regate()
             self.services.refresh(self)
 
-    async def _learn_reason(self) -> None:
+    async def learn_reason(self) -> None:
         if not self._reason_known:
             await self.catch_up()
 
     def deadline_passed(self) -> None:
         """The execution's deadline is over: parked calls raise it now, others at their next call."""
-        if self._overdue:
+        if self.overdue:
             return
-        self._overdue = True
+        self.overdue = True
         self._regate()
         self._interrupt()
         # A body that waits for something else than our calls is cancelled, once it had a moment to end by itself.
         self.loop.call_later(1.0, self._cancel_overdue)
 
     def _cancel_overdue(self) -> None:
-        if not self._closed and not self.compensating and self.halt is None and self._root is not None:
-            self._root.cancel()
+        if not self._closed and not self.compensating and self.halt is None and self.root is not None:
+            self.root.cancel()
 
     def drain(self) -> None:
         """The worker stops: finish the steps that run, begin nothing new, give the lease up."""
@@ -786,19 +587,19 @@ class Run:
             for parked in list(self._parked):
                 parked.fail(halt)
             abandoned = isinstance(halt, Abandoned)
-            if self._root is not None and not self._root.done():
-                if abandoned and self._root is not asyncio.current_task():
-                    self._root.cancel()
+            if self.root is not None and not self.root.done():
+                if abandoned and self.root is not asyncio.current_task():
+                    self.root.cancel()
                 else:
                     self._grace = self.loop.call_later(_GRACE, self._cancel_stopped)
         return self.halt
 
     def _cancel_stopped(self) -> None:
-        if self._root is not None and not self._root.done():
+        if self.root is not None and not self.root.done():
             logger.warning(
                 "execution %r: its handler did not end after it was told to stop; it is cancelled", self.execution_id
             )
-            self._root.cancel()
+            self.root.cancel()
 
     def _forget_timers(self) -> None:
         self._no_longer_idle()
@@ -806,20 +607,3 @@ class Run:
             if timer is not None:
                 timer.cancel()
         self._deadline = None
-
-
-def _last_word(failure: ExecutionFailure, error: BaseException) -> ExecutionFailure:
-    """What is kept when ``on_failure`` raised: the failure itself when it was only passed on, else the new error with the old."""
-    with contextlib.suppress(Exception):  # a user's error may do anything when it is looked at
-        passed_on: object = getattr(error, "failure", None)
-        if passed_on is failure:
-            return failure
-    info = failures.failure_of(error).error
-    text = f"{info.traceback}\nwhile on_failure handled: {failure.error}\n{failure.error.traceback}"
-    said = ErrorInfo(type=info.type, message=info.message, traceback=text, step=info.step or failure.step)
-    return replace(failure, error=said)
-
-
-def spawn(run: Run, name: str) -> asyncio.Task[None]:
-    """Drive ``run`` in a task of its own, in a context that nothing from outside has coloured."""
-    return asyncio.get_running_loop().create_task(run.drive(), name=name, context=contextvars.Context())
