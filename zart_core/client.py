@@ -397,9 +397,7 @@ class DurableScheduler:
         if not isinstance(request.queue, str) or not request.queue.strip() or len(request.queue) > 200:
             raise ValueError(f"execution {execution_id!r}: {request.queue!r} cannot name a queue")
         tags: Any = {} if request.tags is None else request.tags
-        if not isinstance(tags, dict) or not all(
-            isinstance(key, str) and isinstance(value, str) for key, value in cast("dict[Any, Any]", tags).items()
-        ):
+        if not _is_text_by_text(tags):
             raise ValueError(f"execution {execution_id!r}: tags are text by text, not {tags!r}")
         return Start(
             execution_id=execution_id,
@@ -444,6 +442,12 @@ def _types(task: str | type[Any] | None) -> tuple[Any, Any, str | None, int | No
     given = handler.timeout
     timeout = None if given is None else positive_micros(given, what=f"the timeout of {handler.__qualname__}")
     return data, output, None if handler.name is None else check_task_name(handler.name), timeout
+
+
+def _is_text_by_text(tags: object) -> bool:
+    if not isinstance(tags, dict):
+        return False
+    return all(isinstance(key, str) and isinstance(text, str) for key, text in cast("dict[Any, Any]", tags).items())
 
 
 def _check_id(execution_id: object) -> str:

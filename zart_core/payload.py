@@ -192,11 +192,11 @@ def _find_nonfinite(value: object, path: str) -> tuple[str, object]:
     """Where the first number is that is not finite. Only run when there is one."""
     if isinstance(value, float):
         return ("", value) if math.isfinite(value) else (path, value)
-    for step, part in _parts(value) if isinstance(value, (dict, list, tuple)) else ():
+    for step, part in _parts(cast(object, value)) if isinstance(value, (dict, list, tuple)) else ():
         found = _find_nonfinite(part, path + step)
         if found[0]:
             return found
-    return "", value
+    return "", None
 
 
 def _find_unencodable(value: object, path: str, depth: int) -> tuple[str, object]:
