@@ -19,7 +19,9 @@ MEMORY: Final = ":memory:"
 _LOCKED: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 # What SQLite itself waits for a lock. Short, because its back-off grows to 100 ms; `patiently` goes on with finer
 # steps.
-_BUSY_TIMEOUT_MS: Final = 10
+BUSY_TIMEOUT_MS: Final = 10
+MERGE_AFTER: Final = 4000
+"""Pages in the log after which a commit copies it into the database."""
 
 _SETTINGS: Final = """
     PRAGMA busy_timeout = {busy};
@@ -27,7 +29,7 @@ _SETTINGS: Final = """
     PRAGMA foreign_keys = OFF;
     PRAGMA temp_store = MEMORY;
     PRAGMA cache_size = -65536;
-    PRAGMA wal_autocheckpoint = 4000;
+    PRAGMA wal_autocheckpoint = {merge};
     PRAGMA journal_size_limit = 67108864
 """
 
@@ -48,13 +50,16 @@ class Database:
         self.max_wait: Final = max_wait
         """Seconds to wait for a lock that another process holds."""
 
-    def connect(self) -> sqlite3.Connection:
-        """A connection for reading; nothing of the file has been changed. Raises ``sqlite3.Error``."""
-        db = sqlite3.connect(self.path, isolation_level=None, cached_statements=256)
+    def connect(self, *, shared: bool = False) -> sqlite3.Connection:
+        """A connection for reading; nothing of the file has been changed. Raises ``sqlite3.Error``.
+
+        ``shared``: for several threads, of which one at a time may use it.
+        """
+        db = sqlite3.connect(self.path, isolation_level=None, cached_statements=256, check_same_thread=not shared)
         try:
             # Each by itself patiently: some of them read the file's header, and beside twenty processes that open a new
             # file at once they were seen to find it locked.
-            for setting in _SETTINGS.format(busy=_BUSY_TIMEOUT_MS).split(";"):
+            for setting in _SETTINGS.format(busy=BUSY_TIMEOUT_MS, merge=MERGE_AFTER).split(";"):
                 self.execute(db, setting)
             # Touches the header, so that a file that is no database is found out here.
             self.execute(db, "SELECT count(*) FROM sqlite_schema")
@@ -80,6 +85,11 @@ class Database:
 
     def patiently(self, act: Callable[[], T]) -> T:
         """``act()``, repeated while another connection holds the lock it needs, for at most ``max_wait``."""
+        try:
+            return act()
+        except sqlite3.OperationalError as error:
+            if not is_locked(error):
+                raise
         give_up = time.monotonic() + self.max_wait
         pause = 0.001
         while True:

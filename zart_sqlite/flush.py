@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -47,6 +47,21 @@ STEPS: Final = ManyRows(
     """,
     columns=15,
 )
+# A transaction by itself: the fence, the row and the commit. It changes nothing where there is anything to report.
+LONE_STEP: Final = """
+    INSERT INTO zart_steps (
+        run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq, worker_id,
+        output, error, details
+    )
+    SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+    FROM zart_active WHERE run_id = ? AND worker_id = ? AND epoch = ? AND NOT cancel_requested
+    ON CONFLICT (run_id, name, ordinal) DO UPDATE SET
+        kind = excluded.kind, status = excluded.status, attempts = excluded.attempts, started_at = excluded.started_at,
+        finished_at = excluded.finished_at, wake_at = excluded.wake_at, deadline = excluded.deadline,
+        event_seq = excluded.event_seq, worker_id = excluded.worker_id, output = excluded.output,
+        error = excluded.error, details = excluded.details
+    WHERE zart_steps.status = 'pending'
+"""
 _ATTEMPTS: Final = ManyRows(
     """
     INSERT INTO zart_attempts (run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error) VALUES {rows}
@@ -112,6 +127,10 @@ _decode_held = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 _decode_ids = msgspec.json.Decoder(list[int]).decode
 
 
+_ALL_WRITTEN: Final = Flushed()
+_SMALL: Final = 8192  # bytes; a larger row takes time of its own to be written
+
+
 class _Fact(Protocol):
     @property
     def run_id(self) -> int: ...
@@ -154,27 +173,54 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
     return Flushed(frozenset(lost), frozenset(refused), cancelled)
 
 
-def _step_rows(facts: Iterable[StepFact | DetailsFact]) -> list[tuple[object, ...]]:
-    return [
-        (
-            fact.run_id,
-            fact.row.name,
-            fact.row.ordinal,
-            fact.row.kind,
-            fact.row.status,
-            fact.row.attempts,
-            fact.row.started_at,
-            fact.row.finished_at,
-            fact.row.wake_at,
-            fact.row.deadline,
-            fact.row.event_seq,
-            fact.row.worker_id,
-            fact.row.output,
-            fact.row.error,
-            fact.row.details,
-        )
-        for fact in facts
-    ]
+def is_lone(request: Flush) -> bool | None:
+    """Whether this is one small step and nothing else: what an execution that runs alone waits for, over and over.
+
+    ``None`` for one fact of another kind: such an execution has those too.
+    """
+    others = (
+        len(request.attempts)
+        + len(request.details)
+        + len(request.published)
+        + len(request.retries)
+        + len(request.finishes)
+        + len(request.suspends)
+    )
+    if len(request.steps) + others != 1:
+        return False
+    return None if others or len(request.steps[0].row.output or b"") > _SMALL else True
+
+
+def flush_lone(db: sqlite3.Connection, request: Flush) -> Flushed | None:
+    """:func:`flush` for such a request, outside a transaction. ``None``: nothing was written, ``flush`` knows why."""
+    [fact] = request.steps
+    values = (*_step_row(fact), fact.run_id, request.worker_id, fact.epoch)
+    return _ALL_WRITTEN if db.execute(LONE_STEP, values).rowcount == 1 else None
+
+
+def _step_rows(facts: Iterable[StepFact | DetailsFact]) -> list[tuple[Any, ...]]:
+    return [_step_row(fact) for fact in facts]
+
+
+def _step_row(fact: StepFact | DetailsFact) -> tuple[Any, ...]:
+    row = fact.row
+    return (
+        fact.run_id,
+        row.name,
+        row.ordinal,
+        row.kind,
+        row.status,
+        row.attempts,
+        row.started_at,
+        row.finished_at,
+        row.wake_at,
+        row.deadline,
+        row.event_seq,
+        row.worker_id,
+        row.output,
+        row.error,
+        row.details,
+    )
 
 
 def _write_attempts(db: sqlite3.Connection, facts: Iterable[AttemptFact]) -> None:

@@ -32,6 +32,8 @@ class ManyRows:
 
     def execute(self, db: sqlite3.Connection, rows: Sequence[Sequence[object]]) -> int:
         """Run it over all of ``rows``, in their order. Returns how many rows of the table it changed."""
+        if len(rows) == 1:
+            return db.execute(self._sized(1), rows[0]).rowcount
         changed = 0
         start = 0
         for size in _SIZES:

@@ -34,6 +34,7 @@ from zart_core.records import (
 from zart_sqlite import audit, claims, executions, leases, signals
 from zart_sqlite.database import Database, Synchronous
 from zart_sqlite.flush import flush as write_facts
+from zart_sqlite.flush import flush_lone, is_lone
 from zart_sqlite.notices import Notices
 from zart_sqlite.readers import Readers
 from zart_sqlite.starts import start
@@ -201,7 +202,12 @@ class SqliteScheduler:
             raise
 
     async def flush(self, flush: Flush) -> Flushed:
-        return await self._write(lambda tx: write_facts(tx, flush))
+        lone = is_lone(flush)
+        if lone and self._writer is not None:
+            flushed = self._writer.run_here(flush_lone, flush)
+            if flushed is not None:
+                return flushed
+        return await self._write(lambda tx: write_facts(tx, flush), lone=lone)
 
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
         return await self._read(lambda db: signals.signals(db, watches, worker_id))
@@ -236,14 +242,14 @@ class SqliteScheduler:
 
     # --- the threads --------------------------------------------------------------------------------------------------
 
-    async def _write(self, work: Callable[[Transaction], T]) -> T:
+    async def _write(self, work: Callable[[Transaction], T], *, lone: bool | None = None) -> T:
         writer = self._writer
         if writer is None or not writer.opened.done():
             await self._open_lazily()
             writer = self._writer
         if writer is None:
             raise self._database.closed()
-        return await writer.run(work)
+        return await writer.run(work, lone=lone)
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         if not self.is_open:

@@ -3,6 +3,9 @@
 Group commit without a timer: whatever waits when the thread is free goes into one ``BEGIN IMMEDIATE`` … ``COMMIT``. A
 lone job has a commit to itself at once; under load one commit carries hundreds. A job is a plain function of the
 database, so it can be run again when a neighbour's failure has undone the transaction.
+
+While the thread has nothing to do, an event loop may use the connection in its place, for a commit that is short and
+nobody's but its own: see :mod:`zart_sqlite.lone`. One of them at a time has it.
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ from typing import Any, Final, Generic, TypeVar
 
 from zart_core.clock import Clock
 from zart_core.records import Notification
-from zart_sqlite.database import Database
+from zart_sqlite.database import BUSY_TIMEOUT_MS, MERGE_AFTER, Database
+from zart_sqlite.lone import Lone
 from zart_sqlite.notices import ANYTHING, Happened, Notices
 from zart_sqlite.schema import migrate
 from zart_sqlite.turns import Turns
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 
 class _Word(Enum):
@@ -41,6 +46,10 @@ logger: Final = logging.getLogger("zart")
 _MOST_JOBS: Final = 512  # in one transaction: keeps the first of them from waiting for ever more
 _WATCH: Final = 0.05  # seconds between looks for other processes' commits, while anybody listens
 _REST: Final = 1.0  # seconds of idleness before the log is copied into the database
+
+# On an event loop nothing is waited for, and the log is not merged: others would have to wait for both.
+_ON_LOOP: Final = ("PRAGMA busy_timeout = 0", "PRAGMA wal_autocheckpoint = 0")
+_ON_THREAD: Final = (f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}", f"PRAGMA wal_autocheckpoint = {MERGE_AFTER}")
 
 
 class Transaction:
@@ -62,11 +71,12 @@ Work = Callable[[Transaction], T]
 class Job(Generic[T]):
     """One piece of work and the future of whoever waits for it."""
 
-    __slots__ = ("error", "future", "loop", "result", "work")
+    __slots__ = ("error", "future", "lone", "loop", "result", "work")
 
-    def __init__(self, work: Work[T], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, work: Work[T], loop: asyncio.AbstractEventLoop, *, lone: bool | None) -> None:
         self.work = work
         self.loop = loop
+        self.lone = lone
         self.future: asyncio.Future[T] = loop.create_future()
         self.result: T | None = None
         self.error: Exception | None = None
@@ -96,25 +106,65 @@ class Writer:
         self.opened: Future[None] = Future()
         self.ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._main, name=f"zart-sqlite-writer {database.path}", daemon=True)
+        # Whoever has the connection holds this: the thread, or an event loop in its place. What is below is theirs.
+        self._in_use = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        self._lone = Lone()
+        self._on_loop = False  # which settings the connection has
+        self._merge_at: float | None = None
+        self.commits = 0
         # Of the thread alone:
         self._version = 0
         self._look_at = 0.0
-        self._merge_at: float | None = None
-        self.commits = 0
 
     def start(self) -> None:
         """Open the file in the thread; :attr:`opened` tells how it went."""
         self._thread.start()
 
-    def run(self, work: Work[T]) -> asyncio.Future[T]:
-        """Have ``work`` done in a transaction. The future resolves after the commit, on the running event loop."""
-        job = Job(work, asyncio.get_running_loop())
+    def run(self, work: Work[T], *, lone: bool | None = None) -> asyncio.Future[T]:
+        """Have ``work`` done in a transaction. The future resolves after the commit, on the running event loop.
+
+        ``lone``: whether it could have been done by :meth:`run_here`, ``None`` when that tells nothing about what comes next.
+        """
+        job = Job(work, asyncio.get_running_loop(), lone=lone)
         with self._gate:
             if self._stopping:
                 raise self._database.closed()
             self._queue.put(job)
         self._turns.asked(job.loop)
         return job.future
+
+    def run_here(self, act: Callable[[sqlite3.Connection, A], T | None], argument: A) -> T | None:
+        """Do ``act(connection, argument)`` here and now, if that will be quick: one statement of interest to nobody else.
+
+        ``None``: nothing has happened. Then :meth:`run` can do it, or can tell why it fails.
+        """
+        if not self._in_use.acquire(blocking=False):
+            return None
+        try:
+            db = self._db
+            # Stopping or closed; or jobs wait for the thread, which is about to take them: this one had better join them.
+            if db is None or self._stopping or not self._lone.quick or not self._queue.empty():
+                return None
+            began = time.monotonic()
+            try:
+                self._set(db, on_loop=True)
+                result = act(db, argument)
+            except Exception:  # another process is writing, say: the thread can wait for it
+                self._lone.crowd()
+                return None
+            if result is None:
+                return None
+            ended = time.monotonic()
+            self._lone.done(ended - began, on_loop=True)
+            self.commits += 1
+            if not self._database.in_memory:
+                if self._merge_at is None:
+                    self._queue.put(_Word.LOOK)  # the thread sleeps without a limit
+                self._merge_at = ended + _REST
+            return result
+        finally:
+            self._in_use.release()
 
     def look_outside(self) -> None:
         """From now on somebody listens: wake the thread from an endless wait."""
@@ -142,13 +192,16 @@ class Writer:
             self.opened.set_exception(error)
             self.ended.set_result(None)
             return
+        self._db = db
         self.opened.set_result(None)
         try:
             self._serve(db)
         finally:
-            # A failing last checkpoint loses nothing: the log stays, and the next to open the file reads it.
-            with contextlib.suppress(sqlite3.Error):
-                db.close()
+            with self._in_use:
+                self._db = None
+                # A failing last checkpoint loses nothing: the log stays, and the next to open the file reads it.
+                with contextlib.suppress(sqlite3.Error):
+                    db.close()
             self._refuse_rest()
             self.ended.set_result(None)
 
@@ -163,7 +216,7 @@ class Writer:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            db = self._database.connect()
+            db = self._database.connect(shared=True)
             try:
                 migrate(self._database, db, self._clock.now())
                 self._version = self._database.patiently(lambda: _data_version(db))
@@ -180,7 +233,6 @@ class Writer:
             jobs, ending = self._take(self._patience())
             if jobs:
                 self._commit(db, jobs)
-                self._merge_at = None if self._database.in_memory else time.monotonic() + _REST
             self._look_outside(db)
             self._merge_log(db)
 
@@ -212,21 +264,40 @@ class Writer:
 
     def _commit(self, db: sqlite3.Connection, jobs: list[Job[Any]]) -> None:
         """One transaction for all jobs; where one of them spoils it, one for each."""
-        notification: Notification | None = None
-        try:
-            happened = self._transact(db, jobs)
-            if happened is None and len(jobs) > 1:
+        happened: Happened | None = None
+        spoiled = False
+        with self._in_use:
+            began = time.monotonic()
+            try:
+                self._set(db, on_loop=False)
+                happened = self._transact(db, jobs)
+                spoiled = happened is None and len(jobs) > 1
+            except Exception as error:
+                if not isinstance(error, sqlite3.Error):
+                    logger.exception("the SQLite writer failed")
+                self._undo(db)
                 for job in jobs:
-                    self._commit(db, [job])
-                return
-            notification = None if happened is None else happened.notification()
-        except Exception as error:
-            if not isinstance(error, sqlite3.Error):
-                logger.exception("the SQLite writer failed")
-            self._undo(db)
+                    job.error = self._explained(error)
+            self._note(jobs, began, time.monotonic())
+        # The connection is free again before anybody hears of it: their next step may want it at once.
+        if spoiled:
             for job in jobs:
-                job.error = self._explained(error)
-        self._answer(jobs, notification)
+                self._commit(db, [job])
+        else:
+            self._answer(jobs, None if happened is None else happened.notification())
+
+    def _note(self, jobs: list[Job[Any]], began: float, ended: float) -> None:
+        if len(jobs) > 1 or jobs[0].lone is False:
+            self._lone.crowd()
+        elif jobs[0].lone:
+            self._lone.done(ended - began, on_loop=False)
+        self._merge_at = None if self._database.in_memory else ended + _REST
+
+    def _set(self, db: sqlite3.Connection, *, on_loop: bool) -> None:
+        if self._on_loop is not on_loop:
+            self._on_loop = on_loop
+            for setting in _ON_LOOP if on_loop else _ON_THREAD:
+                db.execute(setting).fetchone()
 
     def _transact(self, db: sqlite3.Connection, jobs: list[Job[Any]]) -> Happened | None:
         """Run all jobs and commit. ``None`` when one has failed after it had written: then all of it is undone.
@@ -264,6 +335,10 @@ class Writer:
 
     def _answer(self, jobs: list[Job[Any]], notification: Notification | None) -> None:
         """Wake each event loop once, with all that concerns it."""
+        if notification is None and len(jobs) == 1:
+            with contextlib.suppress(RuntimeError):  # as below
+                jobs[0].loop.call_soon_threadsafe(self._settle, jobs[0].loop, jobs, None)
+            return
         settled: dict[asyncio.AbstractEventLoop, list[Job[Any]]] = {}
         for job in jobs:
             settled.setdefault(job.loop, []).append(job)
@@ -290,7 +365,8 @@ class Writer:
             return
         self._look_at = now + _WATCH
         try:
-            version = _data_version(db)
+            with self._in_use:
+                version = _data_version(db)
         except sqlite3.Error:  # the next job meets it, and somebody waits for that one
             return
         if version != self._version:
@@ -299,7 +375,11 @@ class Writer:
 
     def _merge_log(self, db: sqlite3.Connection) -> None:
         """After a rest, copy the log into the database, so that readers and the next start find a short one."""
-        if self._merge_at is not None and time.monotonic() >= self._merge_at:
+        if self._merge_at is None or time.monotonic() < self._merge_at:
+            return
+        with self._in_use:
+            if time.monotonic() < self._merge_at:  # an event loop has used the connection meanwhile
+                return
             self._merge_at = None
             with contextlib.suppress(sqlite3.Error):  # the log stays as it is, and stays valid
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
