@@ -98,8 +98,13 @@ class Watched:
 
 
 async def until_waiting(client: DurableScheduler, execution_id: str) -> None:
+    """Until the execution is suspended for its event; a replay at each call suspends it before that too."""
     async with asyncio.timeout(20):
-        while (await client.status(execution_id)).status != "waiting":
+        while True:
+            execution = await client.status(execution_id)
+            waiting_on = execution.waiting_on
+            if execution.status == "waiting" and waiting_on is not None and waiting_on.kind == "event":
+                return
             await asyncio.sleep(0.002)
 
 

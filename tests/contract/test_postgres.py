@@ -1,0 +1,43 @@
+"""The contract on Postgres, several schedulers open on one database at once, by the server's clock."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import ClassVar
+
+import pytest
+
+from tests.postgres.server import VERSIONS, database
+from zart_core.testing.contract import Backend, SchedulerContract
+from zart_postgres import PostgresScheduler
+
+
+class PostgresDatabase(Backend):
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def scheduler(self) -> PostgresScheduler:
+        return PostgresScheduler(self.url)
+
+    async def audit(self) -> list[str]:
+        async with self.scheduler() as scheduler:
+            return await scheduler.audit()
+
+
+class OnPostgres(SchedulerContract):
+    version: ClassVar[int]
+
+    @contextlib.asynccontextmanager
+    async def backend(self) -> AsyncIterator[Backend]:
+        async with database(self.version) as url:
+            yield PostgresDatabase(url)
+
+
+class TestOldestPostgres(OnPostgres):
+    version = VERSIONS[0]
+
+
+@pytest.mark.skipif(len(VERSIONS) == 1, reason="there is one server only")
+class TestNewestPostgres(OnPostgres):
+    version = VERSIONS[-1]

@@ -1,0 +1,89 @@
+"""What this process knows of the server's time."""
+
+from __future__ import annotations
+
+from tests.postgres.hand import desk
+from zart_postgres.clock import DatabaseClock
+
+SECOND = 1_000_000
+
+
+class Ours:
+    """This process's own time, moved by hand."""
+
+    def __init__(self) -> None:
+        self.time = 0
+
+    def __call__(self) -> int:
+        return self.time
+
+
+def test_the_servers_time_lies_between_now_and_latest() -> None:
+    ours = Ours()
+    clock = DatabaseClock(ours)
+    # Asked at 0, written at 700 by our time, here at 1,000; the server is ten seconds ahead.
+    ours.time = 1_000
+    clock.heard(0, 10 * SECOND + 700)
+    assert clock.now() == 10 * SECOND + 700
+    assert 10 * SECOND + 1_000 <= clock.latest() <= 10 * SECOND + 1_710
+
+
+def test_what_an_answer_showed_has_come_when_it_is_here() -> None:
+    ours = Ours()
+    clock = DatabaseClock(ours)
+    for asked, came, shown in ((0, 10, 5_000), (20, 9_000, 8_000), (9_100, 9_110, 13_105)):
+        ours.time = came
+        clock.heard(asked, shown)
+        assert clock.now() >= shown
+
+
+def test_a_quick_answer_makes_both_bounds_better_and_a_slow_one_neither_worse() -> None:
+    ours = Ours()
+    clock = DatabaseClock(ours)
+    ours.time = 100
+    clock.heard(0, 1_050)
+    quick = clock.latest() - clock.now()
+    ours.time = 50_100
+    clock.heard(100, 26_050)
+    assert clock.latest() - clock.now() <= quick + 100
+
+
+def test_the_bounds_drift_apart_while_nothing_is_heard() -> None:
+    ours = Ours()
+    clock = DatabaseClock(ours)
+    clock.heard(0, 5 * SECOND)
+    ours.time = 10 * SECOND
+    # Two clocks that run apart by 500 parts in a million.
+    assert clock.now() == 15 * SECOND - 5_000
+    assert 15 * SECOND + 5_000 <= clock.latest() <= 15 * SECOND + 5_010
+
+
+def test_a_server_whose_clock_is_set_forward_is_believed() -> None:
+    ours = Ours()
+    clock = DatabaseClock(ours)
+    clock.heard(0, SECOND)
+    ours.time = 1_000
+    clock.heard(900, 100 * SECOND)
+    assert clock.now() == 100 * SECOND
+
+
+def test_time_stands_still_where_the_servers_clock_is_set_back() -> None:
+    ours = Ours()
+    clock = DatabaseClock(ours)
+    clock.heard(0, 100 * SECOND)
+    assert clock.now() == 100 * SECOND
+    ours.time = 1_000
+    clock.heard(900, 50 * SECOND)
+    assert clock.now() == 100 * SECOND
+    assert clock.latest() >= clock.now()
+    ours.time = 51 * SECOND
+    assert clock.now() > 100 * SECOND
+
+
+async def test_every_kind_of_answer_sets_it() -> None:
+    async with desk() as d:
+        shown = await d.value("SELECT zart.now_v1()")
+        await d.scheduler.get("nobody")
+        assert d.scheduler.clock.now() <= await d.value("SELECT zart.now_v1()")
+        await d.hand()
+        assert shown <= d.scheduler.clock.latest()

@@ -1,0 +1,179 @@
+"""The statements of the hot path seek, whatever else is stored, and go on doing so beyond the execution at which the server
+turns to a plan for any parameters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.postgres.hand import Desk, desk
+from tests.postgres.server import connection_to, create_database, drop_database, named, server_url
+from zart_core.records import ClaimedRun, ListQuery, Offer
+from zart_core.testing.contract.bench import LONG, new
+from zart_core.testing.contract.hand import Hand, attempt, attempt_row, completed, finish, publish, suspend, watch
+from zart_postgres import PostgresScheduler, executions, signals
+
+SLEEPING = 200_000
+FINISHED = 100_000
+FAR = 4_000_000_000_000_000
+
+_FILL = f"""
+    INSERT INTO zart.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input)
+    SELECT nextval('zart.run_ids'), i, i % 3, 1, 'sleeping-' || i, 'task', 'default', '{{}}', '' FROM generate_series(1, {SLEEPING}) AS i;
+    INSERT INTO zart.active (run_id, wake_at, priority, queue, task, epoch, deadline)
+    SELECT i, {FAR} + i, i % 3, 'default', 'task', 1, {FAR} + i FROM generate_series(1, {SLEEPING}) AS i;
+    INSERT INTO zart.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input)
+    SELECT nextval('zart.run_ids'), i, 0, 1, 'done-' || i, 'task', 'default', '{{}}', '' FROM generate_series(1, {FINISHED}) AS i;
+    INSERT INTO zart.results (run_id, finished_at, attempt, status)
+    SELECT {SLEEPING} + i, i, 0, 'completed' FROM generate_series(1, {FINISHED}) AS i;
+    INSERT INTO zart.steps (run_id, started_at, finished_at, ordinal, attempts, name, kind, status)
+    SELECT {SLEEPING} + i, i, i, 0, 1, 'step', 'step', 'completed' FROM generate_series(1, {FINISHED}) AS i;
+"""
+
+
+@pytest.fixture(scope="module")
+def full() -> Iterator[str]:
+    """The URL of a database with very much in it. Plans must not depend on when it was last analyzed: it never was while
+    the scheduler's own connections made theirs."""
+
+    async def fill() -> str:
+        name = await create_database()
+        async with connection_to(named(server_url(), name)) as sql:
+            await sql.execute("ALTER TABLE zart.active SET (autovacuum_enabled = off)")
+            await sql.execute(_FILL)
+        return name
+
+    name = asyncio.run(fill())
+    yield named(server_url(), name)
+    asyncio.run(drop_database(name))
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Desk]:
+    async with connection_to(url) as sql, PostgresScheduler(url, pool_size=1) as scheduler:
+        await sql.execute("SET search_path TO zart")
+        yield Desk(url, scheduler, sql)
+
+
+async def whole_table_reads(d: Desk) -> int:
+    """How often any of our tables was read from end to end, by anybody."""
+    await d.sql.execute("SELECT pg_stat_force_next_flush()")
+    reads: int = await d.value(
+        "SELECT sum(seq_scan)::int FROM pg_stat_user_tables "
+        "WHERE schemaname = 'zart' AND relname NOT IN ('workers', 'schema_migrations')"
+    )
+    return reads
+
+
+async def pages_of_a_claim(d: Desk, hand: Hand, limit: int) -> int:
+    """The pages that a claim touches, by a connection that made its plans long ago."""
+    statement = (
+        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
+        f"SELECT * FROM zart.claim_v1({hand.worker_id}, 0, {LONG}, '{{default}}', '{{task}}', '{{1}}', '{{NULL}}', {limit}, "
+        "0, 253402300799999999)"
+    )
+    for _ in range(7):
+        plan = json.loads(await d.value(statement))[0]["Plan"]
+    pages: int = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    return pages
+
+
+async def test_a_claim_that_finds_nothing_touches_few_pages_beside_many_sleepers(full: str) -> None:
+    async with opened(full) as d:
+        hand = await d.hand()
+        assert await pages_of_a_claim(d, hand, 100) < 60
+        await hand.deregister()
+
+
+async def test_a_claim_touches_pages_in_proportion_to_what_it_takes(full: str) -> None:
+    async with opened(full) as d:
+        hand = await d.hand()
+        await pages_of_a_claim(d, hand, 10)
+        await d.scheduler.start([new(f"due-{n}") for n in range(100)])
+        statement = (
+            "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM zart.claim_v1("
+            f"{hand.worker_id}, 0, {LONG}, '{{default}}', '{{task}}', '{{1}}', '{{NULL}}', 10, 0, 253402300799999999)"
+        )
+        plan = json.loads(await d.value(statement))[0]["Plan"]
+        assert plan["Actual Rows"] == 11
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 700
+        await d.sql.execute("DELETE FROM active WHERE task = 'task' AND wake_at IS NULL OR run_id > 300000")
+        await d.sql.execute("DELETE FROM runs WHERE execution_id LIKE 'due-%'")
+
+
+async def test_no_operation_of_a_worker_reads_a_whole_table(full: str) -> None:
+    async with opened(full) as d:
+        before = await whole_table_reads(d)
+        hand = await d.hand()
+        for n in range(10):
+            await d.scheduler.start([new(f"a-{n}-{m}") for m in range(4)])
+            for m in range(4):
+                await d.scheduler.offer_event(Offer(execution_id=f"a-{n}-{m}", name="news", payload=b"", event_id="id"))
+            runs = await hand.claim()
+            assert len(runs) == 4
+            await _everything(d, hand, runs)
+        await hand.deregister()
+        assert await d.scheduler.reap(3) == 0
+        assert await whole_table_reads(d) == before
+
+
+async def _everything(d: Desk, hand: Hand, runs: list[ClaimedRun]) -> None:
+    await hand.ask(limit=0, overdue=10)
+    await hand.heartbeat()
+    await hand.look(*(watch(run, 0) for run in runs))
+    one, two, three, four = runs
+    await hand.record(
+        *(completed(run, "x") for run in runs),
+        *(attempt(one, attempt_row("x")), publish(one, "k", b"v"), finish(one), suspend(two, FAR), finish(four)),
+    )
+    await d.scheduler.cancel(two.execution_id, None)
+    await d.scheduler.cancel(three.execution_id, None)
+    await hand.flush(finish(three, "cancelled"))
+    for run in runs:
+        await d.scheduler.get(run.execution_id)
+        await d.scheduler.history(run.execution_id)
+        await d.scheduler.published(run.execution_id)
+    await d.scheduler.settled([run.execution_id for run in runs])
+    await d.scheduler.list(ListQuery(search=one.execution_id))
+    await d.scheduler.list(ListQuery(limit=5))
+    await d.scheduler.list(ListQuery(statuses=("failed", "cancelled"), limit=5))
+
+
+@pytest.mark.parametrize("statement", ["GET", "HISTORY", "_SETTLED", "_PUBLISHED", "_SIGNALS", "_LIST_ALL"])
+async def test_a_reads_plan_for_any_parameters_seeks(full: str, statement: str) -> None:
+    text: str = getattr(executions, statement, None) or getattr(signals, statement)
+    async with opened(full) as d:
+        await d.sql.execute("SET plan_cache_mode = force_generic_plan")
+        await d.sql.execute("ANALYZE runs, active, results, steps")
+        await d.sql.execute(f"PREPARE reading AS {text.replace('{schema}', 'zart')}")
+        count = await d.value("SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = 'reading'")
+        arguments = ", ".join(["NULL"] * count)
+        plan = json.loads(await d.value(f"EXPLAIN (FORMAT JSON) EXECUTE reading({arguments})"))[0]["Plan"]
+        scanned = [node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
+        assert scanned in ([], ["workers"]), scanned
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+async def test_ten_thousand_starts_take_no_time_out_of_proportion() -> None:  # B8
+    async with desk() as d:
+        await d.sql.execute("SET statement_timeout = '8s'")
+        statement = "SELECT count(*) FROM zart.start_v1($1, $2, $3, $4, $5, $6, $4, $7, $7, $7, $7, 253402300799999999)"
+        size = 10_000
+        for n in range(2):
+            ids = [f"{n}-{m}" for m in range(size)]
+            empty: list[Any] = [None] * size
+            await d.sql.fetch(
+                statement.replace("$4, $7, $7", "$8, $7, $7", 1),
+                ids, ["task"] * size, [b""] * size, empty, ["default"] * size, [0] * size, empty, ["{}"] * size,
+            )  # fmt: skip
+        assert await d.value("SELECT count(*) FROM active") == 2 * size

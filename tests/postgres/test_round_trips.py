@@ -1,0 +1,126 @@
+"""How many statements things take, counted."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from tests.postgres.hand import desk, statements_counted
+from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
+from zart_core.records import ListQuery, Offer
+from zart_core.testing.contract.bench import new
+from zart_core.testing.contract.hand import (
+    attempt,
+    attempt_row,
+    completed,
+    details,
+    failed,
+    finish,
+    publish,
+    retry,
+    suspend,
+    watch,
+)
+
+
+async def test_every_operation_is_one_statement() -> None:
+    async with desk() as d:
+        hand = await d.hand()
+        await d.running(hand, "warm")
+        scheduler = d.scheduler
+        operations: dict[str, Any] = {
+            "start": lambda: scheduler.start([new(f"a-{n}") for n in range(20)]),
+            "offer": lambda: scheduler.offer_event(Offer(execution_id="a-1", name="news", payload=b"")),
+            "cancel": lambda: scheduler.cancel("a-19", None),
+            "get": lambda: scheduler.get("a-1"),
+            "history": lambda: scheduler.history("a-1"),
+            "settled": lambda: scheduler.settled([f"a-{n}" for n in range(20)]),
+            "list": lambda: scheduler.list(ListQuery()),
+            "stats": scheduler.stats,
+            "published": lambda: scheduler.published("a-1"),
+            "claim": hand.claim,
+            "heartbeat": hand.heartbeat,
+            "reap": lambda: scheduler.reap(3),
+            "release": hand.release,
+            "resume": lambda: scheduler.resume("a-1"),
+            "deregister": hand.deregister,
+        }
+        for name, operation in operations.items():
+            with statements_counted() as counts:
+                await operation()
+            assert counts.total() == 1, (name, counts)
+
+
+async def test_a_flush_of_everything_for_many_runs_is_one_statement() -> None:
+    async with desk() as d:
+        hand = await d.hand()
+        runs = await d.running(hand, *(f"a-{n}" for n in range(60)))
+        with statements_counted() as counts:
+            await hand.record(
+                *(completed(run, f"step-{n}") for run in runs for n in range(5)),
+                *(fact for run in runs for fact in (failed(run, "f"), attempt(run, attempt_row("f")), retry(run, 1))),
+                *(fact for run in runs for fact in (publish(run, "k", b"v"), details(run, "d", b"1"))),
+                *(finish(run) for run in runs[:30]),
+                *(suspend(run, on_signal=True) for run in runs[30:]),
+            )
+        assert counts["flush_v1"] == 1
+
+
+async def test_the_news_of_many_runs_is_one_statement() -> None:
+    async with desk() as d:
+        hand = await d.hand()
+        runs = await d.running(hand, *(f"a-{n}" for n in range(30)))
+        for run in runs:
+            await d.scheduler.offer_event(Offer(execution_id=run.execution_id, name="news", payload=b""))
+        with statements_counted() as counts:
+            assert len(await hand.look(*(watch(run) for run in runs))) == 30
+        assert counts.total() == 1
+
+
+class Steps(TaskHandler[int, int]):
+    """As many steps as it is told to take, one after another; in the end it may sleep."""
+
+    name = "steps"
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        for n in range(abs(data)):
+            await ctx.step(f"step-{n}", _one)
+        if data < 0:
+            await ctx.sleep("nap", timedelta(seconds=0.5))
+        return data
+
+
+async def _one() -> int:
+    return 1
+
+
+async def _counted(data: int, **config: Any) -> dict[str, int]:
+    registry = TaskRegistry()
+    registry.register(Steps())
+    async with desk() as d:
+        client = DurableScheduler(d.scheduler)
+        # Nothing but the execution: no poll, no heartbeat, no sweep falls into the time.
+        options = WorkerConfig(lease="30s", poll_interval="30s", **config)
+        async with Worker(d.scheduler, registry, options):
+            await (await client.start(Steps, 1)).result("30s")
+            with statements_counted() as counts:
+                assert await (await client.start(Steps, data)).result("30s") == data
+        return dict(counts)
+
+
+async def test_one_step_takes_two_flushes_at_most() -> None:
+    counts = await _counted(1)
+    assert counts["start_v1"] == 1
+    assert counts["claim_v1"] <= 3
+    assert counts["flush_v1"] <= 2
+
+
+async def test_ten_steps_take_a_flush_each_and_one_for_the_end() -> None:
+    counts = await _counted(10)
+    assert counts["flush_v1"] <= 11
+
+
+async def test_a_replay_takes_nothing_beyond_its_claim() -> None:
+    # Ten steps, then a sleep that is suspended: the second pass replays ten steps and ends.
+    counts = await _counted(-10, linger="0s")
+    assert counts["flush_v1"] <= 12
