@@ -7,7 +7,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 
@@ -123,6 +123,7 @@ class DurableScheduler:
         queue: str = ...,
         priority: int = ...,
         tags: dict[str, str] | None = ...,
+        tx: object = ...,
     ) -> ExecutionHandle[Output]: ...
 
     @overload
@@ -138,6 +139,7 @@ class DurableScheduler:
         queue: str = ...,
         priority: int = ...,
         tags: dict[str, str] | None = ...,
+        tx: object = ...,
     ) -> ExecutionHandle[Any]: ...
 
     async def start(
@@ -152,6 +154,7 @@ class DurableScheduler:
         queue: str = "default",
         priority: int = 0,
         tags: dict[str, str] | None = None,
+        tx: object = None,
     ) -> ExecutionHandle[Any]:
         """Start an execution; it is stored durably on return.
 
@@ -160,19 +163,22 @@ class DurableScheduler:
         that belongs to another task always raises that. ``delay`` or ``at`` (aware) set when it may first run; ``priority``: higher
         runs first. A handler's class (with a ``name``) types the handle and checks ``data``; a name does neither.
 
+        ``tx``: an open connection of the same database (an ``asyncpg.Connection`` or a ``sqlite3.Connection``). The start is then part
+        of your transaction: nobody sees it before you commit, and it is gone when you roll back.
+
         ``PayloadError`` names the field of ``data`` that cannot be encoded or does not fit; nothing is stored then.
         """
         if if_exists not in ("attach", "raise"):
             raise ValueError(f"if_exists must be 'attach' or 'raise', not {if_exists!r}")
         request = StartRequest(task, data, execution_id, delay, at, queue, priority, tags)
         record = self._record(request)
-        (started,) = await self._persist(lambda: self._scheduler.start([record]))
+        (started,) = await self._start([record], tx)
         handle = self._handle(request, started)
         if not handle.created and if_exists == "raise":
             raise ExecutionAlreadyExists(f"execution {record.execution_id!r} exists already")
         return handle
 
-    async def start_many(self, items: Iterable[StartRequest]) -> list[ExecutionHandle[Any]]:
+    async def start_many(self, items: Iterable[StartRequest], *, tx: object = None) -> list[ExecutionHandle[Any]]:
         """Start many executions in one call, all or none; ids that exist are attached to. Handles come in the order of ``items``.
 
         Raises what :meth:`start` raises; then nothing was started.
@@ -181,7 +187,7 @@ class DurableScheduler:
         records = [self._record(request) for request in requests]
         if not records:
             return []
-        started = await self._persist(lambda: self._scheduler.start(records))
+        started = await self._start(records, tx)
         return [self._handle(*parts) for parts in zip(requests, started, strict=True)]
 
     @overload
@@ -232,11 +238,13 @@ class DurableScheduler:
     # --- talking to executions -------------------------------------------------------------------------------------
 
     async def offer_event(
-        self, execution_id: str, name: str, payload: Any = None, *, event_id: str | None = None
+        self, execution_id: str, name: str, payload: Any = None, *, event_id: str | None = None, tx: object = None
     ) -> None:
         """Give an execution an event; it is stored durably on return and delivered to at most one wait, in arrival order.
 
-        The same ``event_id`` twice is delivered once. Raises ``ExecutionNotFound``, ``ExecutionFinished``, ``PayloadError``.
+        The same ``event_id`` twice is delivered once. ``tx``: as for :meth:`start`.
+
+        Raises ``ExecutionNotFound``, ``ExecutionFinished``, ``PayloadError``.
         """
         _check_id(execution_id)
         if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
@@ -246,7 +254,10 @@ class DurableScheduler:
         data = self._payloads.encode(payload, what=f"event {name!r} for execution {execution_id!r}")
         # With an id of its own the offer can be repeated when its fate is unknown.
         offer = Offer(execution_id=execution_id, name=name, payload=data, event_id=event_id or new_id())
-        await self._persist(lambda: self._scheduler.offer_event(offer))
+        if tx is not None:
+            await self._scheduler.offer_event(offer, tx)
+        else:
+            await self._persist(lambda: self._scheduler.offer_event(offer))
 
     async def cancel(self, execution_id: str, *, reason: str | None = None) -> bool:
         """Cancel an execution. True: it will end as cancelled, whatever else happens. False: it had finished before.
@@ -414,6 +425,11 @@ class DurableScheduler:
 
     def _handle(self, request: StartRequest, started: Started) -> ExecutionHandle[Any]:
         return ExecutionHandle(self, started.execution_id, _types(request.task)[1], started.created)
+
+    async def _start(self, records: Sequence[Start], tx: object) -> Sequence[Started]:
+        if tx is not None:  # never repeated: whether a broken transaction goes on is the caller's to decide
+            return await self._scheduler.start(records, tx)
+        return await self._persist(lambda: self._scheduler.start(records))
 
     async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
         for pause in _TRIES:

@@ -205,6 +205,16 @@ class Claimed(Struct, frozen=True):
 # --- flush: the facts of one group commit ---------------------------------------------------------------------------
 
 
+class StepKey(Struct, frozen=True):
+    """One durable call of a claimed run."""
+
+    worker_id: int
+    run_id: int
+    epoch: int
+    name: str
+    ordinal: int
+
+
 class StepFact(Struct, frozen=True, gc=False):
     """Write a step's row. A pending row is replaced; a completed or failed one is never touched."""
 

@@ -18,7 +18,7 @@ Rules for every method:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from zart_core.clock import Clock
 from zart_core.records import (
@@ -36,6 +36,8 @@ from zart_core.records import (
     Start,
     Started,
     StatsRow,
+    StepKey,
+    StepRow,
     Watch,
     WorkerInfo,
 )
@@ -46,6 +48,11 @@ class Scheduler(Protocol):
 
     clock: Clock
     """The backend's time."""
+
+    @property
+    def transactions(self) -> Literal["async", "plain"]:
+        """The kind of function that :meth:`transact` runs: a coroutine function, or a plain one in a thread of the backend."""
+        ...
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -72,8 +79,12 @@ class Scheduler(Protocol):
 
     # --- starting and clients --------------------------------------------------------------------------------------
 
-    async def start(self, starts: Sequence[Start]) -> list[Started]:
+    async def start(self, starts: Sequence[Start], tx: object = None) -> list[Started]:
         """Store new executions, all or none; answers come in the order of ``starts``.
+
+        ``tx``: an open connection of the same database. The executions are then part of its transaction: nobody sees them before
+        the caller commits, and they are gone when the caller rolls back. Nothing is done on any other connection. Raises
+        ``TypeError`` and ``ValueError`` for what cannot be such a connection.
 
         An id that exists, finished or not, is left as it is and reported with ``created=False``; but with ``created=True`` when
         its ``nonce`` is the one given: then an earlier try of this call took effect whose answer was lost. The same new id
@@ -82,8 +93,8 @@ class Scheduler(Protocol):
         """
         ...
 
-    async def offer_event(self, offer: Offer) -> bool:
-        """Add an event to the execution's latest run and wake it if it waits for signals.
+    async def offer_event(self, offer: Offer, tx: object = None) -> bool:
+        """Add an event to the execution's latest run and wake it if it waits for signals. ``tx`` as for :meth:`start`.
 
         Returns False when an event with this ``event_id`` is there already. Raises ``ExecutionNotFound`` and
         ``ExecutionFinished``. Locks the run's row, so it is either before a suspension (which is then refused) or after it
@@ -155,6 +166,18 @@ class Scheduler(Protocol):
 
         Repeating a flush is harmless: finished rows stay, and for a run that the first call already finished or suspended the
         repeated call reports ``lost``.
+        """
+        ...
+
+    async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
+        """Run ``work(connection)`` in a transaction of its own, and store the row that it returns in the same commit.
+
+        The transaction also checks the fence, so that the row and all that ``work`` has written take effect together or not at
+        all. What ``work`` raises undoes everything and is raised; so does a cancellation that comes before the commit has begun,
+        while one that comes later is answered with the row. ``None``: the run is not this worker's any more, and nothing was
+        changed. When the step has a finished row already (an earlier try took effect whose answer was lost), ``work`` is not run
+        and that row is returned. ``work`` is of the kind that :attr:`transactions` says, and gets the connection for the time of its
+        run only; it must not end the transaction.
         """
         ...
 

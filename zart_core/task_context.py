@@ -7,10 +7,11 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from zart_core.duration import FOREVER, Duration, instant, later, micros, moment, positive_micros
 from zart_core.engine.steps import PLAIN, StepOptions, run_step
+from zart_core.engine.transactions import run_transaction
 from zart_core.engine.values import capture, publish
 from zart_core.engine.waits import sleep, wait_for_event
 from zart_core.errors import StepError, StepFailed
@@ -45,6 +46,15 @@ class StepKeywords(TypedDict, total=False):
     timeout_scope: Literal["global", "per_attempt"]
     returns: Any
     at_most_once: bool
+
+
+class TransactionKeywords(TypedDict, total=False):
+    """The options of a transaction; they mean what they mean for a step, see :class:`StepKeywords`."""
+
+    retry: RetryConfig | str | None
+    timeout: Duration | None
+    timeout_scope: Literal["global", "per_attempt"]
+    returns: Any
 
 
 class TaskContext:
@@ -148,6 +158,55 @@ class TaskContext:
             receipt = await ctx.step("charge", self.charge, order, retry=RetryConfig.exponential(3, "2s"), timeout="30s")
         """
         return self._step(_site(), name, fn, args, options)
+
+    @overload
+    def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, Unpack[Args]], Awaitable[T]],
+        *args: *Args,
+        **options: Unpack[TransactionKeywords],
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, Unpack[Args]], T],
+        *args: *Args,
+        **options: Unpack[TransactionKeywords],
+    ) -> Coroutine[Any, Any, T]: ...
+
+    def transaction(  # type: ignore[misc]  # as for step
+        self, name: str, fn: Callable[..., Any], *args: Any, **options: Unpack[TransactionKeywords]
+    ) -> Coroutine[Any, Any, Any]:
+        """Run ``fn(connection, *args)`` in a transaction of the engine's own database that also stores its result.
+
+        What ``fn`` writes and the result are committed together: both take effect, exactly once, or neither does, whatever crashes.
+        An error, a timeout or a lost lease undoes both. ``connection`` is an ``asyncpg.Connection`` inside a transaction, for an
+        async ``fn``; or a ``sqlite3.Connection``, for a plain ``fn`` that runs in the backend's writing thread, so that it had
+        better be short. ``fn`` must not end the transaction, nor keep the connection, and may not write the engine's tables.
+
+        Raises what :meth:`step` raises, and ``TypeError`` for a function of the other kind. A body that is cut off before its commit
+        runs again, but has left nothing behind.
+
+        ::
+
+            def book(self, db: sqlite3.Connection, order: Order) -> int:
+                return db.execute("INSERT INTO bookings (sku) VALUES (?) RETURNING id", (order.sku,)).fetchone()[0]
+
+            booking = await ctx.transaction("book", self.book, order)
+        """
+        return self._transaction(_site(), name, fn, args, options)
+
+    async def _transaction(
+        self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: TransactionKeywords
+    ) -> Any:
+        checked = _options(name, cast(StepKeywords, options))
+        row, value = await run_transaction(self._run, site, name, _callable(name, fn), args, checked)
+        if row.error is not None:
+            raise step_error(row.error, step=name, scopes=(fn, self._scope))
+        return value
 
     async def _step(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords

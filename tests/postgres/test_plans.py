@@ -22,18 +22,21 @@ SLEEPING = 200_000
 FINISHED = 100_000
 FAR = 4_000_000_000_000_000
 
-_FILL = f"""
-    INSERT INTO zart.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input)
-    SELECT nextval('zart.run_ids'), i, i % 3, 1, 'sleeping-' || i, 'task', 'default', '{{}}', '' FROM generate_series(1, {SLEEPING}) AS i;
-    INSERT INTO zart.active (run_id, wake_at, priority, queue, task, epoch, deadline)
-    SELECT i, {FAR} + i, i % 3, 'default', 'task', 1, {FAR} + i FROM generate_series(1, {SLEEPING}) AS i;
-    INSERT INTO zart.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input)
-    SELECT nextval('zart.run_ids'), i, 0, 1, 'done-' || i, 'task', 'default', '{{}}', '' FROM generate_series(1, {FINISHED}) AS i;
-    INSERT INTO zart.results (run_id, finished_at, attempt, status)
-    SELECT {SLEEPING} + i, i, 0, 'completed' FROM generate_series(1, {FINISHED}) AS i;
-    INSERT INTO zart.steps (run_id, started_at, finished_at, ordinal, attempts, name, kind, status)
-    SELECT {SLEEPING} + i, i, i, 0, 1, 'step', 'step', 'completed' FROM generate_series(1, {FINISHED}) AS i;
-"""
+
+def filling(sleeping: int, finished: int) -> str:
+    """SQL that stores so many runs, by ids that no start comes to."""
+    return f"""
+        INSERT INTO zart.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input)
+        SELECT 1000000 + i, i, i % 3, 1, 'sleeping-' || i, 'task', 'default', '{{}}', '' FROM generate_series(1, {sleeping}) AS i;
+        INSERT INTO zart.active (run_id, wake_at, priority, queue, task, epoch, deadline)
+        SELECT 1000000 + i, {FAR} + i, i % 3, 'default', 'task', 1, {FAR} + i FROM generate_series(1, {sleeping}) AS i;
+        INSERT INTO zart.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input)
+        SELECT 5000000 + i, i, 0, 1, 'done-' || i, 'task', 'default', '{{}}', '' FROM generate_series(1, {finished}) AS i;
+        INSERT INTO zart.results (run_id, finished_at, attempt, status)
+        SELECT 5000000 + i, i, 0, 'completed' FROM generate_series(1, {finished}) AS i;
+        INSERT INTO zart.steps (run_id, started_at, finished_at, ordinal, attempts, name, kind, status)
+        SELECT 5000000 + i, i, i, 0, 1, 'step', 'step', 'completed' FROM generate_series(1, {finished}) AS i;
+    """
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def full() -> Iterator[str]:
         name = await create_database()
         async with connection_to(named(server_url(), name)) as sql:
             await sql.execute("ALTER TABLE zart.active SET (autovacuum_enabled = off)")
-            await sql.execute(_FILL)
+            await sql.execute(filling(SLEEPING, FINISHED))
         return name
 
     name = asyncio.run(fill())
@@ -60,14 +63,23 @@ async def opened(url: str) -> AsyncIterator[Desk]:
         yield Desk(url, scheduler, sql)
 
 
-async def whole_table_reads(d: Desk) -> int:
-    """How often any of our tables was read from end to end, by anybody."""
-    await d.sql.execute("SELECT pg_stat_force_next_flush()")
-    reads: int = await d.value(
+async def reads(d: Desk) -> tuple[int, int]:
+    """How often any of our tables was read from end to end, and how many pages of ``active`` and its indexes were touched,
+    by anybody."""
+    calls = await d.scheduler._use()
+    for lane in calls._lanes:
+        # What a connection has counted it tells now and then, or when it is made to.
+        await lane.run(lambda db: db.rows("SELECT pg_stat_force_next_flush() -- {schema}.x"))
+    await d.sql.execute("SELECT pg_stat_clear_snapshot()")
+    scans: int = await d.value(
         "SELECT sum(seq_scan)::int FROM pg_stat_user_tables "
         "WHERE schemaname = 'zart' AND relname NOT IN ('workers', 'schema_migrations')"
     )
-    return reads
+    pages: int = await d.value(
+        "SELECT (heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read)::int FROM pg_statio_user_tables "
+        "WHERE schemaname = 'zart' AND relname = 'active'"
+    )
+    return scans, pages
 
 
 async def pages_of_a_claim(d: Desk, hand: Hand, limit: int) -> int:
@@ -102,24 +114,54 @@ async def test_a_claim_touches_pages_in_proportion_to_what_it_takes(full: str) -
         plan = json.loads(await d.value(statement))[0]["Plan"]
         assert plan["Actual Rows"] == 11
         assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 700
-        await d.sql.execute("DELETE FROM active WHERE task = 'task' AND wake_at IS NULL OR run_id > 300000")
-        await d.sql.execute("DELETE FROM runs WHERE execution_id LIKE 'due-%'")
+        await d.sql.execute("DELETE FROM active WHERE run_id < 1000000; DELETE FROM runs WHERE run_id < 1000000")
 
 
-async def test_no_operation_of_a_worker_reads_a_whole_table(full: str) -> None:
-    async with opened(full) as d:
-        before = await whole_table_reads(d)
+async def test_plans_made_on_the_first_day_still_seek_when_there_is_much() -> None:
+    async with desk(pool_size=1) as d:
         hand = await d.hand()
+        await d.sql.execute("ALTER TABLE active SET (autovacuum_enabled = off)")
+        # Beyond the execution at which the server turns to a plan for any parameters: all tables are as good as empty.
+        for n in range(8):
+            await _a_day(d, hand, f"first-{n}")
+        scans, pages = await reads(d)
         for n in range(10):
-            await d.scheduler.start([new(f"a-{n}-{m}") for m in range(4)])
-            for m in range(4):
-                await d.scheduler.offer_event(Offer(execution_id=f"a-{n}-{m}", name="news", payload=b"", event_id="id"))
-            runs = await hand.claim()
-            assert len(runs) == 4
-            await _everything(d, hand, runs)
-        await hand.deregister()
-        assert await d.scheduler.reap(3) == 0
-        assert await whole_table_reads(d) == before
+            await _a_day(d, hand, f"second-{n}")
+        scans_of_few, pages_of_few = (
+            after - before for after, before in zip(await reads(d), (scans, pages), strict=True)
+        )
+        await d.sql.execute(filling(50_000, 50_000))
+        scans, pages = await reads(d)
+        for n in range(10):
+            await _a_day(d, hand, f"third-{n}")
+        scans_of_many, pages_of_many = (
+            after - before for after, before in zip(await reads(d), (scans, pages), strict=True)
+        )
+        assert scans_of_few == scans_of_many == 0
+        # Deeper indexes, and rows that are no longer all on the same page; not 50,000 rows on a thousand pages.
+        assert pages_of_many < 4 * pages_of_few, (pages_of_few, pages_of_many)
+
+
+async def _a_day(d: Desk, hand: Hand, name: str) -> None:
+    await d.scheduler.start([new(f"{name}-{m}") for m in range(4)])
+    for m in range(4):
+        await d.scheduler.offer_event(Offer(execution_id=f"{name}-{m}", name="news", payload=b"", event_id="id"))
+    runs = await hand.claim()
+    assert len(runs) == 4
+    await _everything(d, hand, runs)
+
+
+async def test_a_heartbeat_touches_no_index() -> None:
+    async with desk() as d:
+        hand = await d.hand()
+        for _ in range(60):
+            await hand.heartbeat()
+        await reads(d)
+        updated, hot = await d.sql.fetchrow(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'workers' AND schemaname = 'zart'"
+        )
+        assert updated >= 60
+        assert updated - hot <= 3, (updated, hot)
 
 
 async def _everything(d: Desk, hand: Hand, runs: list[ClaimedRun]) -> None:
@@ -142,6 +184,7 @@ async def _everything(d: Desk, hand: Hand, runs: list[ClaimedRun]) -> None:
     await d.scheduler.list(ListQuery(search=one.execution_id))
     await d.scheduler.list(ListQuery(limit=5))
     await d.scheduler.list(ListQuery(statuses=("failed", "cancelled"), limit=5))
+    assert await d.scheduler.reap(3) == 0
 
 
 @pytest.mark.parametrize("statement", ["GET", "HISTORY", "_SETTLED", "_PUBLISHED", "_SIGNALS", "_LIST_ALL"])

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from zart_core.ambient import ExecutionInfo, current_execution, current_step
 from zart_core.clock import Clock
@@ -35,6 +35,7 @@ from zart_core.records import (
     ExecutionFailure,
     Signals,
     StepFact,
+    StepKey,
     StepKind,
     StepRow,
     SuspendFact,
@@ -92,6 +93,8 @@ class Services:
     replay_always: bool
     intercept: Callable[[str, str, str, Callable[..., Any]], Callable[..., Any]] | None
     """For tests: (task, execution id, step, function) to the function that runs instead."""
+    transactions: Literal["async", "plain"]
+    transact: Callable[[StepKey, Callable[[Any], Any]], Awaitable[StepRow | None]]
     refresh: Callable[[Run], None]
     """Ask the backend for this run's signals; :meth:`Run.deliver` gets the answer."""
     changed: Callable[[], None]

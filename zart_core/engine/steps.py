@@ -99,6 +99,10 @@ class _Attempts:
         "run",
     )
 
+    _patience: float | None = _STUCK
+    _is_kept = False
+    """Whether a result that comes after the time was over counts all the same."""
+
     def __init__(
         self,
         run: Run,
@@ -160,7 +164,13 @@ class _Attempts:
         run = self.run
         what = f"the result of step {self.name!r} of execution {run.execution_id!r}"
         output, decoded = run.payloads.round_trip(value, _type_of(self.fn, self.options), what=what)
-        row = StepRow(
+        row = self._completed_row(output, finished)
+        await run.record(row)
+        await run.settled(row)
+        return row, decoded
+
+    def _completed_row(self, output: bytes, finished: int) -> StepRow:
+        return StepRow(
             self.name,
             self.ordinal,
             "step",
@@ -170,11 +180,8 @@ class _Attempts:
             finished,
             deadline=self.deadline,
             output=output,
-            worker_id=run.services.worker_id,
+            worker_id=self.run.services.worker_id,
         )
-        await run.record(row)
-        await run.settled(row)
-        return row, decoded
 
     async def _out_of_time(self, limit: _Limit) -> StepRow:
         """Record that the time was over before another attempt could begin: it is not counted as one."""
@@ -301,10 +308,8 @@ class _Attempts:
         try:
             if limit is not None:
                 error, value = await self._bounded(fn, until, limit)
-            elif _is_async(fn):
-                error, value = None, await fn(*self.args)
             else:
-                error, value = await self._in_thread(fn)
+                error, value = await self._call(fn)
         except BaseException as raised:
             if being_closed(raised, task) or (isinstance(raised, asyncio.CancelledError) and self._stopped()):
                 raise
@@ -320,6 +325,12 @@ class _Attempts:
         """Whether a CancelledError is meant for the handler (a sibling failed, the worker stops), not raised by the body."""
         task = asyncio.current_task()
         return self.run.halt is not None or (task is not None and task.cancelling() > 0)
+
+    async def _call(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
+        """The body's error or value. It may also raise its error."""
+        if _is_async(fn):
+            return None, await fn(*self.args)
+        return await self._in_thread(fn)
 
     async def _in_thread(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
         # The context travels, so that context() works in the thread. What the function raises comes back as a value: a
@@ -366,7 +377,9 @@ class _Attempts:
             if not expired.done():
                 return body.result()
             body.cancel()
-            await asyncio.wait((body,), timeout=_STUCK)
+            await asyncio.wait((body,), timeout=self._patience)
+            if self._is_kept and body.done() and not body.cancelled():
+                return body.result()
             return _TimedOut(limit, self._exceeded(limit, self.attempts + 1)), None
         except asyncio.CancelledError:
             body.cancel()
@@ -381,9 +394,7 @@ class _Attempts:
         """The body, with whatever it raises as a value: SystemExit in a task would tear down the loop."""
         task = asyncio.current_task()
         try:
-            if _is_async(fn):
-                return None, await fn(*self.args)
-            return await self._in_thread(fn)
+            return await self._call(fn)
         except BaseException as raised:
             stopped = isinstance(raised, asyncio.CancelledError) and task is not None and task.cancelling() > 0
             if stopped or being_closed(raised, task):

@@ -33,6 +33,6 @@ class Sweeper:
                 logger.warning("sweeping failed, it will be repeated: %s", error)
             else:
                 if count:
-                    logger.warning("%d executions of a dead worker were freed", count)
+                    logger.warning("a worker has died: its executions are freed (%d)", count)
                     self._freed()
             await asyncio.sleep(self._interval * random.uniform(0.75, 1.0))

@@ -108,6 +108,8 @@ class Tenure:
             intercept=intercept,
             signal_linger=options.signal_linger,
             replay_always=options.replay_always,
+            transactions=scheduler.transactions,
+            transact=scheduler.transact,
             refresh=self.wakeups.ask,
             changed=self._run_changed,
         )

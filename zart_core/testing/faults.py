@@ -45,6 +45,8 @@ from zart_core.records import (
     Start,
     Started,
     StatsRow,
+    StepKey,
+    StepRow,
     Watch,
     WorkerInfo,
 )
@@ -77,6 +79,7 @@ METHODS: Final = frozenset(
         "reap",
         "release",
         "deregister",
+        "transact",
     )
 )
 """What can fail: every call of a scheduler that goes to its store."""
@@ -292,6 +295,10 @@ class FaultyScheduler:
     def is_open(self) -> bool:
         return self.inner.is_open
 
+    @property
+    def transactions(self) -> Literal["async", "plain"]:
+        return self.inner.transactions
+
     async def migrate(self) -> None:
         await self._through("migrate", self.inner.migrate)
 
@@ -304,11 +311,14 @@ class FaultyScheduler:
 
     # --- starting and clients -----------------------------------------------------------------------------------------
 
-    async def start(self, starts: Sequence[Start]) -> list[Started]:
-        return await self._through("start", lambda: self.inner.start(starts))
+    async def start(self, starts: Sequence[Start], tx: object = None) -> list[Started]:
+        return await self._through("start", lambda: self.inner.start(starts, tx))
 
-    async def offer_event(self, offer: Offer) -> bool:
-        return await self._through("offer_event", lambda: self.inner.offer_event(offer))
+    async def offer_event(self, offer: Offer, tx: object = None) -> bool:
+        return await self._through("offer_event", lambda: self.inner.offer_event(offer, tx))
+
+    async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
+        return await self._through("transact", lambda: self.inner.transact(key, work))
 
     async def cancel(self, execution_id: str, reason: str | None) -> bool:
         return await self._through("cancel", lambda: self.inner.cancel(execution_id, reason))

@@ -1,0 +1,53 @@
+"""A server that crashes under a worker, and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.postgres.hand import until
+from tests.postgres.server import server_of_ones_own
+from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
+from zart_postgres import PostgresScheduler
+
+
+class Chain(TaskHandler[int, int]):
+    """Steps one after another; what they did is counted outside of the database."""
+
+    name = "chain"
+
+    def __init__(self) -> None:
+        self.done: set[tuple[int, int]] = set()
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        for n in range(20):
+            await ctx.step(f"step-{n}", self.step, data, n)
+        return data
+
+    async def step(self, chain: int, number: int) -> None:
+        self.done.add((chain, number))
+        await asyncio.sleep(0.01)
+
+
+async def test_everything_goes_on_after_the_server_has_crashed_under_it(tmp_path: Path) -> None:  # B61
+    tmp_path.chmod(0o755)
+    with server_of_ones_own(tmp_path) as (url, crash):
+        chain, registry = Chain(), TaskRegistry()
+        registry.register(chain)
+        async with PostgresScheduler(url, auto_migrate=True) as scheduler:
+            client = DurableScheduler(scheduler)
+            async with Worker(scheduler, registry, WorkerConfig(lease="20s", poll_interval="200ms")):
+                handles = [await client.start(Chain, n) for n in range(10)]
+
+                async def under_way() -> bool:
+                    return len(chain.done) > 20
+
+                for _ in range(2):
+                    await until(under_way)
+                    await asyncio.to_thread(crash)
+                    chain.done.clear()
+                results = [await handle.result("40s") for handle in handles]
+            assert results == list(range(10))
+            assert await scheduler.audit() == []
+            stats = await scheduler.stats()
+            assert stats.by_status["completed"] == 10

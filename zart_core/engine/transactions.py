@@ -1,0 +1,131 @@
+"""Transactions: steps whose own writes and whose result are committed together."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Final
+
+from zart_core.ambient import current_step
+from zart_core.engine.steps import StepOptions, _Attempts, _is_async, _stored_value, _type_of
+from zart_core.errors import BackendUnavailable
+from zart_core.records import StepKey, StepRow
+
+if TYPE_CHECKING:
+    from zart_core.engine.replay import Site
+    from zart_core.engine.run import Run
+
+_PAUSES: Final = (0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+async def run_transaction(
+    run: Run, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepOptions
+) -> tuple[StepRow, Any]:
+    """:func:`~zart_core.engine.steps.run_step` for ``fn(connection, *args)``. On return both its writes and its row are durable."""
+    row = run.meet(name, run.own(0), "step", site)
+    if row is not None and row.status != "pending":
+        return row, _stored_value(run, row, fn, options)
+    wanted = run.services.transactions
+    if _is_async(fn) != (wanted == "async"):
+        kind = "an async function" if wanted == "async" else "a plain function, not an async one"
+        raise TypeError(f"transaction {name!r} of execution {run.execution_id!r} needs {kind} with this backend")
+    run.enter()
+    try:
+        if run.gated or run.services.lease.lapsed:
+            await run.ready(name)
+        run.replay.leave()
+        return await _Transaction(run, name, fn, args, options, row).finish()
+    finally:
+        run.leave()
+
+
+class _Transaction(_Attempts):
+    """The attempts of one transaction. A failed one has left nothing behind but the record of its failure."""
+
+    __slots__ = ("_stored",)
+
+    # The backend tells how a transaction ended that was cut off: not at all, or with the commit.
+    _patience = None
+    _is_kept = True
+
+    _stored: StepRow | None
+
+    async def _call(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
+        self._stored = None
+        if fn is not self.fn:  # a test's stand-in knows nothing of connections
+            return await super()._call(fn)
+        run = self.run
+        key = StepKey(run.services.worker_id, run.run_id, run.epoch, self.name, self.ordinal)
+        work = self._async_work if run.services.transactions == "async" else self._plain_work()
+        tries = 0
+        while True:
+            try:
+                row = await run.services.transact(key, work)
+            except _RaisedError as raised:
+                return raised.error, None
+            except BackendUnavailable:
+                # Whether it took effect is unknown. The next try finds out, and runs the body again only if it did not.
+                if run.halt is not None:
+                    raise
+                pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+                tries += 1
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            else:
+                break
+        if row is None:
+            raise run.abandon()
+        self._stored = row
+        return None, row
+
+    async def _async_work(self, connection: Any) -> StepRow:
+        try:
+            value = await self.fn(connection, *self.args)
+            return self._finished(value)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            raise _RaisedError(error) from error
+
+    def _plain_work(self) -> Callable[[Any], StepRow]:
+        context = copy_context()  # context() works in the backend's thread too
+
+        def call(connection: Any) -> StepRow:
+            return self._finished(self.fn(connection, *self.args))
+
+        def work(connection: Any) -> StepRow:
+            try:
+                return context.run(call, connection)
+            except BaseException as error:
+                raise _RaisedError(error) from error
+
+        return work
+
+    def _finished(self, value: Any) -> StepRow:
+        """The row to store with what the body has written. Raises what undoes both."""
+        info = current_step.get()
+        if info is not None and info.misused is not None:
+            raise info.misused
+        run = self.run
+        what = f"the result of transaction {self.name!r} of execution {run.execution_id!r}"
+        output, _ = run.payloads.round_trip(value, _type_of(self.fn, self.options), what=what)
+        return self._completed_row(output, run.clock.now())
+
+    async def _completed(self, value: Any, finished: int) -> tuple[StepRow, Any]:
+        if self._stored is None:
+            return await super()._completed(value, finished)
+        row = self._stored
+        if row.status == "completed":
+            await self.run.settled(row)
+        else:
+            self.run.replay.keep(row)
+        return row, _stored_value(self.run, row, self.fn, self.options)
+
+
+class _RaisedError(Exception):
+    """Carries what a body has raised through the backend: it may be anything, and no thread of the backend may die of it."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(type(error)))
+        self.error = error

@@ -1,0 +1,132 @@
+"""What can never be in the tables, looked for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from zart_postgres.lanes import Session
+
+# Each finds the run_ids (or worker_ids) that break one rule.
+_RULES: Final[tuple[tuple[str, str], ...]] = (
+    (
+        "run {} is in limbo: nothing will ever claim or wake it",
+        """
+        SELECT run_id FROM {schema}.active
+        WHERE worker_id IS NULL AND wake_at IS NULL AND NOT quarantined AND waits & 6 = 0
+        """,
+    ),
+    (
+        "run {} waits for children and has none that is open",
+        """
+        SELECT run_id FROM {schema}.active
+        WHERE worker_id IS NULL AND NOT quarantined AND waits & 4 <> 0 AND open_children = 0
+          AND (wake_at IS NULL OR wake_at > (SELECT now FROM {schema}.now_v1() AS now))
+        """,
+    ),
+    (
+        "run {} waits for an event that is there",
+        """
+        SELECT DISTINCT s.run_id
+        FROM {schema}.steps AS s JOIN {schema}.active AS a ON a.run_id = s.run_id
+        WHERE s.status = 'pending' AND s.finished_at IS NULL AND s.kind = 'event'
+          AND a.worker_id IS NULL AND NOT a.quarantined AND (a.wake_at IS NULL OR a.wake_at > (SELECT now FROM {schema}.now_v1() AS now))
+          AND EXISTS (
+              SELECT 1 FROM {schema}.events AS v WHERE v.run_id = s.run_id AND v.name = s.name AND NOT EXISTS (
+                  SELECT 1 FROM {schema}.steps AS read WHERE read.run_id = s.run_id AND read.event_seq = v.seq))
+        """,
+    ),
+    (
+        "run {} was cancelled and is not claimable",
+        """
+        SELECT run_id FROM {schema}.active
+        WHERE worker_id IS NULL AND NOT quarantined AND cancel_requested
+          AND (wake_at IS NULL OR wake_at > (SELECT now FROM {schema}.now_v1() AS now))
+          -- on_failure runs: the cancellation has been dealt with
+          AND NOT EXISTS (SELECT 1 FROM {schema}.steps AS s WHERE s.run_id = active.run_id AND s.kind = 'failure')
+        """,
+    ),
+    (
+        "run {} waits beyond its deadline",
+        """
+        SELECT run_id FROM {schema}.active
+        WHERE worker_id IS NULL AND NOT quarantined AND deadline IS NOT NULL
+          AND (wake_at IS NULL OR (wake_at > deadline AND wake_at > (SELECT now FROM {schema}.now_v1() AS now)))
+          -- on_failure runs: the deadline has been dealt with
+          AND NOT EXISTS (SELECT 1 FROM {schema}.steps AS s WHERE s.run_id = active.run_id AND s.kind = 'failure')
+        """,
+    ),
+    ("run {} has fewer than no open children", "SELECT run_id FROM {schema}.active WHERE open_children < 0"),
+    (
+        "run {} is leased and has a timer",
+        "SELECT run_id FROM {schema}.active WHERE worker_id IS NOT NULL AND wake_at IS NOT NULL",
+    ),
+    (
+        "run {} is quarantined and leased or claimable",
+        "SELECT run_id FROM {schema}.active WHERE quarantined AND (worker_id IS NOT NULL OR wake_at IS NOT NULL)",
+    ),
+    (
+        "run {} is leased to a worker that does not exist",
+        """
+        SELECT run_id FROM {schema}.active AS a
+        WHERE worker_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.workers AS w WHERE w.worker_id = a.worker_id)
+        """,
+    ),
+    (
+        "run {} is leased to a worker that is dead or gone",
+        """
+        SELECT run_id FROM {schema}.active AS a
+        WHERE EXISTS (SELECT 1 FROM {schema}.workers AS w WHERE w.worker_id = a.worker_id AND w.expires_at IS NULL)
+        """,
+    ),
+    (
+        "run {} is both active and finished",
+        "SELECT a.run_id FROM {schema}.active AS a JOIN {schema}.results AS e ON e.run_id = a.run_id",
+    ),
+    (
+        "run {} is neither active nor finished",
+        """
+        SELECT run_id FROM {schema}.runs AS r
+        WHERE NOT EXISTS (SELECT 1 FROM {schema}.active AS a WHERE a.run_id = r.run_id)
+          AND NOT EXISTS (SELECT 1 FROM {schema}.results AS e WHERE e.run_id = r.run_id)
+        """,
+    ),
+    (
+        "run {} has finished and still waits or has a timer",
+        """
+        SELECT DISTINCT s.run_id FROM {schema}.steps AS s JOIN {schema}.results AS e ON e.run_id = s.run_id
+        WHERE s.status = 'pending' AND (s.finished_at IS NULL OR s.wake_at IS NOT NULL)
+        """,
+    ),
+    (
+        "run {} has a finished step without an end",
+        "SELECT DISTINCT run_id FROM {schema}.steps WHERE status <> 'pending' AND finished_at IS NULL",
+    ),
+    (
+        "run {} has events that its signal_seq does not count",
+        """
+        SELECT a.run_id FROM {schema}.active AS a
+        WHERE a.signal_seq < (SELECT max(seq) FROM {schema}.events AS v WHERE v.run_id = a.run_id)
+        """,
+    ),
+    *(
+        (
+            f"run {{}} does not exist and has rows in {table}",
+            f"""
+            SELECT DISTINCT run_id FROM {{schema}}.{table} AS t
+            WHERE NOT EXISTS (SELECT 1 FROM {{schema}}.runs AS r WHERE r.run_id = t.run_id)
+            """,
+        )
+        for table in ("active", "results", "steps", "attempts", "events", "published")
+    ),
+)
+
+# One statement, so that all rules look at one snapshot.
+_AUDIT: Final = "\nUNION ALL\n".join(
+    f"SELECT {number} AS rule, found.* FROM ({rule}) AS found(id)" for number, (_, rule) in enumerate(_RULES)
+)
+
+
+async def audit(db: Session) -> list[str]:
+    """A sentence for each violation."""
+    found: list[tuple[int, int]] = [(row[0], row[1]) for row in await db.rows(_AUDIT)]
+    return [_RULES[number][0].format(run_id) for number, run_id in found]

@@ -1,0 +1,127 @@
+"""Leasing due runs to a worker."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+
+from zart_core.duration import FOREVER
+from zart_core.errors import LeaseLost
+from zart_core.records import Claim, Claimed, ClaimedRun, EventRow, StepRow
+from zart_postgres.lanes import Session
+from zart_postgres.leases import lost
+
+CLAIM: Final = "SELECT * FROM {schema}.claim_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+_GIVE_BACK: Final = """
+    UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = {schema}.now_v1()
+    FROM unnest($2::bigint[], $3::integer[]) AS lease(run_id, epoch)
+    WHERE a.run_id = lease.run_id AND a.epoch = lease.epoch AND a.worker_id = $1
+"""
+
+_decode_tags = msgspec.json.Decoder(dict[str, str]).decode
+
+
+class Turns:
+    """Each worker's turn, as the server counts it; see ``release_v1`` for what it closes."""
+
+    def __init__(self) -> None:
+        self._turns: dict[int, int] = {}
+
+    def of(self, worker_id: int) -> int:
+        return self._turns.get(worker_id, 0)
+
+    def note(self, worker_id: int, turn: int | None) -> None:
+        """``None``: the worker is gone."""
+        if turn is None:
+            self._turns.pop(worker_id, None)
+        else:
+            self._turns[worker_id] = turn
+
+
+async def claim(db: Session, request: Claim, turns: Turns) -> Claimed:
+    """See :meth:`zart_core.scheduler.Scheduler.claim`."""
+    while True:
+        turn = turns.of(request.worker_id)
+        head, *rows = await db.timed(
+            CLAIM,
+            request.worker_id,
+            turn,
+            min(request.lease, FOREVER),
+            list(dict.fromkeys(request.queues)),
+            [offer.name for offer in request.tasks],
+            [offer.version for offer in request.tasks],
+            [None if offer.timeout is None else min(offer.timeout, FOREVER) for offer in request.tasks],
+            max(0, request.limit),
+            max(0, request.overdue),
+            FOREVER,
+        )
+        turns.note(request.worker_id, head["turn"])
+        if head["turn"] is None:
+            raise LeaseLost(lost(request.worker_id))
+        if head["turn"] == turn:
+            return Claimed([_run(row) for row in rows], head["next_wake"])
+        # Another scheduler object released for this worker. The claim was refused; this one is not late.
+
+
+async def give_back(db: Session, worker_id: int, claimed: Claimed) -> None:
+    """Take a claim back whose answer nobody received: nobody would run what it leased, and the lease would live on."""
+    await db.rows(_GIVE_BACK, worker_id, [run.run_id for run in claimed.runs], [run.epoch for run in claimed.runs])
+
+
+def _run(row: asyncpg.Record) -> ClaimedRun:
+    return ClaimedRun(
+        run_id=row["run_id"],
+        epoch=row["epoch"],
+        execution_id=row["execution_id"],
+        run=row["run"],
+        task=row["task"],
+        version=row["version"],
+        input=row["input"],
+        attempt=row["attempt"],
+        tags=_decode_tags(row["tags"]),
+        parent_id=row["parent_id"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        deadline=row["deadline"],
+        signal_seq=row["signal_seq"],
+        open_children=row["open_children"],
+        cancel_requested=row["cancel_requested"],
+        cancel_reason=row["cancel_reason"],
+        steps=_steps(row),
+        events=_events(row),
+    )
+
+
+def _steps(row: asyncpg.Record) -> list[StepRow]:
+    names: list[str] | None = row["step_names"]
+    if names is None:
+        return []
+    columns: tuple[list[Any], ...] = (
+        names,
+        row["step_ordinals"],
+        row["step_kinds"],
+        row["step_statuses"],
+        row["step_attempts"],
+        row["step_started_at"],
+        row["step_finished_at"],
+        row["step_wake_at"],
+        row["step_deadlines"],
+        row["step_event_seqs"],
+        row["step_outputs"],
+        row["step_errors"],
+        row["step_details"],
+        row["step_workers"],
+    )
+    return [StepRow(*values) for values in zip(*columns, strict=True)]
+
+
+def _events(row: asyncpg.Record) -> list[EventRow]:
+    seqs: list[int] | None = row["event_seqs"]
+    if seqs is None:
+        return []
+    return [
+        EventRow(*values)
+        for values in zip(seqs, row["event_names"], row["event_payloads"], row["event_sent_at"], strict=True)
+    ]

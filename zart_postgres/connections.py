@@ -1,0 +1,85 @@
+"""All connections of an open scheduler, one lane for each duty, and the tasks that use them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from zart_postgres.clock import DatabaseClock
+from zart_postgres.database import Database
+from zart_postgres.herald import Herald
+from zart_postgres.lanes import Lane
+from zart_postgres.listener import Listener
+from zart_postgres.notices import Notices
+
+T = TypeVar("T")
+
+_END: Final = 5.0
+"""Seconds that calls under way have to end when the scheduler closes."""
+
+
+class Connections:
+    """Lives on the event loop on which it was made."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: DatabaseClock,
+        notices: Notices,
+        sender: str,
+        listen_url: str | None,
+        *,
+        pool_size: int,
+    ) -> None:
+        self.loop: Final = asyncio.get_running_loop()
+        self.client: Final = Lane(database, clock, "client", pool_size)
+        # Apart from each other, so that none waits behind another: a long claim does not hold up a flush, nor both of them
+        # the heartbeat. Each opens its connection when it is first used; a client's process never does.
+        self.claim: Final = Lane(database, clock, "claim")
+        self.flush: Final = Lane(database, clock, "flush")
+        self.lease: Final = Lane(database, clock, "lease")
+        self.herald: Final = Herald(self.client, database.schema, sender)
+        self.listener: Final = Listener(database, sender, listen_url, notices.tell)
+        self._deaf = database.pooler and listen_url is None
+        self._listening: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run ``work`` in a task of its own; closing waits for it."""
+        task = self.loop.create_task(work, name="zart-postgres-call")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def listen(self) -> None:
+        """From now on somebody listens. The connection stays until the end: listeners come and go."""
+        if self._listening is None and not self._deaf:
+            self._listening = self.loop.create_task(self.listener.run(), name="zart-postgres-listener")
+
+    async def close(self) -> None:
+        """Let calls under way end, send what is to be told, close everything."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_END)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self.herald.close()
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
+
+    def abandon(self) -> None:
+        """The event loop is closed: only the sockets are left to be dropped."""
+        for lane in self._lanes:
+            lane.abandon()
+
+    @property
+    def _lanes(self) -> tuple[Lane, ...]:
+        return (self.client, self.claim, self.flush, self.lease)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits; nobody may, after a cancellation

@@ -1,0 +1,307 @@
+"""Reading executions: one, many by id, by query, and how many there are. Each is one statement, so one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+
+from zart_core.records import (
+    FINAL,
+    AttemptRow,
+    EventRow,
+    ExecutionRow,
+    HistoryRow,
+    ListQuery,
+    PendingWait,
+    RunStatus,
+    Settled,
+    StatsRow,
+    StepRow,
+)
+from zart_postgres.lanes import Session
+
+_STATUS: Final = """
+    CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
+         WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+"""
+_COLUMNS: Final = f"""
+    r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version) AS version, {_STATUS} AS status, r.queue,
+    r.priority, r.tags::text AS tags, coalesce(e.attempt, a.attempt) AS attempt, r.input, e.output,
+    CASE WHEN e.run_id IS NULL THEN a.error ELSE e.error END AS error,
+    (SELECT p.execution_id FROM {{schema}}.runs AS p WHERE p.run_id = r.parent_run) AS parent_id,
+    r.created_at, coalesce(e.started_at, a.started_at) AS started_at, e.finished_at,
+    coalesce(e.deadline, a.deadline) AS deadline, a.wake_at,
+    (SELECT w.name FROM {{schema}}.workers AS w WHERE w.worker_id = a.worker_id) AS worker,
+    coalesce(a.cancel_requested, e.status = 'cancelled') AS cancel_requested
+"""
+_JOINS: Final = """
+    LEFT JOIN {schema}.results AS e ON e.run_id = r.run_id
+    LEFT JOIN {schema}.active AS a ON a.run_id = r.run_id
+"""
+_LATEST: Final = """
+    (SELECT x.run_id FROM {schema}.runs AS x
+     WHERE x.execution_id = $1 AND ($2::integer IS NULL OR x.run = $2) ORDER BY x.run DESC LIMIT 1)
+"""
+_WAITS: Final = """
+    LEFT JOIN LATERAL (
+        SELECT array_agg(y.kind) AS kinds, array_agg(y.name) AS names, array_agg(y.wake_at) AS untils
+        FROM (
+            SELECT s.kind, s.name, s.wake_at FROM {schema}.steps AS s
+            WHERE s.run_id = a.run_id
+              AND (s.status = 'pending' AND s.finished_at IS NULL
+                   OR s.kind = 'sleep' AND s.status <> 'pending' AND s.wake_at > (SELECT {schema}.now_v1()))
+            ORDER BY s.started_at, s.name, s.ordinal
+        ) AS y
+    ) AS waits ON true
+"""
+GET: Final = f"""
+    SELECT {{schema}}.now_v1(), {_COLUMNS}, waits.kinds AS wait_kinds, waits.names AS wait_names, waits.untils AS wait_untils
+    FROM {{schema}}.runs AS r {_JOINS} {_WAITS}
+    WHERE r.run_id = {_LATEST}
+"""
+HISTORY: Final = f"""
+    SELECT {{schema}}.now_v1(), {_COLUMNS}, waits.kinds AS wait_kinds, waits.names AS wait_names,
+           waits.untils AS wait_untils,
+           s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_ats, s.finished_ats, s.wake_ats, s.deadlines,
+           s.event_seqs, s.outputs, s.errors, s.details, s.workers,
+           t.names AS t_names, t.ordinals AS t_ordinals, t.attempts AS t_attempts, t.started_ats AS t_started_ats,
+           t.finished_ats AS t_finished_ats, t.errors AS t_errors, t.workers AS t_workers,
+           v.seqs AS v_seqs, v.names AS v_names, v.payloads AS v_payloads, v.sent_ats AS v_sent_ats,
+           k.ids AS k_ids, k.names AS k_names
+    FROM {{schema}}.runs AS r {_JOINS} {_WAITS}
+    LEFT JOIN LATERAL (
+        SELECT array_agg(o.name) AS names, array_agg(o.ordinal) AS ordinals, array_agg(o.kind) AS kinds,
+               array_agg(o.status) AS statuses, array_agg(o.attempts) AS attempts,
+               array_agg(o.started_at) AS started_ats, array_agg(o.finished_at) AS finished_ats,
+               array_agg(o.wake_at) AS wake_ats, array_agg(o.deadline) AS deadlines,
+               array_agg(o.event_seq) AS event_seqs, array_agg(o.output) AS outputs, array_agg(o.error) AS errors,
+               array_agg(o.details) AS details, array_agg(o.worker_id) AS workers
+        FROM (SELECT * FROM {{schema}}.steps AS x WHERE x.run_id = r.run_id
+              ORDER BY x.started_at, x.name, x.ordinal) AS o
+    ) AS s ON true
+    LEFT JOIN LATERAL (
+        SELECT array_agg(o.name) AS names, array_agg(o.ordinal) AS ordinals, array_agg(o.attempt) AS attempts,
+               array_agg(o.started_at) AS started_ats, array_agg(o.finished_at) AS finished_ats,
+               array_agg(o.error) AS errors, array_agg(o.worker_id) AS workers
+        FROM (SELECT * FROM {{schema}}.attempts AS x WHERE x.run_id = r.run_id
+              ORDER BY x.finished_at, x.started_at, x.name, x.ordinal, x.attempt) AS o
+    ) AS t ON true
+    LEFT JOIN LATERAL (
+        SELECT array_agg(o.seq) AS seqs, array_agg(o.name) AS names, array_agg(o.payload) AS payloads,
+               array_agg(o.sent_at) AS sent_ats
+        FROM (SELECT * FROM {{schema}}.events AS x WHERE x.run_id = r.run_id ORDER BY x.seq) AS o
+    ) AS v ON true
+    LEFT JOIN LATERAL (
+        SELECT array_agg(w.worker_id) AS ids, array_agg(w.name) AS names FROM {{schema}}.workers AS w
+        WHERE w.worker_id = ANY (s.workers) OR w.worker_id = ANY (t.workers)
+    ) AS k ON true
+    WHERE r.run_id = {_LATEST}
+"""
+_SETTLED: Final = f"""
+    SELECT {_COLUMNS}, asked.id AS asked_id
+    FROM unnest($1::text[]) AS asked(id)
+    LEFT JOIN LATERAL (
+        SELECT x.* FROM {{schema}}.runs AS x WHERE x.execution_id = asked.id ORDER BY x.run DESC LIMIT 1
+    ) AS r ON true
+    {_JOINS}
+    WHERE r.run_id IS NULL OR e.run_id IS NOT NULL
+"""
+_PUBLISHED: Final = f"""
+    SELECT r.run_id, p.key, p.value
+    FROM {{schema}}.runs AS r LEFT JOIN {{schema}}.published AS p ON p.run_id = r.run_id
+    WHERE r.run_id = {_LATEST} ORDER BY p.key
+"""
+
+# $1 before, $2 task, $3 statuses, $4 tags, $5 limit
+_MATCHES: Final = f"""
+    ($1::bigint IS NULL OR r.run_id < $1)
+    AND NOT EXISTS (SELECT 1 FROM {{schema}}.runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)
+    AND ($2::text IS NULL OR r.task = $2)
+    AND ($3::text[] IS NULL OR {_STATUS} = ANY ($3))
+    AND ($4::jsonb IS NULL OR r.tags @> $4)
+"""
+# Where a list begins: at the newest run, at the ids with a prefix, at what is unfinished, at what ended badly. The last two
+# are few among millions.
+_LIST_ALL: Final = f"""
+    SELECT {_COLUMNS} FROM {{schema}}.runs AS r {_JOINS} WHERE {_MATCHES} ORDER BY r.run_id DESC LIMIT $5
+"""
+_LIST_PREFIX: Final = f"""
+    SELECT {_COLUMNS} FROM {{schema}}.runs AS r {_JOINS}
+    WHERE r.execution_id >= $6 AND r.execution_id < $7 AND starts_with(r.execution_id, $6) AND {_MATCHES}
+    ORDER BY r.run_id DESC LIMIT $5
+"""
+_LIST_LIVE: Final = f"""
+    SELECT {_COLUMNS} FROM {{schema}}.active AS a JOIN {{schema}}.runs AS r ON r.run_id = a.run_id
+    LEFT JOIN {{schema}}.results AS e ON e.run_id = r.run_id
+    WHERE {_MATCHES} ORDER BY r.run_id DESC LIMIT $5
+"""
+_LIST_BAD: Final = f"""
+    SELECT {_COLUMNS} FROM {{schema}}.results AS e JOIN {{schema}}.runs AS r ON r.run_id = e.run_id
+    LEFT JOIN {{schema}}.active AS a ON a.run_id = r.run_id
+    WHERE e.status <> 'completed' AND {_MATCHES} ORDER BY r.run_id DESC LIMIT $5
+"""
+
+# Runs that a later one of the same execution has replaced are all finished; they are taken off again.
+_STATS: Final = f"""
+    SELECT {{schema}}.now_v1(), live.status, live.count FROM (
+        SELECT {_STATUS} AS status, count(*) AS count
+        FROM {{schema}}.active AS a LEFT JOIN {{schema}}.results AS e ON false GROUP BY 1
+        UNION ALL
+        SELECT e.status, count(*) FROM {{schema}}.results AS e GROUP BY 1
+        UNION ALL
+        SELECT e.status, -count(*)
+        FROM {{schema}}.runs AS n
+        JOIN {{schema}}.runs AS r ON r.execution_id = n.execution_id AND r.run = n.run - 1
+        JOIN {{schema}}.results AS e ON e.run_id = r.run_id
+        WHERE n.run > 1 GROUP BY 1
+        UNION ALL
+        SELECT 'ready', count(*) FROM {{schema}}.active AS a
+        WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= (SELECT {{schema}}.now_v1())
+        UNION ALL
+        SELECT 'oldest', min(a.wake_at) FROM {{schema}}.active AS a
+        WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= (SELECT {{schema}}.now_v1())
+        UNION ALL
+        SELECT 'workers', count(*) FROM {{schema}}.workers AS w WHERE NOT w.emptied AND w.expires_at > (SELECT {{schema}}.now_v1())
+    ) AS live
+"""
+
+STATUSES: Final[tuple[RunStatus, ...]] = (
+    "scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled",
+)  # fmt: skip
+
+_LAST: Final = "\U0010ffff"
+
+_encode = msgspec.json.Encoder().encode
+_decode_tags = msgspec.json.Decoder(dict[str, str]).decode
+
+
+async def get(db: Session, execution_id: str, run: int | None) -> ExecutionRow | None:
+    """See :meth:`zart_core.scheduler.Scheduler.get`."""
+    rows = await db.timed(GET, execution_id, run)
+    return _execution(rows[0], _waits(rows[0])) if rows else None
+
+
+async def history(db: Session, execution_id: str, run: int | None) -> HistoryRow | None:
+    """See :meth:`zart_core.scheduler.Scheduler.history`."""
+    rows = await db.timed(HISTORY, execution_id, run)
+    if not rows:
+        return None
+    [row] = rows
+    steps = _columns(
+        row, "names", "ordinals", "kinds", "statuses", "attempts", "started_ats", "finished_ats", "wake_ats",
+        "deadlines", "event_seqs", "outputs", "errors", "details", "workers",
+    )  # fmt: skip
+    attempts = _columns(
+        row, "t_names", "t_ordinals", "t_attempts", "t_started_ats", "t_finished_ats", "t_errors", "t_workers"
+    )
+    events = _columns(row, "v_seqs", "v_names", "v_payloads", "v_sent_ats")
+    return HistoryRow(
+        execution=_execution(row, _waits(row)),
+        steps=[StepRow(*values) for values in steps],
+        attempts=[AttemptRow(*values) for values in attempts],
+        events=[EventRow(*values) for values in events],
+        workers={worker_id: name for worker_id, name in _columns(row, "k_ids", "k_names")},
+    )
+
+
+async def settled(db: Session, execution_ids: Sequence[str]) -> Settled:
+    """See :meth:`zart_core.scheduler.Scheduler.settled`."""
+    if not execution_ids:
+        return Settled([], [])
+    rows = await db.rows(_SETTLED, list(dict.fromkeys(execution_ids)))
+    return Settled(
+        [_execution(row, []) for row in rows if row["run_id"] is not None],
+        [row["asked_id"] for row in rows if row["run_id"] is None],
+    )
+
+
+async def list_executions(db: Session, query: ListQuery) -> list[ExecutionRow]:
+    """See :meth:`zart_core.scheduler.Scheduler.list`."""
+    statuses = frozenset(query.statuses)
+    arguments: list[object] = [
+        query.before,
+        query.task,
+        sorted(statuses) or None,
+        _encode(query.tags).decode() if query.tags else None,
+        max(0, query.limit),
+    ]
+    if query.search:
+        statement = _LIST_PREFIX
+        arguments += [query.search, _beyond(query.search)]
+    elif statuses and not statuses & FINAL:
+        statement = _LIST_LIVE
+    elif statuses and statuses <= {"failed", "cancelled"}:
+        statement = _LIST_BAD
+    else:
+        statement = _LIST_ALL
+    return [_execution(row, []) for row in await db.rows(statement, *arguments)]
+
+
+async def published(db: Session, execution_id: str) -> dict[str, bytes] | None:
+    """See :meth:`zart_core.scheduler.Scheduler.published`."""
+    rows = await db.rows(_PUBLISHED, execution_id, None)
+    return {key: value for _, key, value in rows if key is not None} if rows else None
+
+
+async def stats(db: Session) -> StatsRow:
+    """See :meth:`zart_core.scheduler.Scheduler.stats`."""
+    counts: dict[str, int | None] = dict.fromkeys(STATUSES, 0)
+    for _, name, count in await db.timed(_STATS):
+        counts[name] = count if name == "oldest" else (counts.get(name) or 0) + count
+    return StatsRow(
+        by_status={status: counts[status] or 0 for status in STATUSES},
+        ready=counts["ready"] or 0,
+        oldest_ready_at=counts["oldest"],
+        workers=counts["workers"] or 0,
+    )
+
+
+def _execution(row: asyncpg.Record, waits: list[PendingWait]) -> ExecutionRow:
+    return ExecutionRow(
+        execution_id=row["execution_id"],
+        run_id=row["run_id"],
+        run=row["run"],
+        task=row["task"],
+        version=row["version"],
+        status=row["status"],
+        queue=row["queue"],
+        priority=row["priority"],
+        tags=_decode_tags(row["tags"]),
+        attempt=row["attempt"],
+        input=row["input"],
+        output=row["output"],
+        error=row["error"],
+        parent_id=row["parent_id"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        deadline=row["deadline"],
+        wake_at=row["wake_at"],
+        worker=row["worker"],
+        cancel_requested=row["cancel_requested"],
+        waits=waits,
+    )
+
+
+def _waits(row: asyncpg.Record) -> list[PendingWait]:
+    return [PendingWait(*values) for values in _columns(row, "wait_kinds", "wait_names", "wait_untils")]
+
+
+def _columns(row: asyncpg.Record, *names: str) -> list[tuple[Any, ...]]:
+    """The rows that came as one array for each column; none where the arrays are NULL."""
+    if row[names[0]] is None:
+        return []
+    return list(zip(*(row[name] for name in names), strict=True))
+
+
+def _beyond(prefix: str) -> str:
+    """A text after every text with this prefix, close behind them in the order of code points, which is that of UTF-8."""
+    body = prefix.rstrip(_LAST)
+    if not body:
+        return _LAST * (len(prefix) + 600)
+    last = ord(body[-1]) + 1
+    # No text holds a surrogate.
+    return body[:-1] + chr(0xE000 if 0xD800 <= last < 0xE000 else last)

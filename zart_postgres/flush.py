@@ -1,0 +1,178 @@
+"""Making the facts of a worker's runs durable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from zart_core.records import FinishFact, Flush, Flushed, StepRow, SuspendFact
+from zart_postgres.lanes import Session
+
+_PARAMETERS: Final = 53
+FLUSH: Final = (
+    "SELECT o_now, o_lost, o_refused, o_cancelled, o_parents, o_finished FROM {schema}.flush_v1("
+    + ", ".join(f"${number}" for number in range(1, _PARAMETERS + 1))
+    + ")"
+)
+
+_SIGNAL: Final = 2
+_CHILDREN: Final = 4
+_NEVER: Final = -1
+"""An epoch that no run has."""
+
+_StepKey = tuple[int, str, int]
+
+
+class _Fact(Protocol):
+    @property
+    def run_id(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+
+class Outcome(NamedTuple):
+    """The answer to a flush, and what others have to be told."""
+
+    flushed: Flushed
+    ready: bool
+    parents: list[int]
+    finished: list[str]
+
+
+async def flush(db: Session, request: Flush) -> Outcome:
+    """See :meth:`zart_core.scheduler.Scheduler.flush`."""
+    epochs = _epochs(request)
+    if not epochs:
+        return Outcome(Flushed(), ready=False, parents=[], finished=[])
+    steps, beats = _steps(request)
+    attempts = request.attempts
+    published = {(fact.run_id, fact.key): fact.value for fact in request.published}
+    retries = {fact.run_id: fact.attempt for fact in request.retries}
+    finishes: dict[int, FinishFact] = {fact.run_id: fact for fact in request.finishes}
+    suspends: dict[int, SuspendFact] = {fact.run_id: fact for fact in request.suspends}
+    row = await db.row(
+        FLUSH,
+        request.worker_id,
+        list(epochs),
+        list(epochs.values()),
+        *_step_columns(steps),
+        [fact.run_id for fact in attempts],
+        [fact.row.name for fact in attempts],
+        [fact.row.ordinal for fact in attempts],
+        [fact.row.attempt for fact in attempts],
+        [fact.row.started_at for fact in attempts],
+        [fact.row.finished_at for fact in attempts],
+        [fact.row.worker_id for fact in attempts],
+        [fact.row.error for fact in attempts],
+        *_beat_columns(beats),
+        [run_id for run_id, _ in published],
+        [key for _, key in published],
+        list(published.values()),
+        list(retries),
+        list(retries.values()),
+        list(finishes),
+        [fact.status for fact in finishes.values()],
+        [fact.output for fact in finishes.values()],
+        [fact.error for fact in finishes.values()],
+        list(suspends),
+        [fact.wake_at for fact in suspends.values()],
+        [_waits(fact) for fact in suspends.values()],
+        [fact.seen for fact in suspends.values()],
+        [fact.cleanup for fact in suspends.values()],
+        [fact.error for fact in suspends.values()],
+        [fact.compensating for fact in suspends.values()],
+    )
+    now, lost, refused, cancelled, parents, finished = row
+    due = any(fact.wake_at is not None and fact.wake_at <= now for fact in request.suspends)
+    return Outcome(
+        Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled)),
+        ready=due or bool(parents),
+        parents=parents or [],
+        finished=finished or [],
+    )
+
+
+def _epochs(request: Flush) -> dict[int, int]:
+    """The epoch of each run's facts, in the order of run_id. Facts that disagree fit no lease: their run is lost."""
+    found: dict[int, int] = {}
+    kinds: tuple[Sequence[_Fact], ...] = (
+        request.steps,
+        request.attempts,
+        request.details,
+        request.published,
+        request.retries,
+        request.finishes,
+        request.suspends,
+    )
+    for facts in kinds:
+        for fact in facts:
+            if found.setdefault(fact.run_id, fact.epoch) != fact.epoch:
+                found[fact.run_id] = _NEVER
+    # Epochs beyond an integer's range are nobody's either.
+    return {run_id: epoch if 0 <= epoch < 2**31 else _NEVER for run_id, epoch in sorted(found.items())}
+
+
+def _steps(request: Flush) -> tuple[dict[_StepKey, StepRow], dict[_StepKey, StepRow]]:
+    """What the facts of each step come to, since one statement writes a row once: a pending row gives way to the next, a
+    final one stays. Details go into the row that comes before them, and stand alone where there is none."""
+    steps: dict[_StepKey, StepRow] = {}
+    for fact in request.steps:
+        key = (fact.run_id, fact.row.name, fact.row.ordinal)
+        last = steps.get(key)
+        if last is None or last.status == "pending":
+            steps[key] = fact.row
+    beats: dict[_StepKey, StepRow] = {}
+    for beat in request.details:
+        key = (beat.run_id, beat.row.name, beat.row.ordinal)
+        last = steps.get(key)
+        if last is None:
+            first = beats.get(key, beat.row)
+            beats[key] = msgspec.structs.replace(first, details=beat.row.details)
+        elif last.status == "pending":
+            steps[key] = msgspec.structs.replace(last, details=beat.row.details)
+    return steps, beats
+
+
+def _step_columns(steps: dict[_StepKey, StepRow]) -> Iterable[object]:
+    rows = steps.values()
+    return (
+        [run_id for run_id, _, _ in steps],
+        [row.name for row in rows],
+        [row.ordinal for row in rows],
+        [row.kind for row in rows],
+        [row.status for row in rows],
+        [row.attempts for row in rows],
+        [row.started_at for row in rows],
+        [row.finished_at for row in rows],
+        [row.wake_at for row in rows],
+        [row.deadline for row in rows],
+        [row.event_seq for row in rows],
+        [row.worker_id for row in rows],
+        [row.output for row in rows],
+        [row.error for row in rows],
+        [row.details for row in rows],
+    )
+
+
+def _beat_columns(beats: dict[_StepKey, StepRow]) -> Iterable[object]:
+    rows = beats.values()
+    return (
+        [run_id for run_id, _, _ in beats],
+        [row.name for row in rows],
+        [row.ordinal for row in rows],
+        [row.kind for row in rows],
+        [row.attempts for row in rows],
+        [row.started_at for row in rows],
+        [row.wake_at for row in rows],
+        [row.deadline for row in rows],
+        [row.worker_id for row in rows],
+        [row.error for row in rows],
+        [row.details for row in rows],
+    )
+
+
+def _waits(fact: SuspendFact) -> int:
+    return (_SIGNAL if fact.on_signal else 0) | (_CHILDREN if fact.on_children else 0)

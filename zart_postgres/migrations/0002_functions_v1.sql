@@ -1,0 +1,694 @@
+-- The operations that are more than one statement, each one call and so one round trip and one commit. Their names carry
+-- a version: a later release adds _v2 and leaves these, so that old workers run on while new ones start.
+--
+-- Why functions and not single statements: under READ COMMITTED a statement locks the newest version of a row but reads
+-- everything else as of its own beginning. A claim that leased and loaded in one statement could miss the step that the
+-- last owner recorded just before it let go. In a VOLATILE function every statement sees what was committed before it,
+-- and the loading comes after the locks.
+--
+-- Why the settings: parameters are arrays of unknown length, and the tables may have been empty when the plan was made.
+-- Every statement here is meant to seek by an index from a few rows; the settings take the other ways away.
+--
+-- Locks of several rows of `active` are taken in the order of run_id, or skipped when taken: no two calls deadlock.
+
+CREATE FUNCTION {schema}.now_v1() RETURNS bigint LANGUAGE sql VOLATILE PARALLEL SAFE AS $$
+    SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+$$;
+
+-- --- starting -------------------------------------------------------------------------------------------------------
+
+-- The ids are distinct. Answers what exists now of each, and whether this call created it, or an earlier try of it with the
+-- same nonce. An id that belongs to another task undoes the call: SQLSTATE ZT001, the id as detail, its task as hint.
+CREATE FUNCTION {schema}.start_v1(
+    p_execution_ids text[], p_tasks text[], p_inputs bytea[], p_versions text[], p_queues text[], p_priorities bigint[],
+    p_tags text[], p_wake_at bigint[], p_delays bigint[], p_timeouts bigint[], p_nonces bigint[], p_forever bigint)
+RETURNS TABLE (execution_id text, run_id bigint, created boolean, now bigint)
+LANGUAGE plpgsql
+-- Thousands may come at once, and the planner takes an array for ten: what was added is found among what was given by a hash
+-- join (measured: 10,000 starts took 10 s by a nested loop).
+SET enable_seqscan = off SET enable_nestloop = off SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now bigint := {schema}.now_v1();
+    v_new bigint[];
+    v_stranger text;
+    v_task text;
+BEGIN
+    WITH given AS MATERIALIZED (
+        -- Numbered in the order of the call: of those due at one time, the first started runs first.
+        SELECT nextval('{schema}.run_ids') AS run_id, g.*,
+               coalesce(g.wake_at, greatest(0, least(v_now + coalesce(g.delay, 0), p_forever))) AS first_at
+        FROM (
+            SELECT * FROM unnest(
+                p_execution_ids, p_tasks, p_inputs, p_versions, p_queues, p_priorities, p_tags, p_wake_at, p_delays,
+                p_timeouts, p_nonces) WITH ORDINALITY
+            AS u(execution_id, task, input, version, queue, priority, tags, wake_at, delay, timeout, nonce, place)
+            ORDER BY u.place
+        ) AS g
+    ), added AS (
+        -- In the order of the ids: two batches that overlap wait for each other's unique entries in one order only.
+        INSERT INTO {schema}.runs AS r (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce)
+        SELECT g.run_id, v_now, g.priority, 1, g.execution_id, g.task, g.queue, g.tags::jsonb, g.input, g.nonce
+        FROM given AS g ORDER BY g.execution_id COLLATE "C"
+        ON CONFLICT (execution_id, run) DO NOTHING
+        RETURNING r.run_id
+    ), timed AS (
+        SELECT g.*, CASE WHEN g.timeout IS NOT NULL
+                         THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END AS deadline
+        FROM given AS g JOIN added ON added.run_id = g.run_id
+    ), queued AS (
+        INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, priority, queue, task, version)
+        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, t.priority, t.queue, t.task, t.version FROM timed AS t
+        RETURNING a.run_id
+    )
+    SELECT array_agg(queued.run_id) INTO v_new FROM queued;
+    -- Later statements than the insert: an execution that somebody else created meanwhile is seen by them.
+    SELECT wanted.execution_id, r.task INTO v_stranger, v_task
+    FROM unnest(p_execution_ids, p_tasks) AS wanted(execution_id, task)
+    CROSS JOIN LATERAL (
+        SELECT x.task FROM {schema}.runs AS x WHERE x.execution_id = wanted.execution_id ORDER BY x.run DESC LIMIT 1
+    ) AS r
+    WHERE r.task <> wanted.task LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'an execution id belongs to another task'
+            USING ERRCODE = 'ZT001', DETAIL = v_stranger, HINT = v_task;
+    END IF;
+    RETURN QUERY
+    WITH latest AS MATERIALIZED (
+        SELECT wanted.execution_id, r.run_id, coalesce(r.nonce = wanted.nonce, false) AS ours
+        FROM unnest(p_execution_ids, p_nonces) AS wanted(execution_id, nonce)
+        CROSS JOIN LATERAL (
+            SELECT x.run_id, x.nonce FROM {schema}.runs AS x
+            WHERE x.execution_id = wanted.execution_id ORDER BY x.run DESC LIMIT 1
+        ) AS r
+    )
+    SELECT l.execution_id, l.run_id, n.run_id IS NOT NULL OR l.ours, v_now
+    FROM latest AS l LEFT JOIN unnest(v_new) AS n(run_id) ON n.run_id = l.run_id;
+END $$;
+
+-- --- ending runs ----------------------------------------------------------------------------------------------------
+
+-- Moves runs from active to results and counts their parents down. The caller has locked all of their rows and those of
+-- their parents, and has checked that they may end so. Answers the parents, and the executions that ended.
+CREATE FUNCTION {schema}.end_runs_v1(
+    p_runs bigint[], p_statuses text[], p_outputs bytea[], p_errors bytea[], p_now bigint,
+    OUT o_parents bigint[], OUT o_finished text[])
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    v_children integer[];
+BEGIN
+    WITH gone AS (
+        DELETE FROM {schema}.active AS a
+        USING unnest(p_runs, p_statuses, p_outputs, p_errors) AS f(run_id, status, output, error)
+        WHERE a.run_id = f.run_id
+        RETURNING a.run_id, a.parent_run, a.started_at, a.deadline, a.attempt, a.version, f.status, f.output, f.error
+    ), kept AS (
+        INSERT INTO {schema}.results
+            (run_id, started_at, finished_at, deadline, attempt, status, version, output, error)
+        SELECT g.run_id, g.started_at, p_now, g.deadline, g.attempt, g.status, g.version, g.output, g.error FROM gone AS g
+    ), counted AS (
+        SELECT g.parent_run, count(*)::integer AS children FROM gone AS g
+        WHERE g.parent_run IS NOT NULL GROUP BY g.parent_run
+    )
+    SELECT array_agg(counted.parent_run), array_agg(counted.children) INTO o_parents, v_children FROM counted;
+
+    -- The last open child wakes a parent that waits for its children. Race: the parent's own suspension. Both hold the
+    -- parent's row lock: if the suspension is first, waits says so and it is woken here; if it is later, it finds that no
+    -- child is open and is refused.
+    IF o_parents IS NOT NULL THEN
+        UPDATE {schema}.active AS a SET
+            open_children = a.open_children - p.children,
+            wake_at = CASE
+                WHEN a.worker_id IS NULL AND NOT a.quarantined AND a.waits & 4 <> 0 AND a.open_children <= p.children
+                THEN least(p_now, a.wake_at) ELSE a.wake_at END
+        FROM unnest(o_parents, v_children) AS p(run_id, children)
+        WHERE a.run_id = p.run_id;
+    END IF;
+
+    -- What the run still waited for stays in its history, without a timer, with the time at which nobody waited any more.
+    UPDATE {schema}.steps AS s SET finished_at = p_now, wake_at = NULL
+    FROM unnest(p_runs) AS f(run_id)
+    WHERE s.run_id = f.run_id AND s.status = 'pending' AND s.finished_at IS NULL;
+
+    SELECT array_agg(r.execution_id) INTO o_finished
+    FROM unnest(p_runs) AS f(run_id) JOIN {schema}.runs AS r ON r.run_id = f.run_id;
+END $$;
+
+-- --- claiming -------------------------------------------------------------------------------------------------------
+
+-- Leases runs found by claim_v1; those that somebody else has or is about to have are passed over. Answers the leased ones
+-- in the order given. Raising the epoch fences whoever held the run before: a write of theirs, however late, names
+-- another epoch. A first claim (epoch 0) fixes the deadline; only then wake_at is still what the start asked for.
+CREATE FUNCTION {schema}.lease_v1(
+    p_worker bigint, p_now bigint, p_runs bigint[], p_offers integer[], p_versions text[], p_timeouts bigint[],
+    p_forever bigint)
+RETURNS bigint[]
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    v_taken bigint[];
+BEGIN
+    WITH pick AS MATERIALIZED (
+        SELECT a.run_id, t.place, p_versions[t.offer] AS version, p_timeouts[t.offer] AS timeout
+        FROM unnest(p_runs, p_offers) WITH ORDINALITY AS t(run_id, offer, place)
+        JOIN {schema}.active AS a ON a.run_id = t.run_id
+        WHERE a.worker_id IS NULL AND a.wake_at <= p_now
+        FOR NO KEY UPDATE OF a SKIP LOCKED
+    ), leased AS (
+        UPDATE {schema}.active AS a SET
+            worker_id = p_worker,
+            epoch = a.epoch + 1,
+            wake_at = NULL,
+            waits = 0,
+            cleanup = true,
+            error = NULL,
+            started_at = coalesce(a.started_at, p_now),
+            version = CASE a.epoch WHEN 0 THEN pick.version ELSE a.version END,
+            deadline = CASE WHEN a.epoch = 0 AND a.deadline IS NULL AND pick.timeout IS NOT NULL
+                            THEN least(a.wake_at + pick.timeout, p_forever) ELSE a.deadline END
+        FROM pick WHERE a.run_id = pick.run_id
+        RETURNING a.run_id, pick.place
+    )
+    SELECT coalesce(array_agg(leased.run_id ORDER BY leased.place), '{}') INTO v_taken FROM leased;
+    RETURN v_taken;
+END $$;
+
+-- Leases due runs to a worker and loads all that is stored of them. The first row is about the claim itself: its run_id is
+-- NULL. In it `turn` is NULL when the worker has been declared dead, and another number than p_turn when a release has
+-- been made since the claim was sent; in both cases nothing was claimed.
+CREATE FUNCTION {schema}.claim_v1(
+    p_worker bigint, p_turn integer, p_lease bigint, p_queues text[], p_tasks text[], p_versions text[],
+    p_timeouts bigint[], p_limit integer, p_overdue integer, p_forever bigint)
+RETURNS TABLE (
+    now bigint, turn integer, next_wake bigint,
+    run_id bigint, epoch integer, execution_id text, run integer, task text, version text, input bytea, attempt integer,
+    tags text, parent_id text, created_at bigint, started_at bigint, deadline bigint, signal_seq integer,
+    open_children integer, cancel_requested boolean, cancel_reason text,
+    step_names text[], step_ordinals integer[], step_kinds text[], step_statuses text[], step_attempts integer[],
+    step_started_at bigint[], step_finished_at bigint[], step_wake_at bigint[], step_deadlines bigint[],
+    step_event_seqs integer[], step_outputs bytea[], step_errors bytea[], step_details bytea[], step_workers bigint[],
+    event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[])
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_turn integer;
+    v_now bigint;
+    v_next bigint;
+    v_queues text[]; v_tasks text[]; v_offers integer[]; v_priorities bigint[];  -- the levels
+    v_runs bigint[]; v_picks integer[];                                          -- what to take, and for which offer
+    v_taken bigint[] := '{}';
+    v_left integer := greatest(p_limit, 0);
+BEGIN
+    -- First the lease. Race: a reap declares this worker dead. Both update its row: if the reap is first, this finds no
+    -- lease; if this is first, the reap finds one that has not passed, or frees what is claimed here.
+    UPDATE {schema}.workers AS w SET expires_at = least({schema}.now_v1() + p_lease, p_forever)
+    WHERE w.worker_id = p_worker AND w.expires_at IS NOT NULL
+    RETURNING w.turn INTO v_turn;
+    v_now := {schema}.now_v1();
+    IF v_turn IS DISTINCT FROM p_turn THEN
+        now := v_now; turn := v_turn;
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    -- The levels: every queue with every task, and the priorities that occur there, by skip-scan: each step seeks the next
+    -- lower one.
+    WITH RECURSIVE level AS (
+        SELECT q.queue, t.task, t.offer::integer AS offer, l.priority
+        FROM unnest(p_queues) AS q(queue)
+        CROSS JOIN unnest(p_tasks) WITH ORDINALITY AS t(task, offer)
+        CROSS JOIN LATERAL (
+            SELECT a.priority FROM {schema}.active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = q.queue AND a.task = t.task
+            ORDER BY a.priority DESC LIMIT 1
+        ) AS l
+        UNION ALL
+        SELECT level.queue, level.task, level.offer, l.priority
+        FROM level
+        CROSS JOIN LATERAL (
+            SELECT a.priority FROM {schema}.active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = level.queue AND a.task = level.task
+              AND a.priority < level.priority
+            ORDER BY a.priority DESC LIMIT 1
+        ) AS l
+    )
+    SELECT array_agg(level.queue), array_agg(level.task), array_agg(level.offer), array_agg(level.priority)
+      INTO v_queues, v_tasks, v_offers, v_priorities
+      FROM level;
+
+    IF v_queues IS NOT NULL THEN
+        SELECT min(n.wake_at) INTO v_next
+        FROM unnest(v_queues, v_tasks, v_priorities) AS level(queue, task, priority)
+        CROSS JOIN LATERAL (
+            SELECT a.wake_at FROM {schema}.active AS a
+            WHERE a.worker_id IS NULL AND a.queue = level.queue AND a.task = level.task
+              AND a.priority = level.priority AND a.wake_at > v_now
+            ORDER BY a.wake_at LIMIT 1
+        ) AS n;
+    END IF;
+
+    IF v_queues IS NOT NULL AND v_left > 0 THEN
+        -- The first of each level, merged. Nothing is locked yet, so that what is not taken stays free for others.
+        SELECT array_agg(f.run_id ORDER BY f.priority DESC, f.wake_at, f.run_id),
+               array_agg(f.offer ORDER BY f.priority DESC, f.wake_at, f.run_id)
+          INTO v_runs, v_picks
+          FROM (
+            SELECT c.run_id, c.wake_at, level.offer, level.priority
+            FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+            CROSS JOIN LATERAL (
+                SELECT a.run_id, a.wake_at FROM {schema}.active AS a
+                WHERE a.worker_id IS NULL AND a.queue = level.queue AND a.task = level.task
+                  AND a.priority = level.priority AND a.wake_at <= v_now
+                ORDER BY a.wake_at, a.run_id LIMIT v_left
+            ) AS c
+            ORDER BY level.priority DESC, c.wake_at, c.run_id LIMIT v_left
+        ) AS f;
+        IF v_runs IS NOT NULL THEN
+            v_taken := {schema}.lease_v1(
+                p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever);
+            v_left := v_left - cardinality(v_taken);
+            IF v_left > 0 AND cardinality(v_runs) = p_limit THEN
+                -- Other claims were after the same runs, and there are more. Now each level's first free ones are locked,
+                -- those passed over as well; they are free again in a moment.
+                SELECT array_agg(f.run_id ORDER BY f.priority DESC, f.wake_at, f.run_id),
+                       array_agg(f.offer ORDER BY f.priority DESC, f.wake_at, f.run_id)
+                  INTO v_runs, v_picks
+                  FROM (
+                    SELECT c.run_id, c.wake_at, level.offer, level.priority
+                    FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+                    CROSS JOIN LATERAL (
+                        SELECT a.run_id, a.wake_at FROM {schema}.active AS a
+                        WHERE a.worker_id IS NULL AND a.queue = level.queue AND a.task = level.task
+                          AND a.priority = level.priority AND a.wake_at <= v_now
+                        ORDER BY a.wake_at, a.run_id LIMIT v_left
+                        FOR NO KEY UPDATE SKIP LOCKED
+                    ) AS c
+                    ORDER BY level.priority DESC, c.wake_at, c.run_id LIMIT v_left
+                ) AS f;
+                IF v_runs IS NOT NULL THEN
+                    v_taken := v_taken || {schema}.lease_v1(
+                        p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever);
+                END IF;
+            END IF;
+        END IF;
+    END IF;
+
+    IF v_queues IS NOT NULL AND p_overdue > 0 THEN
+        -- Due runs whose deadline has passed, whatever their priority. A run that was never claimed and has no deadline of
+        -- its own gets its handler's when it is claimed; for those the oldest of each level are looked at.
+        SELECT array_agg(late.run_id), array_agg(late.offer) INTO v_runs, v_picks
+        FROM (
+            SELECT c.run_id, t.offer::integer AS offer
+            FROM unnest(p_queues) AS q(queue)
+            CROSS JOIN unnest(p_tasks) WITH ORDINALITY AS t(task, offer)
+            CROSS JOIN LATERAL (
+                SELECT a.run_id FROM {schema}.active AS a
+                WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.deadline IS NOT NULL
+                  AND a.queue = q.queue AND a.task = t.task AND a.deadline <= v_now AND a.wake_at <= v_now
+                ORDER BY a.deadline LIMIT p_overdue
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AS c
+            UNION ALL
+            SELECT c.run_id, level.offer
+            FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+            CROSS JOIN LATERAL (
+                SELECT a.run_id FROM {schema}.active AS a
+                WHERE a.worker_id IS NULL AND a.queue = level.queue AND a.task = level.task
+                  AND a.priority = level.priority AND a.wake_at <= v_now - p_timeouts[level.offer]
+                  AND a.epoch = 0 AND a.deadline IS NULL
+                ORDER BY a.wake_at LIMIT p_overdue
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AS c
+            LIMIT p_overdue
+        ) AS late;
+        IF v_runs IS NOT NULL THEN
+            v_taken := v_taken || {schema}.lease_v1(
+                p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever);
+        END IF;
+    END IF;
+
+    now := v_now; turn := v_turn; next_wake := v_next;
+    RETURN NEXT;
+    IF v_taken = '{}' THEN RETURN; END IF;
+
+    -- After the locks, by a snapshot of its own: all that the last owners made durable is in it.
+    RETURN QUERY
+    SELECT NULL::bigint, NULL::integer, NULL::bigint,
+           a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, r.input, a.attempt, r.tags::text,
+           (SELECT p.execution_id FROM {schema}.runs AS p WHERE p.run_id = a.parent_run),
+           r.created_at, a.started_at, a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason,
+           s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_at, s.finished_at, s.wake_at, s.deadlines,
+           s.event_seqs, s.outputs, s.errors, s.details, s.workers,
+           e.seqs, e.names, e.payloads, e.sent_at
+    FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
+    JOIN {schema}.active AS a ON a.run_id = t.run_id
+    JOIN {schema}.runs AS r ON r.run_id = t.run_id
+    LEFT JOIN LATERAL (
+        SELECT array_agg(x.name) AS names, array_agg(x.ordinal) AS ordinals, array_agg(x.kind) AS kinds,
+               array_agg(x.status) AS statuses, array_agg(x.attempts) AS attempts, array_agg(x.started_at) AS started_at,
+               array_agg(x.finished_at) AS finished_at, array_agg(x.wake_at) AS wake_at,
+               array_agg(x.deadline) AS deadlines, array_agg(x.event_seq) AS event_seqs,
+               array_agg(x.output) AS outputs, array_agg(x.error) AS errors, array_agg(x.details) AS details,
+               array_agg(x.worker_id) AS workers
+        FROM {schema}.steps AS x WHERE x.run_id = t.run_id
+    ) AS s ON true
+    LEFT JOIN LATERAL (
+        SELECT array_agg(o.seq) AS seqs, array_agg(o.name) AS names, array_agg(o.payload) AS payloads,
+               array_agg(o.sent_at) AS sent_at
+        FROM (SELECT * FROM {schema}.events AS v WHERE v.run_id = t.run_id ORDER BY v.seq) AS o
+    ) AS e ON true
+    ORDER BY t.place;
+END $$;
+
+-- --- flushing -------------------------------------------------------------------------------------------------------
+
+-- The facts of any number of runs, in one commit. p_runs names each run once, with the epoch of its facts; s_, a_, b_, p_,
+-- r_, f_ and u_ are steps, attempts, details (beats), published values, retries, finishes and suspensions. Each is a
+-- statement of its own: parts of one statement that touch one row do not see each other.
+CREATE FUNCTION {schema}.flush_v1(
+    p_worker bigint, p_runs bigint[], p_epochs integer[],
+    s_run bigint[], s_name text[], s_ordinal integer[], s_kind text[], s_status text[], s_attempts integer[],
+    s_started_at bigint[], s_finished_at bigint[], s_wake_at bigint[], s_deadline bigint[], s_event_seq integer[],
+    s_worker bigint[], s_output bytea[], s_error bytea[], s_details bytea[],
+    a_run bigint[], a_name text[], a_ordinal integer[], a_attempt integer[], a_started_at bigint[],
+    a_finished_at bigint[], a_worker bigint[], a_error bytea[],
+    b_run bigint[], b_name text[], b_ordinal integer[], b_kind text[], b_attempts integer[], b_started_at bigint[],
+    b_wake_at bigint[], b_deadline bigint[], b_worker bigint[], b_error bytea[], b_details bytea[],
+    p_run bigint[], p_key text[], p_value bytea[],
+    r_run bigint[], r_attempt integer[],
+    f_run bigint[], f_status text[], f_output bytea[], f_error bytea[],
+    u_run bigint[], u_wake_at bigint[], u_waits smallint[], u_seen integer[], u_cleanup boolean[], u_error bytea[],
+    u_compensating boolean[],
+    OUT o_now bigint, OUT o_lost bigint[], OUT o_refused bigint[], OUT o_cancelled bigint[], OUT o_parents bigint[],
+    OUT o_finished text[])
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    v_held bigint[];
+    v_all boolean;                 -- nothing is lost: then no fact has to be looked up among those that are held
+    v_parents bigint[];
+    v_ends bigint[]; v_statuses text[]; v_outputs bytea[]; v_errors bytea[];
+    v_parked bigint;
+BEGIN
+    IF cardinality(f_run) > 0 THEN
+        SELECT array_agg(DISTINCT a.parent_run) INTO v_parents
+        FROM unnest(f_run) AS f(run_id) JOIN {schema}.active AS a ON a.run_id = f.run_id
+        WHERE a.parent_run IS NOT NULL;
+    END IF;
+
+    -- Every lock of this call, in one pass, in the order of run_id; and the fence. The locked rows are the newest versions,
+    -- and nobody can take a run between this check and the writes below: a claim needs the same lock.
+    WITH locked AS MATERIALIZED (
+        SELECT a.run_id, a.worker_id, a.epoch, a.cancel_requested, n.epoch AS named
+        FROM (
+            SELECT g.run_id, g.epoch FROM unnest(p_runs, p_epochs) AS g(run_id, epoch)
+            UNION ALL
+            SELECT g.run_id, NULL FROM unnest(v_parents) AS g(run_id)
+        ) AS n
+        JOIN {schema}.active AS a ON a.run_id = n.run_id
+        ORDER BY a.run_id
+        FOR NO KEY UPDATE OF a
+    )
+    SELECT coalesce(array_agg(l.run_id), '{}'), coalesce(array_agg(l.run_id) FILTER (WHERE l.cancel_requested), '{}')
+      INTO v_held, o_cancelled
+      FROM locked AS l WHERE l.worker_id = p_worker AND l.epoch = l.named;
+
+    -- After the locks: nothing that is written now is older than what it follows.
+    o_now := {schema}.now_v1();
+    o_refused := '{}';
+    o_lost := '{}';
+    v_all := cardinality(v_held) = cardinality(p_runs);
+    IF NOT v_all THEN
+        SELECT coalesce(array_agg(g.run_id), '{}') INTO o_lost
+        FROM unnest(p_runs) AS g(run_id) WHERE g.run_id <> ALL (v_held);
+    END IF;
+
+    IF cardinality(s_run) > 0 THEN
+        INSERT INTO {schema}.steps AS t (
+            run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq,
+            worker_id, output, error, details)
+        SELECT s.* FROM unnest(
+            s_run, s_name, s_ordinal, s_kind, s_status, s_attempts, s_started_at, s_finished_at, s_wake_at, s_deadline,
+            s_event_seq, s_worker, s_output, s_error, s_details)
+        AS s(run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq,
+             worker_id, output, error, details)
+        WHERE v_all OR s.run_id = ANY (v_held)
+        ON CONFLICT (run_id, name, ordinal) DO UPDATE SET
+            kind = excluded.kind, status = excluded.status, attempts = excluded.attempts,
+            started_at = excluded.started_at, finished_at = excluded.finished_at, wake_at = excluded.wake_at,
+            deadline = excluded.deadline, event_seq = excluded.event_seq, worker_id = excluded.worker_id,
+            output = excluded.output, error = excluded.error, details = excluded.details
+        WHERE t.status = 'pending';
+    END IF;
+
+    IF cardinality(a_run) > 0 THEN
+        INSERT INTO {schema}.attempts (run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error)
+        SELECT a.* FROM unnest(a_run, a_name, a_ordinal, a_attempt, a_started_at, a_finished_at, a_worker, a_error)
+        AS a(run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error)
+        WHERE v_all OR a.run_id = ANY (v_held)
+        ON CONFLICT (run_id, name, ordinal, attempt) DO NOTHING;
+    END IF;
+
+    IF cardinality(b_run) > 0 THEN
+        INSERT INTO {schema}.steps AS t (
+            run_id, name, ordinal, kind, status, attempts, started_at, wake_at, deadline, worker_id, error, details)
+        SELECT b.run_id, b.name, b.ordinal, b.kind, 'pending', b.attempts, b.started_at, b.wake_at, b.deadline,
+               b.worker_id, b.error, b.details
+        FROM unnest(
+            b_run, b_name, b_ordinal, b_kind, b_attempts, b_started_at, b_wake_at, b_deadline, b_worker, b_error,
+            b_details)
+        AS b(run_id, name, ordinal, kind, attempts, started_at, wake_at, deadline, worker_id, error, details)
+        WHERE v_all OR b.run_id = ANY (v_held)
+        ON CONFLICT (run_id, name, ordinal) DO UPDATE SET details = excluded.details WHERE t.status = 'pending';
+    END IF;
+
+    IF cardinality(p_run) > 0 THEN
+        INSERT INTO {schema}.published AS t (run_id, key, value)
+        SELECT p.run_id, p.key, p.value FROM unnest(p_run, p_key, p_value) AS p(run_id, key, value)
+        WHERE v_all OR p.run_id = ANY (v_held)
+        ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value;
+    END IF;
+
+    IF cardinality(r_run) > 0 THEN
+        DELETE FROM {schema}.steps AS s USING unnest(r_run) AS r(run_id)
+        WHERE s.run_id = r.run_id AND s.status = 'failed' AND (v_all OR r.run_id = ANY (v_held));
+        UPDATE {schema}.active AS a SET attempt = r.attempt FROM unnest(r_run, r_attempt) AS r(run_id, attempt)
+        WHERE a.run_id = r.run_id AND (v_all OR r.run_id = ANY (v_held));
+    END IF;
+
+    IF cardinality(f_run) > 0 THEN
+        -- A cancellation that was accepted lets only a finish as cancelled through. Race: the cancellation. Both hold the
+        -- row's lock: if it is first, it is seen here; if it is later, it finds the run finished.
+        SELECT array_agg(f.run_id), array_agg(f.status), array_agg(f.output), array_agg(f.error)
+          INTO v_ends, v_statuses, v_outputs, v_errors
+          FROM unnest(f_run, f_status, f_output, f_error) AS f(run_id, status, output, error)
+         WHERE (v_all OR f.run_id = ANY (v_held)) AND (f.status = 'cancelled' OR f.run_id <> ALL (o_cancelled));
+        SELECT coalesce(array_agg(f.run_id), '{}') INTO o_refused
+          FROM unnest(f_run, f_status) AS f(run_id, status)
+         WHERE f.status <> 'cancelled' AND f.run_id = ANY (o_cancelled);
+        IF v_ends IS NOT NULL THEN
+            SELECT e.o_parents, e.o_finished INTO o_parents, o_finished
+            FROM {schema}.end_runs_v1(v_ends, v_statuses, v_outputs, v_errors, o_now) AS e;
+        END IF;
+    END IF;
+
+    IF cardinality(u_run) > 0 THEN
+        -- Refused when what the run would wait for has happened already; see the races at offer_v1, cancel_v1, end_runs_v1.
+        UPDATE {schema}.active AS a SET
+            worker_id = NULL,
+            wake_at = CASE WHEN u.compensating THEN u.wake_at ELSE least(u.wake_at, a.deadline) END,
+            waits = u.waits,
+            cleanup = u.cleanup,
+            error = u.error
+        FROM unnest(u_run, u_wake_at, u_waits, u_seen, u_cleanup, u_error, u_compensating)
+            AS u(run_id, wake_at, waits, seen, cleanup, error, compensating)
+        WHERE a.run_id = u.run_id AND (v_all OR u.run_id = ANY (v_held))
+          AND (NOT a.cancel_requested OR u.compensating)
+          AND (u.waits & 2 = 0 OR a.signal_seq = u.seen)
+          AND (u.waits & 4 = 0 OR a.open_children > 0);
+        GET DIAGNOSTICS v_parked = ROW_COUNT;
+        IF v_parked < cardinality(u_run) THEN
+            SELECT o_refused || coalesce(array_agg(a.run_id), '{}') INTO o_refused
+            FROM unnest(u_run) AS u(run_id) JOIN {schema}.active AS a ON a.run_id = u.run_id
+            WHERE a.worker_id = p_worker AND u.run_id = ANY (v_held);
+        END IF;
+    END IF;
+END $$;
+
+-- --- signals --------------------------------------------------------------------------------------------------------
+
+-- o_outcome: 'missing', 'finished', 'known' (the event_id was there), 'taken'. o_ready: it made the run claimable.
+-- o_running: somebody holds the run and has to be told.
+CREATE FUNCTION {schema}.offer_v1(
+    p_execution_id text, p_name text, p_payload bytea, p_event_id text,
+    OUT o_outcome text, OUT o_now bigint, OUT o_run bigint, OUT o_ready boolean, OUT o_running boolean)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    v_run {schema}.active;
+BEGIN
+    o_ready := false; o_running := false;
+    SELECT r.run_id INTO o_run FROM {schema}.runs AS r
+    WHERE r.execution_id = p_execution_id ORDER BY r.run DESC LIMIT 1;
+    IF o_run IS NULL THEN
+        o_outcome := 'missing'; o_now := {schema}.now_v1();
+        RETURN;
+    END IF;
+    SELECT a.* INTO v_run FROM {schema}.active AS a WHERE a.run_id = o_run FOR NO KEY UPDATE;
+    o_now := {schema}.now_v1();
+    -- Before the question whether the run is live: a caller who repeats an offer whose answer was lost may come when the
+    -- run has consumed the event and finished. After the lock: of two with one id, the second finds the first's.
+    IF p_event_id IS NOT NULL AND EXISTS (
+        SELECT 1 FROM {schema}.events AS e WHERE e.run_id = o_run AND e.event_id = p_event_id
+    ) THEN
+        o_outcome := 'known';
+        RETURN;
+    END IF;
+    IF v_run.run_id IS NULL THEN
+        o_outcome := 'finished';
+        RETURN;
+    END IF;
+    INSERT INTO {schema}.events (run_id, sent_at, seq, name, event_id, payload)
+    VALUES (o_run, o_now, v_run.signal_seq + 1, p_name, p_event_id, p_payload);
+    -- Race: a suspension. Both hold the row's lock: if it is first, waits says so and it is woken here; if it is later, it
+    -- finds signal_seq raised and is refused.
+    o_running := v_run.worker_id IS NOT NULL;
+    o_ready := NOT o_running AND v_run.waits & 2 <> 0 AND NOT v_run.quarantined;
+    UPDATE {schema}.active AS a SET
+        signal_seq = a.signal_seq + 1,
+        wake_at = CASE WHEN o_ready THEN least(o_now, a.wake_at) ELSE a.wake_at END
+    WHERE a.run_id = o_run;
+    o_outcome := 'taken';
+END $$;
+
+-- o_outcome: 'missing', 'finished' (too late), 'ended' (finished by this call), 'asked' (whoever runs it has to obey).
+CREATE FUNCTION {schema}.cancel_v1(
+    p_execution_id text, p_reason text, p_failure bytea,
+    OUT o_outcome text, OUT o_now bigint, OUT o_run bigint, OUT o_ready boolean, OUT o_running boolean,
+    OUT o_parents bigint[])
+LANGUAGE plpgsql
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    v_parent bigint;
+    v_run {schema}.active;
+BEGIN
+    o_ready := false; o_running := false;
+    SELECT r.run_id, r.parent_run INTO o_run, v_parent FROM {schema}.runs AS r
+    WHERE r.execution_id = p_execution_id ORDER BY r.run DESC LIMIT 1;
+    IF o_run IS NULL THEN
+        o_outcome := 'missing'; o_now := {schema}.now_v1();
+        RETURN;
+    END IF;
+    PERFORM 1 FROM {schema}.active AS a WHERE a.run_id IN (o_run, v_parent) ORDER BY a.run_id FOR NO KEY UPDATE;
+    SELECT a.* INTO v_run FROM {schema}.active AS a WHERE a.run_id = o_run;
+    o_now := {schema}.now_v1();
+    IF v_run.run_id IS NULL THEN
+        o_outcome := 'finished';
+    ELSIF v_run.worker_id IS NULL AND (v_run.epoch = 0 OR NOT v_run.cleanup OR v_run.quarantined) THEN
+        -- No handler has to hear of it; that of a quarantined run must not: it kills workers.
+        SELECT e.o_parents INTO o_parents
+        FROM {schema}.end_runs_v1(ARRAY[o_run], ARRAY['cancelled'], ARRAY[NULL::bytea], ARRAY[p_failure], o_now) AS e;
+        o_ready := o_parents IS NOT NULL;
+        o_outcome := 'ended';
+    ELSE
+        IF NOT v_run.cancel_requested THEN
+            o_running := v_run.worker_id IS NOT NULL;
+            o_ready := NOT o_running;
+            UPDATE {schema}.active AS a SET
+                cancel_requested = true,
+                cancel_reason = p_reason,
+                signal_seq = a.signal_seq + 1,
+                wake_at = CASE WHEN a.worker_id IS NULL THEN least(o_now, a.wake_at) END
+            WHERE a.run_id = o_run;
+        END IF;
+        o_outcome := 'asked';
+    END IF;
+END $$;
+
+-- --- leases ---------------------------------------------------------------------------------------------------------
+
+-- One portion of what dead workers hold; called until it frees nothing. Of 1,000 runs at a time, so that no lock is held
+-- for long; rows that somebody has locked are passed over and met again.
+CREATE FUNCTION {schema}.free_dead_v1(p_most integer, p_error bytea) RETURNS integer
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    v_now bigint := {schema}.now_v1();
+    v_runs bigint[];
+BEGIN
+    SELECT array_agg(held.run_id) INTO v_runs
+    FROM (
+        SELECT c.run_id FROM {schema}.workers AS w
+        CROSS JOIN LATERAL (
+            SELECT a.run_id FROM {schema}.active AS a WHERE a.worker_id = w.worker_id
+            LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED
+        ) AS c
+        WHERE NOT w.emptied AND w.expires_at IS NULL
+        LIMIT 1000
+    ) AS held;
+    IF v_runs IS NULL THEN RETURN 0; END IF;
+    -- A worker died with these runs. Rows of history that came or went since the last such death show that the run got
+    -- on: then the count begins anew, else it grows. At p_most the run is quarantined.
+    WITH counted AS MATERIALIZED (
+        SELECT t.run_id, h.length,
+               CASE WHEN h.length <> a.progress THEN 1 ELSE a.crashes + 1 END AS crashes
+        FROM unnest(v_runs) AS t(run_id)
+        JOIN {schema}.active AS a ON a.run_id = t.run_id
+        CROSS JOIN LATERAL (
+            SELECT ((SELECT count(*) + count(*) FILTER (WHERE s.status <> 'pending')
+                     FROM {schema}.steps AS s WHERE s.run_id = t.run_id)
+                    + (SELECT count(*) FROM {schema}.attempts AS x WHERE x.run_id = t.run_id))::integer AS length
+        ) AS h
+    )
+    UPDATE {schema}.active AS a SET
+        worker_id = NULL,
+        wake_at = CASE WHEN c.crashes >= p_most THEN NULL ELSE v_now END,
+        quarantined = c.crashes >= p_most,
+        error = CASE WHEN c.crashes >= p_most THEN p_error ELSE a.error END,
+        crashes = c.crashes,
+        progress = c.length
+    FROM counted AS c WHERE a.run_id = c.run_id;
+    RETURN cardinality(v_runs);
+END $$;
+
+-- Frees what a worker holds but for the runs to keep. Raising the turn shuts out a claim of this worker that was sent
+-- before and has not arrived yet: its answer would reach nobody. A claim that runs right now is waited for: it holds the
+-- worker's row. o_turn is NULL for a worker that is not there.
+CREATE FUNCTION {schema}.release_v1(
+    p_worker bigint, p_keep bigint[], OUT o_now bigint, OUT o_turn integer, OUT o_freed integer)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    UPDATE {schema}.workers AS w SET turn = w.turn + 1 WHERE w.worker_id = p_worker RETURNING w.turn INTO o_turn;
+    PERFORM 1 FROM {schema}.active AS a
+    WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep) ORDER BY a.run_id FOR NO KEY UPDATE;
+    o_now := {schema}.now_v1();
+    UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = o_now
+    WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep);
+    GET DIAGNOSTICS o_freed = ROW_COUNT;
+END $$;
+
+-- Ends a lease and frees what was held under it. The worker's row is first, as in a claim: none of its claims comes later.
+CREATE FUNCTION {schema}.deregister_v1(p_worker bigint, OUT o_now bigint, OUT o_freed integer)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    UPDATE {schema}.workers AS w SET expires_at = NULL, emptied = true WHERE w.worker_id = p_worker;
+    PERFORM 1 FROM {schema}.active AS a WHERE a.worker_id = p_worker ORDER BY a.run_id FOR NO KEY UPDATE;
+    o_now := {schema}.now_v1();
+    UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = o_now WHERE a.worker_id = p_worker;
+    GET DIAGNOSTICS o_freed = ROW_COUNT;
+END $$;

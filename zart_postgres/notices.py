@@ -1,0 +1,76 @@
+"""Who is to be told, and what happened in a transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from zart_core.records import Notification
+
+logger: Final = logging.getLogger("zart")
+
+Listener = Callable[[Notification], None]
+
+ANYTHING: Final = Notification(ready=True, signals=None, finished=None)
+"""Something may have happened that nobody told of."""
+
+
+class Happened:
+    """What is to be told, gathered until it is."""
+
+    __slots__ = ("finished", "ready", "signals")
+
+    def __init__(self, *, ready: bool = False, signals: Iterable[int] = (), finished: Iterable[str] = ()) -> None:
+        self.ready = ready
+        self.signals = set(signals)
+        self.finished = set(finished)
+
+    def __bool__(self) -> bool:
+        return bool(self.ready or self.signals or self.finished)
+
+    def add(self, other: Happened) -> None:
+        self.ready = self.ready or other.ready
+        self.signals |= other.signals
+        self.finished |= other.finished
+
+    def notification(self) -> Notification:
+        return Notification(ready=self.ready, signals=frozenset(self.signals), finished=frozenset(self.finished))
+
+
+class Notices:
+    """The listeners of a scheduler, each called on the event loop it subscribed on."""
+
+    def __init__(self) -> None:
+        # Replaced, never changed: whoever walks it is not disturbed.
+        self._listeners: tuple[tuple[asyncio.AbstractEventLoop, Listener], ...] = ()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._listeners)
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        entry = (asyncio.get_running_loop(), listener)
+        self._listeners = (*self._listeners, entry)
+
+        def unsubscribe() -> None:
+            self._listeners = tuple(other for other in self._listeners if other is not entry)
+
+        return unsubscribe
+
+    def tell(self, notification: Notification) -> None:
+        """Have every listener called soon, on its loop. One that raises does not keep it from the others."""
+        for entry in self._listeners:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens there
+                entry[0].call_soon_threadsafe(self._call, entry, notification)
+
+    def _call(self, entry: tuple[asyncio.AbstractEventLoop, Listener], notification: Notification) -> None:
+        if entry not in self._listeners:  # ended since
+            return
+        try:
+            entry[1](notification)
+        except Exception:
+            logger.exception("a listener for notifications failed")

@@ -1,0 +1,367 @@
+"""Postgres as a backend: the face. What each operation does is in the module named for it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Self, TypeVar
+
+from zart_core.duration import SECOND, Duration, positive_micros
+from zart_core.records import (
+    Claim,
+    Claimed,
+    ExecutionRow,
+    Flush,
+    Flushed,
+    HistoryRow,
+    ListQuery,
+    Notification,
+    Offer,
+    Settled,
+    Signals,
+    Start,
+    Started,
+    StatsRow,
+    Watch,
+    WorkerInfo,
+)
+from zart_postgres import audit, claims, executions, leases, schema, signals, starts
+from zart_postgres.clock import DatabaseClock
+from zart_postgres.connections import Connections
+from zart_postgres.database import Database
+from zart_postgres.flush import flush as write_facts
+from zart_postgres.lanes import Work
+from zart_postgres.notices import Happened, Notices
+
+T = TypeVar("T")
+
+
+class PostgresScheduler:
+    """Executions in a schema of a Postgres database, version 14 or later.
+
+    Any number of processes on any number of machines may work on one schema. Its tables are made by :meth:`migrate`; opening
+    refuses a schema that is missing, older or newer, unless ``auto_migrate`` is set. Every operation opens the scheduler
+    when that has not been done; after :meth:`close` they raise ``BackendUnavailable`` until it is opened again. A scheduler
+    belongs to the event loop it was opened on.
+
+    ``url`` is a ``postgresql://`` URL as libpq knows it. ``schema`` is the schema's name. ``pool_size`` bounds the
+    connections for clients' calls; a scheduler with a worker holds four more: for claims, for flushes, for heartbeats and
+    for listening. ``connect_timeout`` and ``command_timeout`` bound the wait for the server; then the operation raises
+    ``BackendUnavailable``. ``pooler=True`` says that the URL leads to a pooler in transaction mode (PgBouncer): then
+    nothing is prepared, and other processes are heard only if ``listen_url`` leads to the server itself; without it,
+    waiting falls back to polling.
+
+    Example::
+
+        scheduler = PostgresScheduler("postgresql://app@db/app", schema="zart")
+        async with scheduler, Worker(scheduler, registry):
+            ...
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        schema: str = "zart",
+        pool_size: int = 4,
+        connect_timeout: Duration = "10s",
+        command_timeout: Duration = "30s",
+        pooler: bool = False,
+        listen_url: str | None = None,
+        auto_migrate: bool = False,
+    ) -> None:
+        if pool_size < 1:
+            raise ValueError(f"pool_size must be at least 1, not {pool_size}")
+        self.clock: Final = DatabaseClock()
+        self._database: Final = Database(
+            url,
+            schema,
+            connect_timeout=positive_micros(connect_timeout, what="connect_timeout") / SECOND,
+            command_timeout=positive_micros(command_timeout, what="command_timeout") / SECOND,
+            pooler=pooler,
+        )
+        self._pool_size: Final = pool_size
+        self._listen_url: Final = listen_url
+        self._auto_migrate: Final = auto_migrate
+        self._sender: Final = uuid.uuid4().hex
+        self._notices: Final = Notices()
+        self._turns: Final = claims.Turns()
+        self._connections: Connections | None = None
+        self._opening: asyncio.Task[Connections] | None = None
+        self._was_closed = False
+
+    def __repr__(self) -> str:
+        return f"<PostgresScheduler {self._database.name}, {'open' if self.is_open else 'not open'}>"
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect and look at the schema; opening an open scheduler does nothing.
+
+        Raises ``SchemaOutdated`` when the schema is not this version's, with the command that mends it, and
+        ``BackendUnavailable`` when the server cannot be used.
+        """
+        self._drop_dead_loop()
+        if self._connections is not None:
+            return
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open(), name="zart-postgres-open")
+        opening = self._opening
+        try:
+            # Shielded: a caller who gives up must not cancel the opening for the others.
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            if opening.cancelled() and self._was_closed:
+                raise self._database.closed() from None
+            raise
+        finally:
+            if self._opening is opening and opening.done():
+                self._opening = None
+        self._connections = opened
+        self._was_closed = False
+        if self._notices.wanted:
+            opened.listen()
+
+    async def close(self) -> None:
+        """Finish what was asked for and close all connections. Closing a closed scheduler does nothing."""
+        self._drop_dead_loop()
+        self._was_closed = True
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.close()
+
+    @property
+    def is_open(self) -> bool:
+        return self._connections is not None
+
+    async def migrate(self) -> None:
+        """Bring the schema to this version; it is made where there is none.
+
+        Idempotent; any number of processes may do it at once. Raises ``SchemaOutdated`` for a schema that is newer.
+        """
+        connection = await self._database.connect("migrate")
+        try:
+            await schema.migrate(self._database, connection)
+        except Exception as error:
+            raise self._database.explained(error)  # noqa: B904 - it has its cause
+        finally:
+            await connection.close(timeout=5)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # --- starting and clients -----------------------------------------------------------------------------------------
+
+    async def start(self, starts_: Sequence[Start]) -> list[Started]:
+        async def work(calls: Connections) -> list[Started]:
+            # A call with a nonce recognizes what an earlier try of it created.
+            repeatable = all(start.nonce for start in starts_)
+            started = await calls.client.run(lambda db: starts.start(db, starts_), repeatable=repeatable)
+            self._tell(calls, Happened(ready=any(answer.created for answer in started)))
+            return started
+
+        return await self._do(work)
+
+    async def offer_event(self, offer: Offer) -> bool:
+        async def work(calls: Connections) -> bool:
+            taken, happened = await calls.client.run(lambda db: signals.offer_event(db, offer))
+            self._tell(calls, happened)
+            return taken
+
+        return await self._do(work)
+
+    async def cancel(self, execution_id: str, reason: str | None) -> bool:
+        async def work(calls: Connections) -> bool:
+            accepted, happened = await calls.client.run(lambda db: signals.cancel(db, execution_id, reason))
+            self._tell(calls, happened)
+            return accepted
+
+        return await self._do(work)
+
+    async def resume(self, execution_id: str) -> bool:
+        async def work(calls: Connections) -> bool:
+            resumed = await calls.client.run(lambda db: leases.resume(db, execution_id))
+            self._tell(calls, Happened(ready=resumed))
+            return resumed
+
+        return await self._do(work)
+
+    async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
+        return await self._read(lambda db: executions.get(db, execution_id, run))
+
+    async def settled(self, execution_ids: Sequence[str]) -> Settled:
+        return await self._read(lambda db: executions.settled(db, execution_ids))
+
+    async def history(self, execution_id: str, run: int | None = None) -> HistoryRow | None:
+        return await self._read(lambda db: executions.history(db, execution_id, run))
+
+    async def published(self, execution_id: str) -> dict[str, bytes] | None:
+        return await self._read(lambda db: executions.published(db, execution_id))
+
+    async def stats(self) -> StatsRow:
+        return await self._read(executions.stats)
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    async def register(self, info: WorkerInfo, lease: int) -> int:
+        return await self._do(lambda calls: calls.lease.run(lambda db: leases.register(db, info, lease)))
+
+    async def heartbeat(self, worker_id: int, lease: int) -> None:
+        # Answered within a third of the lease or not at all: then the next one goes by a new connection, in time.
+        timeout = min(self._database.command_timeout, max(1.0, lease / SECOND / 3))
+        await self._do(
+            lambda calls: calls.lease.run(
+                lambda db: leases.heartbeat(db, worker_id, lease), repeatable=True, timeout=timeout
+            )
+        )
+
+    async def claim(self, claim: Claim) -> Claimed:
+        calls = await self._use()
+        claiming = calls.begin(calls.claim.run(lambda db: claims.claim(db, claim, self._turns)))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            # The claim goes on, and nobody hears its answer: what it leases is given back, since the worker lives and
+            # renews its lease.
+            calls.begin(self._give_back(calls, claim.worker_id, claiming))
+            raise
+
+    async def flush(self, flush: Flush) -> Flushed:
+        async def work(calls: Connections) -> Flushed:
+            outcome = await calls.flush.run(lambda db: write_facts(db, flush))
+            self._tell(calls, Happened(ready=outcome.ready, signals=outcome.parents, finished=outcome.finished))
+            return outcome.flushed
+
+        return await self._do(work)
+
+    async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
+        return await self._read(lambda db: signals.signals(db, watches, worker_id))
+
+    async def reap(self, max_deliveries: int) -> int:
+        async def work(calls: Connections) -> int:
+            freed = await calls.client.run(lambda db: leases.reap(db, max_deliveries), repeatable=True)
+            self._tell(calls, Happened(ready=freed > 0))
+            return freed
+
+        return await self._do(work)
+
+    async def release(self, worker_id: int, keep: Sequence[int]) -> int:
+        async def work(calls: Connections) -> int:
+            released = await calls.lease.run(lambda db: leases.release(db, worker_id, keep))
+            self._turns.note(worker_id, released.turn)
+            self._tell(calls, Happened(ready=released.freed > 0))
+            return released.freed
+
+        return await self._do(work)
+
+    async def deregister(self, worker_id: int) -> None:
+        async def work(calls: Connections) -> None:
+            freed = await calls.lease.run(lambda db: leases.deregister(db, worker_id), repeatable=True)
+            self._turns.note(worker_id, None)
+            self._tell(calls, Happened(ready=freed > 0))
+
+        await self._do(work)
+
+    # --- wake-ups -----------------------------------------------------------------------------------------------------
+
+    def subscribe(self, listener: Callable[[Notification], None]) -> Callable[[], None]:
+        """Call ``listener`` on the running event loop; returns a function that ends it.
+
+        What is done through this scheduler is told right after its commit, what others do as soon as their notification
+        comes.
+        """
+        unsubscribe = self._notices.subscribe(listener)
+        if self._connections is not None:
+            self._connections.listen()
+        return unsubscribe
+
+    # --- beyond the contract ------------------------------------------------------------------------------------------
+
+    async def audit(self) -> list[str]:
+        """A sentence for everything in the tables that cannot be; empty when all is well. For tests and operators."""
+        return await self._read(audit.audit)
+
+    @property
+    def round_trips(self) -> int:
+        """How many statements this scheduler has sent since it was made."""
+        return self._database.round_trips
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> Connections:
+        connection = await self._database.connect("client")
+        try:
+            if self._auto_migrate:
+                await schema.migrate(self._database, connection)
+            await schema.check(self._database, connection)
+        except BaseException as error:
+            connection.terminate()
+            if isinstance(error, Exception):
+                raise self._database.explained(error)  # noqa: B904 - it has its cause
+            raise
+        opened = Connections(
+            self._database, self.clock, self._notices, self._sender, self._listen_url, pool_size=self._pool_size
+        )
+        opened.client.adopt(connection)
+        # Sets the clock before anybody asks it.
+        await opened.client.run(lambda db: db.timed("SELECT {schema}.now_v1()"))
+        return opened
+
+    async def _use(self) -> Connections:
+        """What is open, or opened now."""
+        connections = self._connections
+        if connections is None or connections.loop is not asyncio.get_running_loop():
+            # A straggler that opened it again after close() would leave connections behind.
+            if self._was_closed:
+                raise self._database.closed()
+            await self.open()
+            connections = self._connections
+            if connections is None:
+                raise self._database.closed()
+            if connections.loop is not asyncio.get_running_loop():
+                raise RuntimeError(
+                    f"{self!r} was opened on another event loop, which still runs: make a scheduler for each loop"
+                )
+        return connections
+
+    async def _do(self, work: Callable[[Connections], Coroutine[Any, Any, T]]) -> T:
+        """``work``, to its end even if the caller is cancelled: the server would do it anyway, and a cancelled statement
+        costs its connection."""
+        calls = await self._use()
+        return await asyncio.shield(calls.begin(work(calls)))
+
+    async def _read(self, work: Work[T]) -> T:
+        return await self._do(lambda calls: calls.client.run(work, repeatable=True))
+
+    def _tell(self, calls: Connections, happened: Happened) -> None:
+        if happened:
+            self._notices.tell(happened.notification())
+            calls.herald.tell(happened)
+
+    async def _give_back(self, calls: Connections, worker_id: int, claiming: asyncio.Task[Claimed]) -> None:
+        claimed = await claiming
+        if claimed.runs:
+            await calls.claim.run(lambda db: claims.give_back(db, worker_id, claimed))
+            self._tell(calls, Happened(ready=True))
+
+    def _drop_dead_loop(self) -> None:
+        """Forget connections whose event loop was closed under them: they can neither be used nor be closed any more."""
+        connections = self._connections
+        if connections is not None and connections.loop.is_closed():
+            connections.abandon()
+            self._connections = None
+        if self._opening is not None and self._opening.get_loop().is_closed():
+            self._opening = None
+
+    # Last, because below it the name would hide the type.
+    async def list(self, query: ListQuery) -> list[ExecutionRow]:
+        return await self._read(lambda db: executions.list_executions(db, query))

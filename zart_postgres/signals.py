@@ -1,0 +1,97 @@
+"""What reaches a run from outside: events and cancellations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from zart_core.errors import ExecutionFinished, ExecutionNotFound
+from zart_core.records import ErrorInfo, EventRow, ExecutionFailure, Offer, Signals, Watch
+from zart_postgres.lanes import Session
+from zart_postgres.notices import Happened
+
+_OFFER: Final = "SELECT o_now, o_outcome, o_run, o_ready, o_running FROM {schema}.offer_v1($1, $2, $3, $4)"
+_CANCEL: Final = """
+    SELECT o_now, o_outcome, o_run, o_ready, o_running, o_parents FROM {schema}.cancel_v1($1, $2, $3)
+"""
+_SIGNALS: Final = """
+    SELECT watch.run_id, watch.seen, a.run_id IS NOT NULL AS held, a.signal_seq, a.open_children, a.cancel_requested,
+           a.cancel_reason, e.seqs, e.names, e.payloads, e.sent_at
+    FROM unnest($1::bigint[], $2::integer[], $3::integer[]) AS watch(run_id, epoch, seen)
+    LEFT JOIN {schema}.active AS a
+        ON a.run_id = watch.run_id AND a.worker_id IS NOT DISTINCT FROM $4 AND a.epoch = watch.epoch
+    LEFT JOIN LATERAL (
+        SELECT array_agg(v.seq ORDER BY v.seq) AS seqs, array_agg(v.name ORDER BY v.seq) AS names,
+               array_agg(v.payload ORDER BY v.seq) AS payloads, array_agg(v.sent_at ORDER BY v.seq) AS sent_at
+        FROM {schema}.events AS v WHERE v.run_id = a.run_id AND v.seq > watch.seen
+    ) AS e ON true
+    WHERE a.run_id IS NULL OR a.signal_seq > watch.seen
+"""
+
+
+async def offer_event(db: Session, offer: Offer) -> tuple[bool, Happened]:
+    """See :meth:`zart_core.scheduler.Scheduler.offer_event`."""
+    row = await db.row(_OFFER, offer.execution_id, offer.name, offer.payload, offer.event_id)
+    _, outcome, run_id, ready, running = row
+    if outcome == "missing":
+        raise _missing(offer.execution_id)
+    if outcome == "finished":
+        raise ExecutionFinished(
+            f"execution {offer.execution_id!r} has finished: it takes no event {offer.name!r} any more"
+        )
+    return outcome == "taken", Happened(ready=ready, signals=(run_id,) if running else ())
+
+
+async def cancel(db: Session, execution_id: str, reason: str | None) -> tuple[bool, Happened]:
+    """See :meth:`zart_core.scheduler.Scheduler.cancel`."""
+    text = f"execution {execution_id!r} was cancelled" + (f": {reason}" if reason else "")
+    error = ErrorInfo(type="ExecutionCancelled", message=text)
+    failure = ExecutionFailure(kind="cancelled", error=error, reason=reason)
+    row = await db.row(_CANCEL, execution_id, reason, msgspec.json.encode(failure))
+    _, outcome, run_id, ready, running, parents = row
+    if outcome == "missing":
+        raise _missing(execution_id)
+    happened = Happened(ready=ready, signals=[*(parents or ()), *((run_id,) if running else ())])
+    if outcome == "ended":
+        happened.finished.add(execution_id)
+    return outcome != "finished", happened
+
+
+async def signals(db: Session, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
+    """See :meth:`zart_core.scheduler.Scheduler.signals`."""
+    if not watches:
+        return []
+    rows = await db.rows(
+        _SIGNALS,
+        [watch.run_id for watch in watches],
+        [watch.epoch for watch in watches],
+        [watch.seen for watch in watches],
+        worker_id,
+    )
+    return [
+        Signals(
+            run_id=row["run_id"],
+            signal_seq=row["signal_seq"] if row["held"] else row["seen"],
+            open_children=row["open_children"] or 0,
+            cancel_requested=bool(row["cancel_requested"]),
+            cancel_reason=row["cancel_reason"],
+            events=_events(row),
+            lost=not row["held"],
+        )
+        for row in rows
+    ]
+
+
+def _events(row: asyncpg.Record) -> list[EventRow]:
+    if row["seqs"] is None:
+        return []
+    return [
+        EventRow(*values) for values in zip(row["seqs"], row["names"], row["payloads"], row["sent_at"], strict=True)
+    ]
+
+
+def _missing(execution_id: str) -> ExecutionNotFound:
+    return ExecutionNotFound(f"no execution has the id {execution_id!r}")

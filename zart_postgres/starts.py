@@ -1,0 +1,78 @@
+"""Storing new executions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from zart_core.duration import FOREVER
+from zart_core.errors import ExecutionAlreadyExists
+from zart_core.records import Start, Started
+from zart_postgres.database import sqlstate
+from zart_postgres.lanes import Session
+
+_START: Final = """
+    SELECT now, execution_id, run_id, created
+    FROM {schema}.start_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+"""
+_OTHER_TASK: Final = "ZT001"
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def start(db: Session, starts: Sequence[Start]) -> list[Started]:
+    """See :meth:`zart_core.scheduler.Scheduler.start`."""
+    if not starts:
+        return []
+    # The same id twice: the first stands, the others find it.
+    first: dict[str, Start] = {}
+    for given in starts:
+        stands = first.setdefault(given.execution_id, given)
+        if stands.task != given.task:
+            raise _belongs(given.execution_id, stands.task, given.task)
+    new = first.values()
+    try:
+        rows = await db.timed(
+            _START,
+            list(first),
+            [given.task for given in new],
+            [given.input for given in new],
+            [given.version for given in new],
+            [given.queue for given in new],
+            [given.priority for given in new],
+            [_encode(given.tags).decode() for given in new],
+            [given.wake_at for given in new],
+            [_bounded(given.delay) for given in new],
+            [_bounded(given.timeout) for given in new],
+            [given.nonce or None for given in new],
+            FOREVER,
+        )
+    except asyncpg.exceptions.PostgresError as error:
+        if sqlstate(error) != _OTHER_TASK:
+            raise
+        execution_id, task = str(getattr(error, "detail", "")), str(getattr(error, "hint", ""))
+        raise _belongs(execution_id, task, first[execution_id].task) from None
+    found: dict[str, tuple[int, bool]] = {row[1]: (row[2], row[3]) for row in rows}
+    return [
+        Started(
+            given.execution_id,
+            found[given.execution_id][0],
+            given.task,
+            found[given.execution_id][1] and first[given.execution_id] is given,
+        )
+        for given in starts
+    ]
+
+
+def _belongs(execution_id: str, task: str, wanted: str) -> ExecutionAlreadyExists:
+    return ExecutionAlreadyExists(
+        f"execution {execution_id!r} exists already, for task {task!r} and not for {wanted!r}"
+    )
+
+
+def _bounded(length: int | None) -> int | None:
+    """A length that does not make a sum overflow; the sum is kept at the end of time anyway."""
+    return None if length is None else max(-FOREVER, min(length, FOREVER))
