@@ -39,6 +39,7 @@ class Connections:
         self.claim: Final = Lane(database, clock, "claim")
         self.flush: Final = Lane(database, clock, "flush")
         self.lease: Final = Lane(database, clock, "lease")
+        self.lent: Final = Lane(database, clock, "transaction", pool_size, lent=True)
         self.herald: Final = Herald(self.client, database.schema, sender)
         self.listener: Final = Listener(database, sender, listen_url, notices.tell)
         self._deaf = database.pooler and listen_url is None
@@ -77,7 +78,7 @@ class Connections:
 
     @property
     def _lanes(self) -> tuple[Lane, ...]:
-        return (self.client, self.claim, self.flush, self.lease)
+        return (self.client, self.claim, self.flush, self.lease, self.lent)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -25,6 +25,16 @@ class ServerVersion(Protocol):
     def minor(self) -> int: ...
 
 
+class DatabaseTransaction(AbstractAsyncContextManager[object], Protocol):
+    """What is used of asyncpg's; inside another one it is a savepoint."""
+
+    async def start(self) -> None: ...
+
+    async def commit(self) -> None: ...
+
+    async def rollback(self) -> None: ...
+
+
 class Connection(Protocol):
     """What is used of an asyncpg connection, some of whose methods have no annotations."""
 
@@ -38,7 +48,11 @@ class Connection(Protocol):
 
     def add_termination_listener(self, callback: Callable[..., None]) -> None: ...
 
-    def transaction(self) -> AbstractAsyncContextManager[object]: ...
+    def transaction(self) -> DatabaseTransaction: ...
+
+    def is_in_transaction(self) -> bool: ...
+
+    async def reset(self) -> None: ...
 
     def is_closed(self) -> bool: ...
 
@@ -86,10 +100,13 @@ class Database:
             found = self._statements[statement] = statement.replace("{schema}", f'"{self.schema}"')
         return found
 
-    async def connect(self, duty: str, *, url: str | None = None, timeout: float | None = None) -> Connection:
-        """A new connection. ``duty`` is what ``pg_stat_activity`` shows of it. Raises ``BackendUnavailable``."""
+    async def connect(
+        self, duty: str, *, url: str | None = None, timeout: float | None = None, lent: bool = False
+    ) -> Connection:
+        """A new connection. ``duty`` is what ``pg_stat_activity`` shows of it. One that is ``lent`` to users keeps the server's
+        settings. Raises ``BackendUnavailable``."""
         settings = {"application_name": f"zart {duty}"[:63]}
-        if not self.pooler:
+        if not self.pooler and not lent:
             # A pooler refuses settings that it does not know, so behind one they stay the server's. The server gives up
             # on its own a little after the client has: then a lost cancellation request costs no more than that.
             settings["statement_timeout"] = str(round(self.command_timeout * 1_500))
@@ -189,6 +206,11 @@ def sqlstate(error: BaseException) -> str:
 def is_conflict(error: BaseException) -> bool:
     """Whether the transaction was undone because of another one: then nothing has happened, and it may work now."""
     return sqlstate(error) in _CONFLICTS
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether our schema, or something in it, is not there."""
+    return sqlstate(error) in _NOT_OURS
 
 
 def is_disconnected(error: BaseException) -> bool:

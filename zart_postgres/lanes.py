@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 import asyncpg
@@ -55,12 +56,18 @@ Work = Callable[[Session], Awaitable[T]]
 
 
 class Lane:
-    """At most ``size`` connections for one duty, opened when needed and kept. With one, calls follow each other in order."""
+    """At most ``size`` connections for one duty, opened when needed and kept. With one, calls follow each other in order.
 
-    def __init__(self, database: Database, clock: DatabaseClock, duty: str, size: int = 1) -> None:
+    ``lent``: they are for users' statements too.
+    """
+
+    def __init__(
+        self, database: Database, clock: DatabaseClock, duty: str, size: int = 1, *, lent: bool = False
+    ) -> None:
         self._database: Final = database
         self._clock: Final = clock
         self.duty: Final = duty
+        self._lent: Final = lent
         self._slots: Final = asyncio.Semaphore(size)
         self._free: list[Connection] = []
         self._closed = False
@@ -105,32 +112,37 @@ class Lane:
                 connection.terminate()
         self._free = []
 
-    async def _attempt(self, work: Work[T], timeout: float | None) -> T:
+    @asynccontextmanager
+    async def hold(self, timeout: float | None = None) -> AsyncGenerator[Connection]:
+        """A connection for the time of the block. After a failure that concerns the connection it is dropped."""
         async with self._slots:
             if self._closed:
                 raise self._database.closed()
             connection = await self._take(timeout)
             sound = False
             try:
-                answer = await work(Session(self._database, connection, self._clock, timeout))
+                yield connection
                 sound = True
-                return answer
             except Exception as error:
                 # After a timeout the statement may still run, and the wire may be dead: neither is worth waiting for.
                 sound = not isinstance(error, TimeoutError) and not is_disconnected(error)
                 raise
             finally:
-                if sound and not self._closed and not connection.is_closed():
+                if sound and not self._closed and not connection.is_closed() and not connection.is_in_transaction():
                     self._free.append(connection)
                 else:
                     connection.terminate()
+
+    async def _attempt(self, work: Work[T], timeout: float | None) -> T:
+        async with self.hold(timeout) as connection:
+            return await work(Session(self._database, connection, self._clock, timeout))
 
     async def _take(self, timeout: float | None) -> Connection:
         while self._free:
             connection = self._free.pop()
             if not connection.is_closed():
                 return connection
-        return await self._database.connect(self.duty, timeout=timeout)
+        return await self._database.connect(self.duty, timeout=timeout, lent=self._lent)
 
 
 async def _close(connection: Connection) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from zart_core.duration import SECOND, Duration, positive_micros
 from zart_core.records import (
@@ -23,10 +24,12 @@ from zart_core.records import (
     Start,
     Started,
     StatsRow,
+    StepKey,
+    StepRow,
     Watch,
     WorkerInfo,
 )
-from zart_postgres import audit, claims, executions, leases, schema, signals, starts
+from zart_postgres import audit, claims, executions, leases, schema, signals, starts, transactions
 from zart_postgres.clock import DatabaseClock
 from zart_postgres.connections import Connections
 from zart_postgres.database import Database
@@ -58,6 +61,8 @@ class PostgresScheduler:
         async with scheduler, Worker(scheduler, registry):
             ...
     """
+
+    transactions: Literal["async", "plain"] = "async"
 
     def __init__(
         self,
@@ -161,7 +166,10 @@ class PostgresScheduler:
 
     # --- starting and clients -----------------------------------------------------------------------------------------
 
-    async def start(self, starts_: Sequence[Start]) -> list[Started]:
+    async def start(self, starts_: Sequence[Start], tx: object = None) -> list[Started]:
+        if tx is not None:
+            return await self._join(tx, lambda db: starts.start(db, starts_))
+
         async def work(calls: Connections) -> list[Started]:
             # A call with a nonce recognizes what an earlier try of it created.
             repeatable = all(start.nonce for start in starts_)
@@ -171,7 +179,10 @@ class PostgresScheduler:
 
         return await self._do(work)
 
-    async def offer_event(self, offer: Offer) -> bool:
+    async def offer_event(self, offer: Offer, tx: object = None) -> bool:
+        if tx is not None:
+            return (await self._join(tx, lambda db: signals.offer_event(db, offer)))[0]
+
         async def work(calls: Connections) -> bool:
             taken, happened = await calls.client.run(lambda db: signals.offer_event(db, offer))
             self._tell(calls, happened)
@@ -242,6 +253,24 @@ class PostgresScheduler:
             return outcome.flushed
 
         return await self._do(work)
+
+    async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
+        """``work`` gets an asyncpg connection. Its transaction is READ COMMITTED; nested ones are savepoints."""
+        calls = await self._use()
+        transaction = transactions.StepTransaction(self._database, self.clock, key, work)
+        running = calls.begin(transaction.run(calls.lent))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if not transaction.committing:
+                running.cancel()
+            # It tells how it ended: not at all, or with a commit that had begun before.
+            while not running.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait((running,))
+            if running.cancelled() or running.exception() is not None:
+                raise
+            return running.result()
 
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
         return await self._read(lambda db: signals.signals(db, watches, worker_id))
@@ -341,6 +370,11 @@ class PostgresScheduler:
 
     async def _read(self, work: Work[T]) -> T:
         return await self._do(lambda calls: calls.client.run(work, repeatable=True))
+
+    async def _join(self, tx: object, work: Work[T]) -> T:
+        """``work`` in the caller's transaction. Nobody is told: it has not happened yet. Workers find it when they poll."""
+        await self._use()
+        return await transactions.join(self._database, self.clock, tx, work)
 
     def _tell(self, calls: Connections, happened: Happened) -> None:
         if happened:

@@ -28,7 +28,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from tests.behaviour.world import REPLAY, Ledger
+from tests.behaviour.world import REPLAY, Ledger, url_of
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig, connect, context
 from zart_core.testing.faults import FaultPlan, FaultyScheduler, crash
 
@@ -43,7 +43,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.url = f"sqlite:///{folder}/zart.db"
+        self.url = url_of(folder)
         self.ledger = Ledger(folder / "ledger")
 
     def write(self, *words: object) -> None:

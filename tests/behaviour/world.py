@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,33 @@ from zart_core import (
 
 REPLAY = os.environ.get("ZART_TEST_REPLAY", "cached")
 """``always`` runs the whole suite with an engine that suspends and replays at every durable call."""
+
+STORE = os.environ.get("ZART_TEST_STORE", "sqlite")
+"""``sqlite``, ``postgres`` (the newest server at hand) or ``postgres16``: where the suite keeps its executions."""
+
+
+@contextmanager
+def store(folder: Path) -> Iterator[None]:
+    """A fresh store for what happens in ``folder``, in this process and others."""
+    if STORE == "sqlite":
+        yield
+        return
+    # Imported here: the suite on SQLite needs no server and none of its packages.
+    from tests.postgres import server
+
+    version = int(STORE.removeprefix("postgres") or server.NEWEST)
+    with asyncio.Runner() as runner:
+        database = server.database(version)
+        (folder / "url").write_text(runner.run(database.__aenter__()))
+        try:
+            yield
+        finally:
+            runner.run(database.__aexit__(None, None, None))
+
+
+def url_of(folder: Path) -> str:
+    """The URL of the store for what happens in ``folder``."""
+    return f"sqlite:///{folder}/zart.db" if STORE == "sqlite" else (folder / "url").read_text()
 
 
 class Ledger:
@@ -52,7 +80,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.url = f"sqlite:///{folder}/zart.db"
+        self.url = url_of(folder)
         self.ledger = Ledger(folder / "ledger")
         self.registry = TaskRegistry()
         self.scheduler: Scheduler = connect(self.url)

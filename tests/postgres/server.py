@@ -100,8 +100,10 @@ def server_of_ones_own(folder: Path, version: int = NEWEST) -> Iterator[tuple[st
 def _sweep() -> None:
     """Remove what runs left behind that were killed: a server lives on without them."""
     for folder in _FOLDERS.glob(f"{_PREFIX}*"):
-        users = folder / ".handle_pids.json"
-        if not users.exists() or any(psutil.pid_exists(pid) for pid in json.loads(users.read_text() or "[]")):
+        list_of_users = folder / ".handle_pids.json"
+        users: list[int] = json.loads(list_of_users.read_text() or "[]") if list_of_users.exists() else []
+        # Without any it is about to be made, or about to be removed by its last.
+        if not users or any(psutil.pid_exists(pid) for pid in users):
             continue
         for process in psutil.process_iter(["cmdline"]):
             if str(folder) in (process.info["cmdline"] or ()):  # the server's first process: -D folder

@@ -523,6 +523,42 @@ BEGIN
     END IF;
 END $$;
 
+-- Writes the row of a step at the end of the user's transaction. 'lost': the run is not this worker's any more; 'finished': the
+-- step has a finished row, from an earlier try whose answer was lost. In both cases the caller undoes the transaction. The
+-- run's row is locked here and not at its beginning, so that a long transaction holds up neither events nor other steps;
+-- nobody can take the run between this check and the commit.
+CREATE FUNCTION {schema}.transact_v1(
+    p_worker bigint, p_run bigint, p_epoch integer, p_name text, p_ordinal integer, p_kind text, p_status text,
+    p_attempts integer, p_started_at bigint, p_finished_at bigint, p_wake_at bigint, p_deadline bigint,
+    p_event_seq integer, p_step_worker bigint, p_output bytea, p_error bytea, p_details bytea,
+    OUT o_now bigint, OUT o_outcome text)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    PERFORM 1 FROM {schema}.active AS a
+    WHERE a.run_id = p_run AND a.worker_id = p_worker AND a.epoch = p_epoch FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        o_now := {schema}.now_v1();
+        o_outcome := 'lost';
+        RETURN;
+    END IF;
+    o_now := {schema}.now_v1();
+    INSERT INTO {schema}.steps AS t (
+        run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq, worker_id,
+        output, error, details)
+    VALUES (
+        p_run, p_name, p_ordinal, p_kind, p_status, p_attempts, p_started_at, p_finished_at, p_wake_at, p_deadline,
+        p_event_seq, p_step_worker, p_output, p_error, p_details)
+    ON CONFLICT (run_id, name, ordinal) DO UPDATE SET
+        kind = excluded.kind, status = excluded.status, attempts = excluded.attempts, started_at = excluded.started_at,
+        finished_at = excluded.finished_at, wake_at = excluded.wake_at, deadline = excluded.deadline,
+        event_seq = excluded.event_seq, worker_id = excluded.worker_id, output = excluded.output,
+        error = excluded.error, details = excluded.details
+    WHERE t.status = 'pending';
+    o_outcome := CASE WHEN FOUND THEN 'written' ELSE 'finished' END;
+END $$;
+
 -- --- signals --------------------------------------------------------------------------------------------------------
 
 -- o_outcome: 'missing', 'finished', 'known' (the event_id was there), 'taken'. o_ready: it made the run claimable.

@@ -1,0 +1,138 @@
+"""Transactions that are shared with users: theirs with our rows in them, and ours with their writes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
+
+import asyncpg
+
+from zart_core.records import StepKey, StepRow
+from zart_postgres.clock import DatabaseClock
+from zart_postgres.database import Connection, Database, is_missing
+from zart_postgres.lanes import Lane, Session, Work
+
+T = TypeVar("T")
+
+_LOOK: Final = """
+    SELECT {schema}.now_v1(),
+           EXISTS (SELECT 1 FROM {schema}.active AS a WHERE a.run_id = $1 AND a.worker_id = $2 AND a.epoch = $3),
+           s.name, s.ordinal, s.kind, s.status, s.attempts, s.started_at, s.finished_at, s.wake_at, s.deadline,
+           s.event_seq, s.output, s.error, s.details, s.worker_id
+    FROM (SELECT 1) AS one
+    LEFT JOIN {schema}.steps AS s ON s.run_id = $1 AND s.name = $4 AND s.ordinal = $5 AND s.status <> 'pending'
+"""
+_WRITE: Final = """
+    SELECT o_now, o_outcome FROM {schema}.transact_v1(
+        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+"""
+
+
+class StepTransaction:
+    """One transaction of a step: the user's writes and the step's row, in one commit."""
+
+    def __init__(self, database: Database, clock: DatabaseClock, key: StepKey, work: Callable[[Any], Any]) -> None:
+        self._database: Final = database
+        self._clock: Final = clock
+        self._key: Final = key
+        self._work: Final = work
+        self.committing = False
+        """Whether the commit has begun: then it is too late to give up."""
+
+    async def run(self, lane: Lane) -> StepRow | None:
+        """See :meth:`zart_core.scheduler.Scheduler.transact`."""
+        try:
+            async with lane.hold() as connection:
+                try:
+                    row = await self._transact(connection)
+                except Exception as error:
+                    if connection.is_closed():
+                        # Whatever the user's code has made of it: nothing of the transaction was committed, unless the
+                        # connection broke in the very commit. The next try finds out.
+                        raise ConnectionError(f"the connection broke in a transaction: {error}") from error
+                    raise
+                # Settings, temporary tables and locks of the session are the user's, and end with their transaction.
+                try:
+                    await connection.reset()
+                except Exception:
+                    connection.terminate()
+                return row
+        except Exception as error:
+            raise self._database.explained(error)  # noqa: B904 - it has its cause
+
+    async def _transact(self, connection: Connection) -> StepRow | None:
+        db = Session(self._database, connection, self._clock)
+        held, finished = await self._look(db)
+        if not held or finished is not None:
+            return finished if held else None
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            row: StepRow = await self._work(connection)
+            if not connection.is_in_transaction():
+                raise RuntimeError(
+                    f"the body of transaction {self._key.name!r} has ended the transaction it was run in"
+                )
+            outcome = await self._write(db, row)
+        except Exception:
+            if not connection.is_closed() and connection.is_in_transaction():
+                await transaction.rollback()
+            raise
+        if outcome != "written":
+            await transaction.rollback()
+            return (await self._look(db))[1] if outcome == "finished" else None
+        # Race: a timeout or the end of the worker beside the commit. From now on the call is answered with the row.
+        self.committing = True
+        await transaction.commit()
+        return row
+
+    async def _look(self, db: Session) -> tuple[bool, StepRow | None]:
+        """Whether the run is held, and the step's finished row."""
+        key = self._key
+        found = await db.row(_LOOK, key.run_id, key.worker_id, key.epoch, key.name, key.ordinal)
+        values: list[Any] = list(found.values())
+        return values[1], None if values[2] is None else StepRow(*values[2:])
+
+    async def _write(self, db: Session, row: StepRow) -> str:
+        key = self._key
+        written = await db.row(
+            _WRITE,
+            key.worker_id,
+            key.run_id,
+            key.epoch,
+            key.name,
+            key.ordinal,
+            row.kind,
+            row.status,
+            row.attempts,
+            row.started_at,
+            row.finished_at,
+            row.wake_at,
+            row.deadline,
+            row.event_seq,
+            row.worker_id,
+            row.output,
+            row.error,
+            row.details,
+        )
+        return str(written["o_outcome"])
+
+
+async def join(database: Database, clock: DatabaseClock, tx: object, work: Work[T]) -> T:
+    """Do ``work`` in the open transaction of the user's connection ``tx``, within a savepoint: what fails is undone alone."""
+    if not isinstance(tx, asyncpg.Connection):  # those of a pool are too
+        raise TypeError(f"tx must be an asyncpg connection, not {type(tx).__qualname__}")
+    theirs = cast(Connection, tx)
+    if theirs.is_closed():
+        raise ValueError("tx is closed")
+    if not theirs.is_in_transaction():
+        raise ValueError("tx has no open transaction: begin one before, so that all is committed together")
+    try:
+        async with theirs.transaction():
+            return await work(Session(database, theirs, clock))
+    except Exception as error:
+        if is_missing(error):
+            raise ValueError(
+                f"tx leads to a database, or a role, that does not see the tables of {database.name}"
+            ) from error
+        raise database.explained(error)  # noqa: B904 - it has its cause
