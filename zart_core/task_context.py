@@ -64,10 +64,11 @@ class TaskContext:
     every replay, and is durable when it is returned.
     """
 
-    __slots__ = ("_logger", "_run", "_scope")
+    __slots__ = ("_logger", "_run", "_scope", "_turn")
 
     def __init__(self, run: Run, *, scope: Callable[..., Any]) -> None:
         self._run = run
+        self._turn = run.turn
         self._scope = scope
         self._logger: logging.LoggerAdapter[logging.Logger] | None = None
 
@@ -124,6 +125,18 @@ class TaskContext:
         if self._logger is None:
             self._logger = _ReplayLogger(self._run)
         return self._logger
+
+    def _live(self) -> Run:
+        """The run, while the pass that this context belongs to goes on."""
+        if self._turn != self._run.turn:
+            raise self._run.stale()
+        return self._run
+
+    async def _call(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+        return await call(self._live(), *args)
+
+    async def _publish(self, key: str, value: Any) -> None:
+        await publish(self._live(), key, value)
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -203,7 +216,7 @@ class TaskContext:
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: TransactionKeywords
     ) -> Any:
         checked = _options(name, cast(StepKeywords, options))
-        row, value = await run_transaction(self._run, site, name, _callable(name, fn), args, checked)
+        row, value = await run_transaction(self._live(), site, name, _callable(name, fn), args, checked)
         if row.error is not None:
             raise step_error(row.error, step=name, scopes=(fn, self._scope))
         return value
@@ -211,7 +224,7 @@ class TaskContext:
     async def _step(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
     ) -> Any:
-        row, value = await run_step(self._run, site, name, _callable(name, fn), args, _options(name, options))
+        row, value = await run_step(self._live(), site, name, _callable(name, fn), args, _options(name, options))
         if row.error is not None:
             raise step_error(row.error, step=name, scopes=(fn, self._scope))
         return value
@@ -244,7 +257,7 @@ class TaskContext:
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
     ) -> Ok[Any] | BusinessErr[BaseException] | ZartErr:
         try:
-            row, value = await run_step(self._run, site, name, _callable(name, fn), args, _options(name, options))
+            row, value = await run_step(self._live(), site, name, _callable(name, fn), args, _options(name, options))
         except StepError as ended:  # the execution's deadline, before the step could begin
             return ZartErr(ended, name, ended.attempts)
         if row.error is None:
@@ -382,19 +395,19 @@ class TaskContext:
 
         ``fn`` runs on the event loop, so it must be quick and have no effect outside; that is what steps are for.
         """
-        return capture(self._run, _site(), name, fn, None)
+        return self._call(capture, _site(), name, fn, None)
 
     def now(self, name: str) -> Coroutine[Any, Any, datetime]:
         """The time when this call was first reached (aware, UTC), stored."""
         run = self._run
-        return capture(run, _site(), name, lambda: moment(run.clock.now()), datetime)
+        return self._call(capture, _site(), name, lambda: moment(run.clock.now()), datetime)
 
     def publish(self, key: str, value: Any) -> Coroutine[Any, Any, None]:
         """Let clients read ``value`` under ``key`` while the execution runs (progress, state).
 
         Not part of the history: a key may be published any number of times, the last value wins, nothing is written while replaying.
         """
-        return publish(self._run, key, value)
+        return self._publish(key, value)
 
     # --- time and events -------------------------------------------------------------------------------------------
 
@@ -404,12 +417,14 @@ class TaskContext:
         Holds no worker slot, thread or connection while it waits, and never ends early by the backend's clock.
         """
         run = self._run
-        return sleep(run, _site(), name, lambda: _after(run, micros(duration, what=f"the duration of sleep {name!r}")))
+        return self._call(
+            sleep, _site(), name, lambda: _after(run, micros(duration, what=f"the duration of sleep {name!r}"))
+        )
 
     def sleep_until(self, name: str, when: datetime) -> Coroutine[Any, Any, None]:
         """A durable timer until ``when`` (aware; a naive one raises ``ValueError``). A time that has passed ends at once."""
         run = self._run
-        return sleep(run, _site(), name, lambda: _at(run, instant(when, what=f"the time of sleep {name!r}")))
+        return self._call(sleep, _site(), name, lambda: _at(run, instant(when, what=f"the time of sleep {name!r}")))
 
     @overload
     def wait_for_event(self, name: str, type_: type[E], timeout: Duration | None = None) -> Coroutine[Any, Any, E]: ...
@@ -427,7 +442,7 @@ class TaskContext:
         raises it too, and a late event stays for the next wait), ``PayloadError`` when the event is not a ``type_``.
         """
         length = None if timeout is None else max(0, micros(timeout, what=f"the timeout of the wait for {name!r}"))
-        return wait_for_event(self._run, _site(), name, type_, length)
+        return self._call(wait_for_event, _site(), name, type_, length)
 
 
 def _after(run: Run, length: int) -> int:
