@@ -10,7 +10,7 @@ import msgspec
 from zart_core.records import FinishFact, Flush, Flushed, StepRow, SuspendFact
 from zart_postgres.lanes import Session
 
-_PARAMETERS: Final = 53
+_PARAMETERS: Final = 54
 FLUSH: Final = (
     "SELECT o_now, o_lost, o_refused, o_cancelled, o_parents, o_finished FROM {schema}.flush_v1("
     + ", ".join(f"${number}" for number in range(1, _PARAMETERS + 1))
@@ -67,6 +67,7 @@ async def flush(db: Session, request: Flush) -> Outcome:
         [fact.row.finished_at for fact in attempts],
         [fact.row.worker_id for fact in attempts],
         [fact.row.error for fact in attempts],
+        [fact.row.handler_attempt for fact in attempts],
         *_beat_columns(beats),
         [run_id for run_id, _ in published],
         [key for _, key in published],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
-from tests.postgres.server import VERSIONS, database
+from tests.postgres.server import VERSIONS, connection_to, database
 from zart_core.testing.contract import Backend, SchedulerContract
 from zart_postgres import PostgresScheduler
 
@@ -23,6 +23,11 @@ class PostgresDatabase(Backend):
     async def audit(self) -> list[str]:
         async with self.scheduler() as scheduler:
             return await scheduler.audit()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        async with connection_to(self.url) as connection:
+            yield connection
 
 
 class OnPostgres(SchedulerContract):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import datetime
 from functools import partial
 from typing import Any, assert_type
@@ -15,6 +16,7 @@ from zart_core import (
     ExecutionHandle,
     Ok,
     RetryConfig,
+    StartRequest,
     Step,
     TaskContext,
     TaskHandler,
@@ -22,6 +24,13 @@ from zart_core import (
     ZartErr,
     connect,
 )
+
+
+class Connection:
+    """Stands in for asyncpg's: with a type that is Any to it, mypy cannot choose between the overloads."""
+
+    async def fetchval(self, query: str, *args: object) -> str:
+        return query
 
 
 class Order(Struct):
@@ -53,6 +62,9 @@ class Checkout(TaskHandler[Order, Receipt]):
         assert_type(await ctx.step("many-arguments", self.mix, 1, "b", [2.5]), tuple[int, str])
         assert_type(await ctx.step_or_else("plain", self.charge, data, fallback=lambda error: None), Receipt | None)
         assert_type(await ctx.step_or_else("async", self.charge, data, fallback=self.explain), Receipt | str)
+        assert_type(await ctx.transaction("book", self.book, data), int)
+        assert_type(await ctx.transaction("book-async", self.book_async, data, retry="fixed(3, 1s)"), Receipt)
+        assert_type(await ctx.transaction("look", lambda db: 5, timeout="1s", timeout_scope="per_attempt"), int)
         match await ctx.outcome("charge-again", self.charge, data):
             case Ok(value):
                 assert_type(value, Receipt)
@@ -64,6 +76,13 @@ class Checkout(TaskHandler[Order, Receipt]):
 
     async def charge(self, order: Order) -> Receipt:
         return Receipt(order.order_id)
+
+    def book(self, db: sqlite3.Connection, order: Order) -> int:
+        row: tuple[int] = db.execute("INSERT INTO orders VALUES (?) RETURNING rowid", (order.order_id,)).fetchone()
+        return row[0]
+
+    async def book_async(self, connection: Connection, order: Order) -> Receipt:
+        return Receipt(await connection.fetchval("INSERT INTO orders VALUES ($1) RETURNING id", order.order_id))
 
     async def explain(self, error: BaseException) -> str:
         return str(error)
@@ -84,6 +103,12 @@ async def use() -> Receipt:
     assert_type(await durable.start_and_wait(Checkout, Order("2", 2)), Receipt)
     assert_type(durable.handle("1", Checkout), ExecutionHandle[Receipt])
     assert_type(await handle.result(), Receipt)
+    with sqlite3.connect("zart.db") as db:
+        assert_type(await durable.start(Checkout, Order("4", 2), tx=db), ExecutionHandle[Receipt])
+        assert_type(
+            await durable.start_many([StartRequest(Checkout, Order("5", 2))], tx=db), list[ExecutionHandle[Any]]
+        )
+        await durable.offer_event("4", "approval", tx=db)
     assert_type(await durable.start("checkout", {"order_id": "3"}), ExecutionHandle[Any])
     assert_type(await durable.handle("1").result(), Any)
     assert_type(await durable.wait("1"), Execution)

@@ -180,9 +180,7 @@ class Journal:
         """Set the one run of ``flush`` aside, and report it as lost. Raises what the backend says to that: then no fact is to blame."""
         run_id, epoch = max((fact.run_id, fact.epoch) for fact in _facts(flush))
         logger.error("run %d is set aside: the store refuses what it has recorded", run_id, exc_info=error)
-        flushed = await self._persist(
-            Flush(worker_id=self._worker_id, suspends=[self._aside(run_id, epoch, error)])
-        )
+        flushed = await self._persist(Flush(worker_id=self._worker_id, suspends=[self._aside(run_id, epoch, error)]))
         return None if flushed is None else Flushed(lost=frozenset((run_id,)))
 
     def _aside(self, run_id: int, epoch: int, error: BaseException) -> SuspendFact:
