@@ -5,8 +5,25 @@ survives crashes, restarts and deployments, on the SQLite file or the PostgreSQL
 """
 
 from zart_core.ambient import ExecutionInfo, context
+from zart_core.calls import (
+    capture,
+    loop,
+    now,
+    outcome,
+    patched,
+    publish,
+    saga,
+    sleep,
+    sleep_until,
+    step,
+    step_or,
+    step_or_else,
+    transaction,
+    wait_for_event,
+)
 from zart_core.client import DurableScheduler, ExecutionHandle, StartRequest
 from zart_core.connect import connect
+from zart_core.decorators import DurableFunction, StepCall, ZartStep, zart_durable, zart_step
 from zart_core.duration import Duration
 from zart_core.errors import (
     BackendUnavailable,
@@ -63,6 +80,7 @@ __all__ = [
     "Codec",
     "DeadlineExceeded",
     "DuplicateStepError",
+    "DurableFunction",
     "DurableScheduler",
     "Duration",
     "ErrorInfo",
@@ -95,6 +113,7 @@ __all__ = [
     "StartRequest",
     "Stats",
     "Step",
+    "StepCall",
     "StepError",
     "StepFailed",
     "StepInterrupted",
@@ -110,6 +129,23 @@ __all__ = [
     "WorkerConfig",
     "ZartErr",
     "ZartError",
+    "ZartStep",
+    "capture",
     "connect",
     "context",
+    "loop",
+    "now",
+    "outcome",
+    "patched",
+    "publish",
+    "saga",
+    "sleep",
+    "sleep_until",
+    "step",
+    "step_or",
+    "step_or_else",
+    "transaction",
+    "wait_for_event",
+    "zart_durable",
+    "zart_step",
 ]

@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 from msgspec import Struct
 
 from zart_core.completions import Completions
+from zart_core.decorators import DurableFunction
 from zart_core.duration import FOREVER, Duration, instant, micros, positive_micros
 from zart_core.errors import (
     BackendUnavailable,
@@ -50,7 +51,7 @@ _MAX_PAGE: Final = 1_000
 class StartRequest(Struct, frozen=True):
     """One start for :meth:`DurableScheduler.start_many`; the fields are the options of :meth:`DurableScheduler.start`."""
 
-    task: str | type[Any]
+    task: str | type[Any] | DurableFunction[Any, Any]
     data: Any = None
     execution_id: str | None = None
     delay: Duration | None = None
@@ -113,7 +114,7 @@ class DurableScheduler:
     @overload
     async def start(
         self,
-        task: type[TaskHandler[Data, Output]],
+        task: type[TaskHandler[Data, Output]] | DurableFunction[Data, Output],
         data: Data,
         *,
         execution_id: str | None = ...,
@@ -144,7 +145,7 @@ class DurableScheduler:
 
     async def start(
         self,
-        task: str | type[Any],
+        task: str | type[Any] | DurableFunction[Any, Any],
         data: Any = None,
         *,
         execution_id: str | None = None,
@@ -193,7 +194,7 @@ class DurableScheduler:
     @overload
     async def start_and_wait(
         self,
-        task: type[TaskHandler[Data, Output]],
+        task: type[TaskHandler[Data, Output]] | DurableFunction[Data, Output],
         data: Data,
         *,
         timeout: Duration | None = ...,
@@ -214,7 +215,7 @@ class DurableScheduler:
 
     async def start_and_wait(
         self,
-        task: str | type[Any],
+        task: str | type[Any] | DurableFunction[Any, Any],
         data: Any = None,
         *,
         timeout: Duration | None = None,
@@ -226,12 +227,16 @@ class DurableScheduler:
         return await handle.result(timeout)
 
     @overload
-    def handle(self, execution_id: str, task: type[TaskHandler[Any, Output]]) -> ExecutionHandle[Output]: ...
+    def handle(
+        self, execution_id: str, task: type[TaskHandler[Any, Output]] | DurableFunction[Any, Output]
+    ) -> ExecutionHandle[Output]: ...
 
     @overload
     def handle(self, execution_id: str, task: str | None = None) -> ExecutionHandle[Any]: ...
 
-    def handle(self, execution_id: str, task: str | type[Any] | None = None) -> ExecutionHandle[Any]:
+    def handle(
+        self, execution_id: str, task: str | type[Any] | DurableFunction[Any, Any] | None = None
+    ) -> ExecutionHandle[Any]:
         """The handle of an execution that was started elsewhere; asks nobody whether it exists. A handler's class types it."""
         return ExecutionHandle(self, _check_id(execution_id), _types(task)[1], created=False)
 
@@ -303,7 +308,7 @@ class DurableScheduler:
         self,
         *,
         status: RunStatus | Iterable[RunStatus] | None = None,
-        task: str | type[Any] | None = None,
+        task: str | type[Any] | DurableFunction[Any, Any] | None = None,
         tags: dict[str, str] | None = None,
         search: str | None = None,
         limit: int = 50,
@@ -445,12 +450,14 @@ def new_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}7{os.urandom(10).hex()[:3]}{8 | os.urandom(1)[0] & 3:x}{os.urandom(8).hex()[:15]}"
 
 
-def _types(task: str | type[Any] | None) -> tuple[Any, Any, str | None, int | None]:
+def _types(task: str | type[Any] | DurableFunction[Any, Any] | None) -> tuple[Any, Any, str | None, int | None]:
     """Input type, output type, name and timeout of what was given to start."""
     if task is None:
         return Any, Any, None, None
     if isinstance(task, str):
         return Any, Any, check_task_name(task), None
+    if isinstance(task, DurableFunction):
+        task = type(task)  # it is the only instance of its class
     if not isinstance(task, type) or not issubclass(task, TaskHandler):
         raise TypeError(f"a task is given by its name or its TaskHandler class, not as {task!r}")
     handler = cast("type[TaskHandler[Any, Any]]", task)

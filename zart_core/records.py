@@ -22,7 +22,7 @@ from msgspec import Struct
 
 RunStatus = Literal["scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled"]
 FinalStatus = Literal["completed", "failed", "cancelled"]
-StepKind = Literal["step", "capture", "sleep", "event", "child", "choice", "patch", "failure"]
+StepKind = Literal["step", "capture", "sleep", "event", "child", "choice", "patch", "failure", "undo"]
 StepStatus = Literal["pending", "completed", "failed"]
 FailureKind = Literal["step", "error", "deadline", "retries", "cancelled", "quarantined"]
 
@@ -249,11 +249,15 @@ class PublishFact(Struct, frozen=True, gc=False):
 
 
 class RetryFact(Struct, frozen=True, gc=False):
-    """Begin the handler's next attempt: set ``attempt`` and drop the rows of failed steps, which will run again."""
+    """Begin the handler's next attempt: set ``attempt`` and drop the rows of failed steps, which will run again.
+
+    ``drop`` names further rows to drop, by (name, ordinal): steps that were undone, and their undos.
+    """
 
     run_id: int
     epoch: int
     attempt: int
+    drop: tuple[tuple[str, int], ...] = ()
 
 
 class FinishFact(Struct, frozen=True, gc=False):

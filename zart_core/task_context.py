@@ -5,23 +5,28 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, Unpack, cast, overload
 
-from zart_core.duration import FOREVER, Duration, instant, later, micros, moment, positive_micros
-from zart_core.engine.steps import PLAIN, StepOptions, run_step
+from zart_core.duration import FOREVER, Duration, instant, later, micros, moment
+from zart_core.engine.sagas import Saga, open_saga
+from zart_core.engine.steps import run_step
 from zart_core.engine.transactions import run_transaction
-from zart_core.engine.values import capture, publish
+from zart_core.engine.values import capture, patched, publish
 from zart_core.engine.waits import sleep, wait_for_event
-from zart_core.errors import StepError, StepFailed
+from zart_core.errors import StepError, StepFailed, ZartError
 from zart_core.failure import step_error
 from zart_core.outcome import BusinessErr, Ok, ZartErr
-from zart_core.retry import RetryConfig
+from zart_core.step_definition import StepKeywords, TransactionKeywords, options_of, plain_function, undo_of
 
 if TYPE_CHECKING:
     from zart_core.engine.replay import Site
     from zart_core.engine.run import Run
+    from zart_core.records import StepRow
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -30,31 +35,8 @@ R = TypeVar("R")
 Args = TypeVarTuple("Args")
 
 _logger: Final = logging.getLogger("zart.execution")
-
-
-class StepKeywords(TypedDict, total=False):
-    """The options of a step.
-
-    ``retry``: a ``RetryConfig`` or its text; no retry unless given. ``timeout`` with ``timeout_scope``: ``"global"`` (the default) is
-    one deadline from the first attempt over all retries, kept over restarts; ``"per_attempt"`` is fresh each time. A timeout is
-    terminal. ``returns``: the result's type, where ``fn``'s annotation does not say it. ``at_most_once``: if the worker dies while the
-    step runs, it is not run again but fails with ``StepInterrupted``.
-    """
-
-    retry: RetryConfig | str | None
-    timeout: Duration | None
-    timeout_scope: Literal["global", "per_attempt"]
-    returns: Any
-    at_most_once: bool
-
-
-class TransactionKeywords(TypedDict, total=False):
-    """The options of a transaction; they mean what they mean for a step, see :class:`StepKeywords`."""
-
-    retry: RetryConfig | str | None
-    timeout: Duration | None
-    timeout_scope: Literal["global", "per_attempt"]
-    returns: Any
+_OURS: Final = frozenset((__name__, "zart_core.calls", "zart_core.decorators"))
+"""Modules whose frames are not the user's."""
 
 
 class TaskContext:
@@ -64,7 +46,7 @@ class TaskContext:
     every replay, and is durable when it is returned.
     """
 
-    __slots__ = ("_logger", "_run", "_scope")
+    __slots__ = ("__weakref__", "_logger", "_run", "_scope")
 
     def __init__(self, run: Run, *, scope: Callable[..., Any]) -> None:
         self._run = run
@@ -157,7 +139,7 @@ class TaskContext:
 
             receipt = await ctx.step("charge", self.charge, order, retry=RetryConfig.exponential(3, "2s"), timeout="30s")
         """
-        return self._step(_site(), name, fn, args, options)
+        return self._step(user_site(), name, fn, args, options)
 
     @overload
     def transaction(
@@ -197,13 +179,13 @@ class TaskContext:
 
             booking = await ctx.transaction("book", self.book, order)
         """
-        return self._transaction(_site(), name, fn, args, options)
+        return self._transaction(user_site(), name, fn, args, options)
 
     async def _transaction(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: TransactionKeywords
     ) -> Any:
-        checked = _options(name, cast(StepKeywords, options))
-        row, value = await run_transaction(self._run, site, name, _callable(name, fn), args, checked)
+        checked = options_of(name, fn, cast(StepKeywords, options))
+        row, value = await run_transaction(self._run, site, name, plain_function(_callable(name, fn)), args, checked)
         if row.error is not None:
             raise step_error(row.error, step=name, scopes=(fn, self._scope))
         return value
@@ -211,10 +193,28 @@ class TaskContext:
     async def _step(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
     ) -> Any:
-        row, value = await run_step(self._run, site, name, _callable(name, fn), args, _options(name, options))
+        row, value = await self._run_step(site, name, fn, args, options)
         if row.error is not None:
-            raise step_error(row.error, step=name, scopes=(fn, self._scope))
+            raise step_error(row.error, step=name, scopes=(plain_function(fn), self._scope))
         return value
+
+    async def run_call(self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """A step with the options of its definition, called from elsewhere: for the decorators."""
+        return await self._step(site, name, fn, args, {})
+
+    async def _run_step(
+        self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
+    ) -> tuple[StepRow, Any]:
+        """The step's finished row and its value; the open saga remembers how to undo it."""
+        run = self._run
+        saga = open_saga(run)
+        undo = undo_of(name, fn, options, in_saga=saga is not None)
+        row, value = await run_step(
+            run, site, name, plain_function(_callable(name, fn)), args, options_of(name, fn, options)
+        )
+        if undo is not None and saga is not None and row.error is None:
+            saga.finished(undo(row, value, site))
+        return row, value
 
     @overload
     def outcome(
@@ -238,18 +238,18 @@ class TaskContext:
         ``Ok(value)``; ``BusinessErr(error)`` with the exception that the body raised; ``ZartErr(error)`` when the framework ended it
         (``RetryExhausted``, ``StepTimedOut``, ``StepInterrupted``, ``DeadlineExceeded``, ``PayloadError``).
         """
-        return self._outcome(_site(), name, fn, args, options)
+        return self._outcome(user_site(), name, fn, args, options)
 
     async def _outcome(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
     ) -> Ok[Any] | BusinessErr[BaseException] | ZartErr:
         try:
-            row, value = await run_step(self._run, site, name, _callable(name, fn), args, _options(name, options))
+            row, value = await self._run_step(site, name, fn, args, options)
         except StepError as ended:  # the execution's deadline, before the step could begin
             return ZartErr(ended, name, ended.attempts)
         if row.error is None:
             return Ok(value)
-        error = step_error(row.error, step=name, scopes=(fn, self._scope))
+        error = step_error(row.error, step=name, scopes=(plain_function(fn), self._scope))
         if isinstance(error, StepFailed):
             return BusinessErr(error.error, name, error.attempts)
         return ZartErr(error, name, row.attempts)
@@ -278,7 +278,7 @@ class TaskContext:
         self, name: str, fn: Callable[..., Any], *args: Any, default: Any, **options: Unpack[StepKeywords]
     ) -> Coroutine[Any, Any, Any]:
         """The same step; ``default`` when it failed, for whatever reason."""
-        return self._step_or(_site(), name, fn, args, default, options)
+        return self._step_or(user_site(), name, fn, args, default, options)
 
     async def _step_or(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], default: Any, options: StepKeywords
@@ -331,7 +331,7 @@ class TaskContext:
 
         The fallback, plain or async, is part of the handler, not of the step: it is called on every replay and may use the context.
         """
-        return self._step_or_else(_site(), name, fn, args, fallback, options)
+        return self._step_or_else(user_site(), name, fn, args, fallback, options)
 
     async def _step_or_else(
         self,
@@ -368,7 +368,7 @@ class TaskContext:
 
         Fetch ``items`` in a step, so that they are the same on every replay.
         """
-        return self._loop(_site(), name, items, fn, options)
+        return self._loop(user_site(), name, items, fn, options)
 
     async def _loop(
         self, site: Site, name: str, items: Iterable[Any], fn: Callable[[Any], Any], options: StepKeywords
@@ -382,12 +382,12 @@ class TaskContext:
 
         ``fn`` runs on the event loop, so it must be quick and have no effect outside; that is what steps are for.
         """
-        return capture(self._run, _site(), name, fn, None)
+        return capture(self._run, user_site(), name, fn, None)
 
     def now(self, name: str) -> Coroutine[Any, Any, datetime]:
         """The time when this call was first reached (aware, UTC), stored."""
         run = self._run
-        return capture(run, _site(), name, lambda: moment(run.clock.now()), datetime)
+        return capture(run, user_site(), name, lambda: moment(run.clock.now()), datetime)
 
     def publish(self, key: str, value: Any) -> Coroutine[Any, Any, None]:
         """Let clients read ``value`` under ``key`` while the execution runs (progress, state).
@@ -395,6 +395,36 @@ class TaskContext:
         Not part of the history: a key may be published any number of times, the last value wins, nothing is written while replaying.
         """
         return publish(self._run, key, value)
+
+    # --- compensation and change -----------------------------------------------------------------------------------
+
+    def saga(self) -> AbstractAsyncContextManager[Any]:
+        """A block whose finished steps are undone, newest first, when it raises::
+
+            async with ctx.saga():
+                await ctx.step("book-hotel", self.book_hotel, data, undo=self.cancel_hotel)
+                await ctx.step("book-flight", self.book_flight, data, undo=self.cancel_flight)
+
+        ``undo`` is called with the step's result (one that takes no argument, without). Each undo is a step of its own, named
+        ``undo:`` and the step's name: durable, and retried ten times over some minutes unless it is a ``zart_step`` with a policy of
+        its own. Undos run also when the execution was cancelled or its deadline has passed, and go on after a crash.
+
+        The block's error goes on once all undos have run; when an undo fails for good, the others still run, and its error is raised
+        instead. In a saga inside another, what the inner block did is undone by the outer one if that raises later.
+        """
+        return Saga(self._run)
+
+    def patched(self, marker: str) -> bool:
+        """Whether this run takes the way of the code that was deployed with ``marker``; stored, so that a replay decides the same::
+
+            if ctx.patched("two-invoices"):
+                ...                       # the new way
+            else:
+                ...                       # what runs have recorded that came here before
+
+        True for runs that reach this line for the first time; False for a run that has recorded calls beyond it already.
+        """
+        return patched(self._run, user_site(), marker)
 
     # --- time and events -------------------------------------------------------------------------------------------
 
@@ -404,12 +434,14 @@ class TaskContext:
         Holds no worker slot, thread or connection while it waits, and never ends early by the backend's clock.
         """
         run = self._run
-        return sleep(run, _site(), name, lambda: _after(run, micros(duration, what=f"the duration of sleep {name!r}")))
+        return sleep(
+            run, user_site(), name, lambda: _after(run, micros(duration, what=f"the duration of sleep {name!r}"))
+        )
 
     def sleep_until(self, name: str, when: datetime) -> Coroutine[Any, Any, None]:
         """A durable timer until ``when`` (aware; a naive one raises ``ValueError``). A time that has passed ends at once."""
         run = self._run
-        return sleep(run, _site(), name, lambda: _at(run, instant(when, what=f"the time of sleep {name!r}")))
+        return sleep(run, user_site(), name, lambda: _at(run, instant(when, what=f"the time of sleep {name!r}")))
 
     @overload
     def wait_for_event(self, name: str, type_: type[E], timeout: Duration | None = None) -> Coroutine[Any, Any, E]: ...
@@ -427,7 +459,7 @@ class TaskContext:
         raises it too, and a late event stays for the next wait), ``PayloadError`` when the event is not a ``type_``.
         """
         length = None if timeout is None else max(0, micros(timeout, what=f"the timeout of the wait for {name!r}"))
-        return wait_for_event(self._run, _site(), name, type_, length)
+        return wait_for_event(self._run, user_site(), name, type_, length)
 
 
 def _after(run: Run, length: int) -> int:
@@ -440,9 +472,11 @@ def _at(run: Run, when: int) -> int:
     return max(run.clock.now(), min(when, FOREVER))
 
 
-def _site() -> Site:
-    """Where the user's code called us: two frames up."""
+def user_site() -> Site:
+    """Where the user's code called us: the first frame that is not this library's."""
     frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") in _OURS and frame.f_back is not None:
+        frame = frame.f_back
     return frame.f_code, frame.f_lineno
 
 
@@ -457,28 +491,26 @@ def _callable(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     return fn
 
 
-def _options(name: str, given: StepKeywords) -> StepOptions:
-    """``StepKeywords`` as the engine takes them."""
-    if not given:
-        return PLAIN
-    unknown = given.keys() - StepKeywords.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"step {name!r} has no option {', '.join(sorted(unknown))}")
-    scope = given.get("timeout_scope", "global")
-    if scope not in ("global", "per_attempt"):
-        raise ValueError(f"the timeout_scope of step {name!r} must be 'global' or 'per_attempt', not {scope!r}")
-    timeout = given.get("timeout")
-    try:
-        retry = RetryConfig.of(given.get("retry"))
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"step {name!r}: {error}") from None
-    return StepOptions(
-        retry=retry,
-        timeout=None if timeout is None else positive_micros(timeout, what=f"the timeout of step {name!r}"),
-        scope=scope,
-        returns=given.get("returns"),
-        at_most_once=bool(given.get("at_most_once", False)),
-    )
+# Weak: the loop keeps the context variables of a timer, cancelled or not, until its time, and with them would keep the run.
+_current: Final[ContextVar[weakref.ref[TaskContext] | None]] = ContextVar("zart_task_context", default=None)
+
+
+def make_current(context: TaskContext) -> None:
+    """``context`` is that of the handler that runs here, as long as somebody holds it."""
+    _current.set(weakref.ref(context))
+
+
+def current_context() -> TaskContext | None:
+    """The context of the handler that runs here, if one does. ``ZartError`` where one has run and has ended."""
+    reference = _current.get()
+    if reference is None:
+        return None
+    context = reference()
+    if context is None:
+        raise ZartError(
+            "the handler that this code belongs to does not run here any more: a call was made after its end"
+        )
+    return context
 
 
 class _ReplayLogger(logging.LoggerAdapter[logging.Logger]):

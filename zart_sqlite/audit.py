@@ -42,8 +42,8 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         SELECT run_id FROM zart_active
         WHERE worker_id IS NULL AND NOT quarantined AND cancel_requested
           AND (wake_at IS NULL OR wake_at > :now)
-          -- on_failure runs: the cancellation has been dealt with
-          AND NOT EXISTS (SELECT 1 FROM zart_steps AS s WHERE s.run_id = zart_active.run_id AND s.kind = 'failure')
+          -- on_failure or undos run: the cancellation has been dealt with
+          AND NOT EXISTS (SELECT 1 FROM zart_steps AS s WHERE s.run_id = zart_active.run_id AND s.kind IN ('failure', 'undo'))
         """,
     ),
     (
@@ -52,8 +52,8 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         SELECT run_id FROM zart_active
         WHERE worker_id IS NULL AND NOT quarantined AND deadline IS NOT NULL
           AND (wake_at IS NULL OR (wake_at > deadline AND wake_at > :now))
-          -- on_failure runs: the deadline has been dealt with
-          AND NOT EXISTS (SELECT 1 FROM zart_steps AS s WHERE s.run_id = zart_active.run_id AND s.kind = 'failure')
+          -- on_failure or undos run: the deadline has been dealt with
+          AND NOT EXISTS (SELECT 1 FROM zart_steps AS s WHERE s.run_id = zart_active.run_id AND s.kind IN ('failure', 'undo'))
         """,
     ),
     ("run {} has fewer than no open children", "SELECT run_id FROM zart_active WHERE open_children < 0"),

@@ -89,6 +89,12 @@ _PUBLISHED: Final = ManyRows(
 _DROP_FAILED: Final = """
     DELETE FROM zart_steps WHERE status = 'failed' AND run_id IN (SELECT value FROM json_each(?))
 """
+_DROP_NAMED: Final = """
+    DELETE FROM zart_steps WHERE rowid IN (
+        SELECT s.rowid FROM json_each(?) AS dropped CROSS JOIN zart_steps AS s
+            ON s.run_id = json_extract(dropped.value, '$[0]') AND s.name = json_extract(dropped.value, '$[1]')
+            AND s.ordinal = json_extract(dropped.value, '$[2]'))
+"""
 _NEXT_ATTEMPT: Final = ManyRows(
     """
     WITH retry (run_id, attempt) AS (VALUES {rows})
@@ -237,11 +243,13 @@ def _publish(db: sqlite3.Connection, facts: Iterable[PublishFact]) -> None:
     _PUBLISHED.execute(db, [(fact.run_id, fact.key, fact.value) for fact in facts])
 
 
-def _retry(db: sqlite3.Connection, facts: Iterable[RetryFact]) -> None:
+def _retry(db: sqlite3.Connection, facts: Sequence[RetryFact]) -> None:
     attempts = {fact.run_id: fact.attempt for fact in facts}
     if attempts:
         # Also when the attempt stands there already: a repeated flush has just written the failed row once more.
         db.execute(_DROP_FAILED, (as_json(attempts.keys()),))
+        if dropped := [(fact.run_id, name, ordinal) for fact in facts for name, ordinal in fact.drop]:
+            db.execute(_DROP_NAMED, (as_json(dropped),))
         _NEXT_ATTEMPT.execute(db, list(attempts.items()))
 
 

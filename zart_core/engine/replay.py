@@ -14,6 +14,11 @@ Site = tuple[CodeType, int]
 FAILURE_ORDINAL = -32_768
 """The row of this ordinal marks that on_failure has begun; it holds the failure. Ordinals below zero are on_failure's own."""
 FAILURE_NAME = "on_failure"
+UNDO = "undo:"
+"""The undo of step ``charge`` is recorded under ``undo:charge``."""
+
+Key = tuple[str, int]
+"""A row's name and ordinal."""
 
 
 class Replay:
@@ -25,7 +30,7 @@ class Replay:
         self.execution_id = execution_id
         self._rows = {(row.name, row.ordinal): row for row in rows}
         self._unmet = sum(1 for row in self._rows.values() if row.ordinal != FAILURE_ORDINAL)
-        self._used: dict[tuple[str, int], tuple[str, Site]] = {}
+        self._used: dict[Key, tuple[str, Site]] = {}
         self._waits: dict[str, int] = {}
 
     @property
@@ -70,6 +75,25 @@ class Replay:
     def keep(self, row: StepRow) -> None:
         """Remember what has just been recorded, for a pass that starts again in this worker."""
         self._rows[row.name, row.ordinal] = row
+
+    def undone(self) -> tuple[Key, ...]:
+        """The steps whose undo has completed, and these undos: in the handler's next attempt they have not happened."""
+        keys: list[Key] = []
+        for (name, ordinal), row in self._rows.items():
+            if row.kind == "undo" and row.status == "completed" and ordinal >= 0:
+                keys += [(name.removeprefix(UNDO), ordinal), (name, ordinal)]
+        return tuple(keys)
+
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Forget rows."""
+        for key in keys:
+            self._rows.pop(key, None)
+
+    def ahead(self, *, compensating: bool) -> bool:
+        """Whether anything is recorded that this pass has not met, by this half of the handler (run, or on_failure)."""
+        return any(
+            key not in self._used and key[1] != FAILURE_ORDINAL and (key[1] < 0) == compensating for key in self._rows
+        )
 
     def rewind(self, *, drop_failed: bool) -> None:
         """Begin another pass. ``drop_failed``: failed steps will run again (the handler is retried)."""

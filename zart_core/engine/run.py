@@ -8,9 +8,10 @@ run waits for has happened already; then nothing was unwound and the run simply 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
@@ -22,7 +23,7 @@ from zart_core.engine.halt import Abandoned, Halt, Suspended
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import DONE, LOST, Durable, Journal
 from zart_core.engine.lease import Lease
-from zart_core.engine.replay import Replay, Site
+from zart_core.engine.replay import UNDO, Replay, Site
 from zart_core.engine.timer import Timer
 from zart_core.errors import (
     DeadlineExceeded,
@@ -159,6 +160,9 @@ class Run:
         self._calls = 0
         self.bodies = 0
         """Step bodies that run now."""
+        self.undoable = 0
+        """Finished steps of open sagas that have an undo: a cancellation has to run the handler for them."""
+        self._undoing: set[str] = set()  # the names of undos under way: they run whatever ended the handler
         self._parked: set[Parked] = set()
         self._arrivals: list[Parked] = []  # parked calls that wait for signals
         self._suspending: asyncio.Future[None] | None = None
@@ -194,7 +198,8 @@ class Run:
             parked.fail(Abandoned(self.execution_id))
 
     def begin_again(self) -> None:
-        """The handler has failed and gets another attempt: completed steps are kept, failed ones will run again."""
+        """The handler has failed and gets another attempt: completed steps are kept, failed and undone ones will run again."""
+        self.replay.drop(self.replay.undone())
         self.replay.rewind(drop_failed=True)
         self._concurrent = False
         current_execution.set(self.info())
@@ -242,7 +247,8 @@ class Run:
     def meet(self, name: str, ordinal: int, kind: StepKind, site: Site) -> StepRow | None:
         """The first thing every call does: may it be made at all, and what is recorded of it?"""
         self.check()
-        if type(name) is not str or not name.isprintable() or not 0 < len(name) <= 200 or name.isspace():
+        longest = 200 if kind != "undo" else 200 + len(UNDO)
+        if type(name) is not str or not name.isprintable() or not 0 < len(name) <= longest or name.isspace():
             raise self.bad_name(name, kind)
         return self.replay.meet(name, ordinal, kind, site)
 
@@ -294,7 +300,7 @@ class Run:
         """What has ended this pass, if anything has: every call raises it."""
         if self.halt is not None:
             return self.halt
-        if self.compensating:
+        if self.compensating or name in self._undoing:
             return None
         if self.cancelled:
             return self.cancel_error()
@@ -302,9 +308,11 @@ class Run:
 
     def _interrupt(self) -> None:
         """Let parked calls raise what has ended this pass. While a suspension is under way its answer decides first."""
-        if self._suspending is None and self._reason_known and self._over(None) is not None:
+        if self._suspending is None and self._reason_known:
             for parked in list(self._parked):
-                parked.fail(self._over(parked.name) or Abandoned())
+                error = self._over(parked.name)
+                if error is not None:
+                    parked.fail(error)
 
     def enter(self) -> None:
         """A call begins that is not answered from the history."""
@@ -317,6 +325,30 @@ class Run:
         self._calls -= 1
         if self._parked:
             self._look()
+
+    @property
+    def over(self) -> BaseException | None:
+        """What has ended the handler (a cancellation, its deadline, a halt), if anything has; undos run all the same."""
+        return self._over(None)
+
+    @property
+    def shutting_down(self) -> bool:
+        """Whether the event loop is being shut down around the run: then nothing new may begin, undos included."""
+        return self.root is not None and self.root.cancelling() > 0 and not self.overdue
+
+    @contextlib.contextmanager
+    def undoing(self, name: str) -> Generator[None]:
+        """While the block runs, the undo ``name`` may run, wait and be suspended although the handler has ended."""
+        self._undoing.add(name)
+        try:
+            yield
+        finally:
+            self._undoing.discard(name)
+
+    @property
+    def _unwinding(self) -> bool:
+        """Whether what ended the handler is being dealt with: it does not bound or refuse a suspension any more."""
+        return self.compensating or (bool(self._undoing) and (self.cancelled or self.overdue))
 
     async def record(self, row: StepRow) -> None:
         """Make a call's row durable. Raises ``Halt`` when the run is not this worker's any more."""
@@ -450,7 +482,7 @@ class Run:
 
     def _suspend(self) -> None:
         deadline = self.claimed.deadline
-        if deadline is not None and not self.compensating and deadline <= self.clock.now():
+        if deadline is not None and not (self.compensating or self.overdue) and deadline <= self.clock.now():
             self.deadline_passed()  # its timer is about to say so
             return
         self._no_longer_idle()
@@ -463,8 +495,8 @@ class Run:
             on_signal=any(parked.on_signal for parked in self._parked),
             on_children=False,
             seen=self.seen,
-            cleanup=self.body.handles_failure,
-            compensating=self.compensating,
+            cleanup=self.body.handles_failure or self.undoable > 0 or bool(self._undoing),
+            compensating=self._unwinding,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
 
@@ -568,6 +600,9 @@ class Run:
         self.loop.call_later(1.0, self._cancel_overdue)
 
     def _cancel_overdue(self) -> None:
+        if self._undoing:
+            self.loop.call_later(1.0, self._cancel_overdue)
+            return
         if not self._closed and not self.compensating and self.halt is None and self.root is not None:
             self.root.cancel()
 

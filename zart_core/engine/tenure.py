@@ -29,9 +29,9 @@ _END: Final = 6.0
 
 
 class Bodies(Protocol):
-    """Bodies by task name."""
+    """Bodies by task name and version."""
 
-    def body(self, task: str) -> Body: ...
+    def body(self, task: str, version: str | None = None) -> Body: ...
 
 
 class TenureOptions(Struct, frozen=True, kw_only=True):
@@ -202,7 +202,7 @@ class Tenure:
         self.wakeups.forget_strays()
 
     def _begin(self, claimed: ClaimedRun) -> None:
-        run = Run(claimed, self._bodies.body(claimed.task), self._services)
+        run = Run(claimed, self._bodies.body(claimed.task, claimed.version), self._services)
         key = (run.run_id, run.epoch)
         self.runs[key] = run
         self._begun += 1

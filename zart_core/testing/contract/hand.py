@@ -207,8 +207,8 @@ def publish(run: ClaimedRun, key: str, value: bytes) -> PublishFact:
     return PublishFact(run.run_id, run.epoch, key, value)
 
 
-def retry(run: ClaimedRun, number: int) -> RetryFact:
-    return RetryFact(run.run_id, run.epoch, number)
+def retry(run: ClaimedRun, number: int, *drop: tuple[str, int]) -> RetryFact:
+    return RetryFact(run.run_id, run.epoch, number, drop)
 
 
 def finish(
