@@ -18,7 +18,7 @@ from typing import Any
 
 from zart_core.engine.run import Run
 from zart_core.errors import ZartError
-from zart_core.task_context import TaskContext, current_context
+from zart_core.task_context import TaskContext, TypesOf, current_context
 
 
 class _CurrentContext(TaskContext):
@@ -34,6 +34,10 @@ class _CurrentContext(TaskContext):
     @property
     def _scope(self) -> Callable[..., Any]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         return _context()._scope
+
+    @property
+    def _types(self) -> TypesOf:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        return _context()._types
 
 
 def _context() -> TaskContext:
@@ -54,6 +58,8 @@ capture = _current.capture
 now = _current.now
 publish = _current.publish
 transaction = _current.transaction
+run_child = _current.run_child
+start_child = _current.start_child
 saga = _current.saga
 patched = _current.patched
 sleep = _current.sleep

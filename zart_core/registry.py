@@ -8,9 +8,9 @@ from typing import Any, cast, overload
 
 from zart_core.duration import positive_micros
 from zart_core.engine.run import Run
-from zart_core.handler import TaskHandler, check_task_name, data_types
+from zart_core.handler import TaskHandler, TaskTypes, check_task_name, data_types, task_types
 from zart_core.records import ExecutionFailure
-from zart_core.task_context import TaskContext, make_current
+from zart_core.task_context import TaskContext, TypesOf, make_current
 
 
 class TaskRegistry:
@@ -40,7 +40,7 @@ class TaskRegistry:
         given = None if isinstance(name, TaskHandler) else name
         checked = _check_handler(name if isinstance(name, TaskHandler) else handler)
         task = _task_name(given, checked)
-        body = HandlerBody(task, checked)
+        body = HandlerBody(task, checked, self._types_of)
         versions = self._bodies.get(task, {})
         if body.version in versions:
             known = versions[body.version].handler
@@ -51,6 +51,13 @@ class TaskRegistry:
         """The adapter of a registered task: of ``version`` where that is registered, else the last. ``KeyError`` for an unknown task."""
         versions = self._bodies[task]
         return versions.get(version or "") or versions[next(reversed(versions))]
+
+    def _types_of(self, task: object) -> TaskTypes:
+        """What is known of a task that a handler starts as its child: one given by name may be registered here."""
+        if isinstance(task, str) and task in self._bodies:
+            body = self.body(task)
+            return TaskTypes(task, body.data_type, body.output_type, body.timeout)
+        return task_types(task)
 
     def __contains__(self, task: object) -> bool:
         return task in self._bodies
@@ -65,7 +72,8 @@ class TaskRegistry:
 class HandlerBody:
     """A handler as the engine drives it: decodes the input, gives the handler its context, encodes the output."""
 
-    def __init__(self, task: str, handler: TaskHandler[Any, Any]) -> None:
+    def __init__(self, task: str, handler: TaskHandler[Any, Any], types: TypesOf) -> None:
+        self._types = types
         cls: type[TaskHandler[Any, Any]] = type(handler)
         self.handler = handler
         self.task = task
@@ -92,7 +100,7 @@ class HandlerBody:
     def _context(self, run: Run) -> TaskContext:
         what = f"the input of execution {run.execution_id!r} (task {self.task!r})"
         run.begin(run.payloads.decode(run.claimed.input, self.data_type, what=what))
-        ctx = TaskContext(run, scope=inspect.unwrap(self.handler.run))
+        ctx = TaskContext(run, scope=inspect.unwrap(self.handler.run), types=self._types)
         make_current(ctx)
         return ctx
 

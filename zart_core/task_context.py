@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from zart_core.duration import FOREVER, Duration, instant, later, micros, moment
+from zart_core.engine.children import ChildOrder, run_child, start_child
 from zart_core.engine.sagas import Saga, open_saga
 from zart_core.engine.steps import run_step
 from zart_core.engine.transactions import run_transaction
@@ -20,6 +21,7 @@ from zart_core.engine.values import capture, patched, publish
 from zart_core.engine.waits import sleep, wait_for_event
 from zart_core.errors import StepError, StepFailed, ZartError
 from zart_core.failure import step_error
+from zart_core.identity import check_execution_id, new_id
 from zart_core.outcome import BusinessErr, Ok, ZartErr
 from zart_core.step_definition import StepKeywords, TransactionKeywords, options_of, plain_function, undo_of
 
@@ -32,11 +34,34 @@ T = TypeVar("T")
 E = TypeVar("E")
 D = TypeVar("D")
 R = TypeVar("R")
+D_contra = TypeVar("D_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 Args = TypeVarTuple("Args")
 
 _logger: Final = logging.getLogger("zart.execution")
 _OURS: Final = frozenset((__name__, "zart_core.calls", "zart_core.decorators"))
 """Modules whose frames are not the user's."""
+
+
+class Task(Protocol[D_contra, R_co]):
+    """A handler as a call of a child needs to know it: a ``TaskHandler`` is one."""
+
+    async def run(self, ctx: Any, data: D_contra, /) -> R_co: ...
+
+
+class _Types(Protocol):
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def output(self) -> Any: ...
+    @property
+    def timeout(self) -> int | None: ...
+
+
+TypesOf = Callable[[object], _Types]
+"""Name, types and timeout of a task given by its name, its class or a handler."""
 
 
 class TaskContext:
@@ -46,11 +71,12 @@ class TaskContext:
     every replay, and is durable when it is returned.
     """
 
-    __slots__ = ("__weakref__", "_logger", "_run", "_scope")
+    __slots__ = ("__weakref__", "_logger", "_run", "_scope", "_types")
 
-    def __init__(self, run: Run, *, scope: Callable[..., Any]) -> None:
+    def __init__(self, run: Run, *, scope: Callable[..., Any], types: TypesOf) -> None:
         self._run = run
         self._scope = scope
+        self._types = types
         self._logger: logging.LoggerAdapter[logging.Logger] | None = None
 
     # --- identity --------------------------------------------------------------------------------------------------
@@ -395,6 +421,80 @@ class TaskContext:
         Not part of the history: a key may be published any number of times, the last value wins, nothing is written while replaying.
         """
         return publish(self._run, key, value)
+
+    # --- children --------------------------------------------------------------------------------------------------
+
+    @overload
+    def run_child(
+        self, name: str, handler: str, data: Any = ..., execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    @overload
+    def run_child(
+        self, name: str, handler: type[Task[D, R]], data: D, execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def run_child(
+        self, name: str, handler: Task[D, R], data: D, execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, R]: ...
+
+    def run_child(
+        self, name: str, handler: Any, data: Any = None, execution_id: str | None = None
+    ) -> Coroutine[Any, Any, Any]:
+        """Start another task as this execution's child, once, and wait for its output. Any worker may run it; waiting holds no slot.
+
+        ``handler`` is the task's name, its class, or a handler; the class types the output. The child is cancelled when this execution is
+        cancelled or ends before it, and never outlives its deadline. Its queue and priority are this execution's. ``execution_id`` is a
+        new one unless given.
+
+        Raises ``ExecutionFailed`` (``ExecutionTimedOut``, ``ExecutionCancelled``) when the child did not complete, with what its handler
+        raised in ``failure`` and as the cause; ``ExecutionAlreadyExists`` when ``execution_id`` is some other execution's. A replay
+        raises the same.
+        """
+        return self._run_child(user_site(), name, handler, data, execution_id)
+
+    async def _run_child(self, site: Site, name: str, handler: Any, data: Any, execution_id: str | None) -> Any:
+        order, returns = self._order(name, handler, data, execution_id)
+        return await run_child(self._run, site, name, order, returns)
+
+    @overload
+    def start_child(
+        self, name: str, handler: str, data: Any = ..., execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, str]: ...
+
+    @overload
+    def start_child(
+        self, name: str, handler: type[Task[D, Any]] | Task[D, Any], data: D, execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, str]: ...
+
+    def start_child(
+        self, name: str, handler: Any, data: Any = None, execution_id: str | None = None
+    ) -> Coroutine[Any, Any, str]:
+        """Start another task, once, and go on without waiting; returns its execution_id.
+
+        It is on its own: neither a cancellation nor a deadline of this execution reaches it. An ``execution_id`` that exists is attached
+        to, as by a client; one of another task raises ``ExecutionAlreadyExists``.
+        """
+        return self._start_child(user_site(), name, handler, data, execution_id)
+
+    async def _start_child(self, site: Site, name: str, handler: Any, data: Any, execution_id: str | None) -> str:
+        order, _ = self._order(name, handler, data, execution_id)
+        return await start_child(self._run, site, name, order)
+
+    def _order(self, name: str, handler: Any, data: Any, execution_id: str | None) -> tuple[ChildOrder, Any]:
+        run = self._run
+        types = self._types(handler)
+        if types.name is None:
+            raise ValueError(
+                f"child {name!r}: {handler!r} has no name: give the class one (name = ...), or give the task's name"
+            )
+        what = f"the input of child {name!r} of execution {run.execution_id!r}"
+        payload = run.payloads.encode(data, what=what)
+        if types.data is not Any:
+            run.payloads.decode(payload, types.data, what=what)
+        chosen = new_id() if execution_id is None else check_execution_id(execution_id)
+        return ChildOrder(types.name, chosen, payload, types.timeout), types.output
 
     # --- compensation and change -----------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from zart_core.records import (
     StepFact,
     SuspendFact,
 )
+from zart_sqlite.children import start_children
 from zart_sqlite.finishes import finish
 from zart_sqlite.rows import ManyRows, as_json
 from zart_sqlite.runs import CHILDREN, SIGNAL
@@ -106,7 +107,7 @@ _NEXT_ATTEMPT: Final = ManyRows(
 # finishes.py.
 SUSPEND: Final = ManyRows(
     f"""
-    WITH parked (run_id, wake_at, waits, seen, cleanup, error, compensating) AS (VALUES {{rows}})
+    WITH parked (run_id, wake_at, waits, seen, cleanup, error, compensating, children_left) AS (VALUES {{rows}})
     UPDATE zart_active SET
         worker_id = NULL,
         wake_at = iif(
@@ -115,14 +116,15 @@ SUSPEND: Final = ManyRows(
             min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at))
         ),
         waits = parked.waits,
+        children_left = parked.children_left,
         cleanup = parked.cleanup,
         error = parked.error
     FROM parked
     WHERE zart_active.run_id = parked.run_id AND (NOT cancel_requested OR parked.compensating)
       AND (parked.waits & {SIGNAL} = 0 OR signal_seq = parked.seen)
-      AND (parked.waits & {CHILDREN} = 0 OR open_children > 0)
+      AND (parked.waits & {CHILDREN} = 0 OR open_children > parked.children_left)
     """,
-    columns=7,
+    columns=8,
 )
 _STILL_HELD: Final = """
     SELECT json_group_array(run_id) FROM zart_active
@@ -152,6 +154,7 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
     """See :meth:`zart_core.scheduler.Scheduler.flush`."""
     facts: list[Sequence[_Fact]] = [
         request.steps,
+        request.children,
         request.attempts,
         request.details,
         request.published,
@@ -170,6 +173,8 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
 
     # Each in the order of Flush's fields.
     STEPS.execute(tx.db, step_rows(kept(request.steps)))
+    if request.children:
+        STEPS.execute(tx.db, step_rows(start_children(tx, kept(request.children))))
     _write_attempts(tx.db, kept(request.attempts))
     _DETAILS.execute(tx.db, step_rows(kept(request.details)))
     _publish(tx.db, kept(request.published))
@@ -185,7 +190,8 @@ def is_lone(request: Flush) -> bool | None:
     ``None`` for one fact of another kind: such an execution has those too.
     """
     others = (
-        len(request.attempts)
+        len(request.children)
+        + len(request.attempts)
         + len(request.details)
         + len(request.published)
         + len(request.retries)
@@ -278,6 +284,7 @@ def _suspend(tx: Transaction, facts: Iterable[SuspendFact], worker_id: int) -> s
             int(fact.cleanup),
             fact.error,
             int(fact.compensating),
+            fact.children_left,
         )
         for fact in facts
     }

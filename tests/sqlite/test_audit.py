@@ -28,7 +28,7 @@ async def test_a_healthy_store_has_no_findings() -> None:
     ("damage", "finding"),
     [
         ("UPDATE zart_active SET wake_at = NULL, waits = 0 WHERE run_id = 1", "run 1 is in limbo"),
-        ("UPDATE zart_active SET waits = 4, wake_at = NULL WHERE run_id = 1", "run 1 waits for children and has none"),
+        ("UPDATE zart_active SET waits = 4, wake_at = NULL WHERE run_id = 1", "run 1 waits for children, and enough"),
         ("UPDATE zart_active SET cancel_requested = 1 WHERE run_id = 1", "run 1 was cancelled and is not claimable"),
         ("UPDATE zart_active SET deadline = 5, wake_at = 1e17 WHERE run_id = 1", "run 1 waits beyond its deadline"),
         ("UPDATE zart_active SET open_children = -1 WHERE run_id = 1", "run 1 has fewer than no open children"),

@@ -105,6 +105,10 @@ async def with_context(ctx: TaskContext, data: Order) -> int:
     async with ctx.saga():
         await ctx.step("undoable", count, "a", undo=count)
     assert_type(ctx.patched("marker"), bool)
+    assert_type(await ctx.run_child("child", Checkout, data), Receipt)
+    assert_type(await ctx.run_child("function", checkout, data, "an-id"), Receipt)
+    assert_type(await ctx.run_child("by-name", "checkout", {"order_id": "1"}), Any)
+    assert_type(await ctx.start_child("detached", Checkout, data), str)
     return 1
 
 

@@ -22,6 +22,7 @@ from zart_core import (
     Worker,
     WorkerConfig,
     connect,
+    run_child,
     zart_durable,
     zart_step,
 )
@@ -113,6 +114,8 @@ async def function(data: Order) -> Receipt:
     text: str = await count("a")  # type: ignore[assignment]
     text = await count("a").named("b")  # type: ignore[assignment]
     count("a").named(2)  # type: ignore[arg-type]
+    await run_child("child", function, "order 1")  # type: ignore[misc]
+    await run_child("child", Checkout)  # type: ignore[call-overload]
     return Receipt(text)
 
 

@@ -24,12 +24,14 @@ Key = tuple[str, int]
 class Replay:
     """The recorded rows of one run. Identity is (name, ordinal), never position, so code may change around steps."""
 
-    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id")
+    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id", "open_children")
 
     def __init__(self, execution_id: str, rows: Iterable[StepRow]) -> None:
         self.execution_id = execution_id
         self._rows = {(row.name, row.ordinal): row for row in rows}
         self._unmet = sum(1 for row in self._rows.values() if row.ordinal != FAILURE_ORDINAL)
+        self.open_children = sum(map(_is_open_child, self._rows.values()))
+        """Awaited children that have not ended, as far as is known here."""
         self._used: dict[Key, tuple[str, Site]] = {}
         self._waits: dict[str, int] = {}
 
@@ -74,7 +76,9 @@ class Replay:
 
     def keep(self, row: StepRow) -> None:
         """Remember what has just been recorded, for a pass that starts again in this worker."""
-        self._rows[row.name, row.ordinal] = row
+        key = row.name, row.ordinal
+        self.open_children += _is_open_child(row) - _is_open_child(self._rows.get(key))
+        self._rows[key] = row
 
     def undone(self) -> tuple[Key, ...]:
         """The steps whose undo has completed, and these undos: in the handler's next attempt they have not happened."""
@@ -106,6 +110,10 @@ class Replay:
     def get(self, name: str, ordinal: int) -> StepRow | None:
         """A row by its key, without meeting it."""
         return self._rows.get((name, ordinal))
+
+
+def _is_open_child(row: StepRow | None) -> bool:
+    return row is not None and row.kind == "child" and row.status == "pending"
 
 
 def _where(site: Site) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
@@ -23,7 +23,7 @@ from zart_core.engine.halt import Abandoned, Halt, Suspended
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import DONE, LOST, Durable, Journal
 from zart_core.engine.lease import Lease
-from zart_core.engine.replay import UNDO, Replay, Site
+from zart_core.engine.replay import UNDO, Key, Replay, Site
 from zart_core.engine.timer import Timer
 from zart_core.errors import (
     DeadlineExceeded,
@@ -105,9 +105,27 @@ class Services:
 class Parked:
     """A call that waits in memory."""
 
-    __slots__ = ("due", "future", "hold", "name", "on_signal", "timer", "wake_at")
+    __slots__ = (
+        "_run",
+        "children",
+        "due",
+        "future",
+        "hold",
+        "name",
+        "needed",
+        "on_signal",
+        "timer",
+        "wake_at",
+        "woken",
+    )
 
-    def __init__(self, name: str, wake_at: int | None, on_signal: bool, hold: bool) -> None:
+    def __init__(self, run: Run, name: str, wake_at: int | None, on_signal: bool, hold: bool) -> None:
+        self._run = run
+        self.woken = False
+        self.children: set[Key] = set()
+        """The calls of open children that it waits for …"""
+        self.needed = 0
+        """… and how many of them have to end."""
         self.name = name
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.wake_at = wake_at
@@ -116,13 +134,27 @@ class Parked:
         self.due = False
         self.timer: Timer | None = None
 
+    def ended(self, child: Key) -> None:
+        """A child has ended. Wakes the call when that was the last it needs."""
+        if child in self.children:
+            self.children.remove(child)
+            self.needed -= 1
+            if self.needed <= 0:
+                self.wake()
+
     def wake(self) -> None:
         if not self.future.done():
             self.future.set_result(None)
+            self._mark()
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+            self._mark()
+
+    def _mark(self) -> None:
+        self.woken = True
+        self._run.woken += 1
 
 
 class Run:
@@ -164,7 +196,9 @@ class Run:
         """Finished steps of open sagas that have an undo: a cancellation has to run the handler for them."""
         self._undoing: set[str] = set()  # the names of undos under way: they run whatever ended the handler
         self._parked: set[Parked] = set()
-        self._arrivals: list[Parked] = []  # parked calls that wait for signals
+        self.woken = 0
+        """Parked calls that have been woken and have not run yet."""
+        self._awaiting: dict[Key, set[Parked]] = {}  # parked calls by the children that they wait for
         self._suspending: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._stale = False  # a suspension was refused for a signal that is not here yet
@@ -370,17 +404,30 @@ class Run:
 
     async def park(self, name: str, *, wake_at: int | None, on_signal: bool = False) -> None:
         """Wait in memory until ``wake_at``, or until a signal comes; the run may be suspended meanwhile. ``name``: the call's."""
-        await self._park(Parked(name, wake_at, on_signal, hold=False))
+        await self._park(Parked(self, name, wake_at, on_signal, hold=False))
+
+    async def park_for_children(self, name: str, children: Iterable[Key], needed: int) -> None:
+        """Wait in memory until ``needed`` of these calls' children have ended; the run may be suspended meanwhile."""
+        parked = Parked(self, name, None, on_signal=False, hold=False)
+        parked.children = set(children)
+        parked.needed = needed
+        await self._park(parked)
 
     async def hold(self, name: str) -> None:
         """Wait for the run to be suspended and claimed anew: this pass goes no further."""
-        await self._park(Parked(name, None, on_signal=False, hold=True))
+        await self._park(Parked(self, name, None, on_signal=False, hold=True))
 
     async def _park(self, parked: Parked) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
         await self.learn_reason()
         self._raise_if_over(parked.name)
+        keys = tuple(parked.children)
         self._parked.add(parked)
+        for key in list(parked.children):
+            self._awaiting.setdefault(key, set()).add(parked)
+            child = self.replay.get(*key)
+            if child is not None and child.status != "pending":
+                parked.ended(key)  # while the lines above waited
         if parked.wake_at is not None:
             parked.timer = Timer(self.clock, parked.wake_at, functools.partial(self._due, parked))
         self._look()
@@ -388,6 +435,13 @@ class Run:
             await parked.future
         finally:
             self._parked.discard(parked)
+            self.woken -= parked.woken
+            for key in keys:
+                waiting = self._awaiting.get(key)
+                if waiting is not None:
+                    waiting.discard(parked)
+                    if not waiting:
+                        del self._awaiting[key]
             if parked.timer is not None:
                 parked.timer.cancel()
             self._no_longer_idle()
@@ -410,6 +464,7 @@ class Run:
             and len(self._parked) == self._calls
             and self._suspending is None
             and self.halt is None
+            and not self.woken  # quick, where thousands are parked; what is left are tasks that were cancelled
             and not any(parked.future.done() for parked in self._parked)
         )
 
@@ -426,6 +481,8 @@ class Run:
 
     def _look(self) -> None:
         """Something parked or ended: is the run idle now, and what follows from that?"""
+        if self._idle_check is not None:
+            return  # it will look, once for all that happens until then: ten thousand branches park one after another
         if not self.idle or self._stale:
             return
         self.services.changed()
@@ -457,7 +514,8 @@ class Run:
         wake_at = self._wake_at()
         if wake_at is not None and wake_at - self.clock.now() <= self.services.linger:
             return False
-        return self.services.signal_linger <= 0 or not any(parked.on_signal for parked in self._parked)
+        awaits_news = any(parked.on_signal or parked.children for parked in self._parked)
+        return self.services.signal_linger <= 0 or not awaits_news
 
     def _linger_over(self) -> None:
         self._linger = None
@@ -488,15 +546,18 @@ class Run:
         self._no_longer_idle()
         self._suspending = self.loop.create_future()
         self.gated = True
+        needed = [parked.needed for parked in self._parked if parked.children]
         fact = SuspendFact(
             self.run_id,
             self.epoch,
             self._wake_at(),
             on_signal=any(parked.on_signal for parked in self._parked),
-            on_children=False,
+            on_children=bool(needed),
             seen=self.seen,
             cleanup=self.body.handles_failure or self.undoable > 0 or bool(self._undoing),
             compensating=self._unwinding,
+            # Whichever children end: before so many have, no call has what it needs. Woken for others than its own, it waits on.
+            children_left=max(0, self.replay.open_children - min(needed)) if needed else 0,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
 
@@ -542,8 +603,12 @@ class Run:
             self.seen = signals.signal_seq
             self.inbox.add(signals.events)
             for parked in list(self._parked):
-                if parked.on_signal:
+                if parked.on_signal and signals.events:
                     parked.wake()  # it looks whether the event is for it, and parks again if not
+            for row in signals.children:
+                self.replay.keep(row)
+                for parked in self._awaiting.get((row.name, row.ordinal), ()):
+                    parked.ended((row.name, row.ordinal))
         if signals.cancel_requested:
             self.cancel(signals.cancel_reason)
         self._caught_up()

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from zart_core.testing.contract.bench import Backend
 from zart_core.testing.contract.cancel import CancelContract
+from zart_core.testing.contract.children import ChildContract
 from zart_core.testing.contract.claim import ClaimContract
 from zart_core.testing.contract.crowds import CrowdContract
 from zart_core.testing.contract.deadlines import DeadlineContract
@@ -69,6 +70,7 @@ class SchedulerContract(
     FinishContract,
     SuspendContract,
     SignalContract,
+    ChildContract,
     CancelContract,
     LeaseContract,
     QuarantineContract,
