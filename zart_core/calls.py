@@ -31,6 +31,9 @@ class _CurrentContext(TaskContext):
     def _run(self) -> Run:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         return _context()._run
 
+    def _live(self) -> Run:
+        return _context()._live()
+
     @property
     def _scope(self) -> Callable[..., Any]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         return _context()._scope

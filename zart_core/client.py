@@ -113,7 +113,23 @@ class DurableScheduler:
     @overload
     async def start(
         self,
-        task: type[TaskHandler[Data, Output]] | DurableFunction[Data, Output],
+        task: type[TaskHandler[Data, Output]],
+        data: Data,
+        *,
+        execution_id: str | None = ...,
+        if_exists: Literal["attach", "raise"] = ...,
+        delay: Duration | None = ...,
+        at: datetime | None = ...,
+        queue: str = ...,
+        priority: int = ...,
+        tags: dict[str, str] | None = ...,
+        tx: object = ...,
+    ) -> ExecutionHandle[Output]: ...
+
+    @overload
+    async def start(
+        self,
+        task: DurableFunction[Data, Output],
         data: Data,
         *,
         execution_id: str | None = ...,
@@ -193,7 +209,18 @@ class DurableScheduler:
     @overload
     async def start_and_wait(
         self,
-        task: type[TaskHandler[Data, Output]] | DurableFunction[Data, Output],
+        task: type[TaskHandler[Data, Output]],
+        data: Data,
+        *,
+        timeout: Duration | None = ...,
+        execution_id: str | None = ...,
+        **options: Any,
+    ) -> Output: ...
+
+    @overload
+    async def start_and_wait(
+        self,
+        task: DurableFunction[Data, Output],
         data: Data,
         *,
         timeout: Duration | None = ...,
@@ -226,9 +253,10 @@ class DurableScheduler:
         return await handle.result(timeout)
 
     @overload
-    def handle(
-        self, execution_id: str, task: type[TaskHandler[Any, Output]] | DurableFunction[Any, Output]
-    ) -> ExecutionHandle[Output]: ...
+    def handle(self, execution_id: str, task: type[TaskHandler[Any, Output]]) -> ExecutionHandle[Output]: ...
+
+    @overload
+    def handle(self, execution_id: str, task: DurableFunction[Any, Output]) -> ExecutionHandle[Output]: ...
 
     @overload
     def handle(self, execution_id: str, task: str | None = None) -> ExecutionHandle[Any]: ...

@@ -25,7 +25,13 @@ from zart_core.records import (
     StepStatus,
 )
 
-_WAITING_ON: dict[str, str] = {"sleep": "sleep", "event": "event", "child": "children", "step": "retry"}
+_WAITING_ON: dict[str, str] = {
+    "sleep": "sleep",
+    "event": "event",
+    "child": "children",
+    "step": "retry",
+    "undo": "retry",
+}
 
 
 class WaitingOn(Struct, frozen=True, kw_only=True):
@@ -187,7 +193,7 @@ def _waiting_on(row: ExecutionRow, error: ErrorInfo | None) -> WaitingOn | None:
     """The wait that ends first; a run that waits because of an error waits for its next try."""
     if row.finished_at is not None:
         return None
-    waits = [wait for wait in row.waits if wait.kind != "step" or wait.until is not None]
+    waits = [wait for wait in row.waits if _WAITING_ON.get(wait.kind) != "retry" or wait.until is not None]
     if row.status == "waiting" and error is not None:
         return WaitingOn(kind="retry", name=error.step or row.task, until=optional_moment(row.wake_at))
     if not waits:

@@ -71,10 +71,11 @@ class TaskContext:
     every replay, and is durable when it is returned.
     """
 
-    __slots__ = ("__weakref__", "_logger", "_run", "_scope", "_types")
+    __slots__ = ("__weakref__", "_logger", "_run", "_scope", "_turn", "_types")
 
     def __init__(self, run: Run, *, scope: Callable[..., Any], types: TypesOf) -> None:
         self._run = run
+        self._turn = run.turn
         self._scope = scope
         self._types = types
         self._logger: logging.LoggerAdapter[logging.Logger] | None = None
@@ -132,6 +133,18 @@ class TaskContext:
         if self._logger is None:
             self._logger = _ReplayLogger(self._run)
         return self._logger
+
+    def _live(self) -> Run:
+        """The run, while the pass that this context belongs to goes on."""
+        if self._turn != self._run.turn:
+            raise self._run.stale()
+        return self._run
+
+    async def _call(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+        return await call(self._live(), *args)
+
+    async def _publish(self, key: str, value: Any) -> None:
+        await publish(self._live(), key, value)
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +224,7 @@ class TaskContext:
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: TransactionKeywords
     ) -> Any:
         checked = options_of(name, fn, cast(StepKeywords, options))
-        row, value = await run_transaction(self._run, site, name, plain_function(_callable(name, fn)), args, checked)
+        row, value = await run_transaction(self._live(), site, name, plain_function(_callable(name, fn)), args, checked)
         if row.error is not None:
             raise step_error(row.error, step=name, scopes=(fn, self._scope))
         return value
@@ -232,7 +245,7 @@ class TaskContext:
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
     ) -> tuple[StepRow, Any]:
         """The step's finished row and its value; the open saga remembers how to undo it."""
-        run = self._run
+        run = self._live()
         saga = open_saga(run)
         undo = undo_of(name, fn, options, in_saga=saga is not None)
         row, value = await run_step(
@@ -408,19 +421,19 @@ class TaskContext:
 
         ``fn`` runs on the event loop, so it must be quick and have no effect outside; that is what steps are for.
         """
-        return capture(self._run, user_site(), name, fn, None)
+        return self._call(capture, user_site(), name, fn, None)
 
     def now(self, name: str) -> Coroutine[Any, Any, datetime]:
         """The time when this call was first reached (aware, UTC), stored."""
         run = self._run
-        return capture(run, user_site(), name, lambda: moment(run.clock.now()), datetime)
+        return self._call(capture, user_site(), name, lambda: moment(run.clock.now()), datetime)
 
     def publish(self, key: str, value: Any) -> Coroutine[Any, Any, None]:
         """Let clients read ``value`` under ``key`` while the execution runs (progress, state).
 
         Not part of the history: a key may be published any number of times, the last value wins, nothing is written while replaying.
         """
-        return publish(self._run, key, value)
+        return self._publish(key, value)
 
     # --- children --------------------------------------------------------------------------------------------------
 
@@ -456,7 +469,7 @@ class TaskContext:
 
     async def _run_child(self, site: Site, name: str, handler: Any, data: Any, execution_id: str | None) -> Any:
         order, returns = self._order(name, handler, data, execution_id)
-        return await run_child(self._run, site, name, order, returns)
+        return await run_child(self._live(), site, name, order, returns)
 
     @overload
     def start_child(
@@ -480,7 +493,7 @@ class TaskContext:
 
     async def _start_child(self, site: Site, name: str, handler: Any, data: Any, execution_id: str | None) -> str:
         order, _ = self._order(name, handler, data, execution_id)
-        return await start_child(self._run, site, name, order)
+        return await start_child(self._live(), site, name, order)
 
     def _order(self, name: str, handler: Any, data: Any, execution_id: str | None) -> tuple[ChildOrder, Any]:
         run = self._run
@@ -512,7 +525,7 @@ class TaskContext:
         The block's error goes on once all undos have run; when an undo fails for good, the others still run, and its error is raised
         instead. In a saga inside another, what the inner block did is undone by the outer one if that raises later.
         """
-        return Saga(self._run)
+        return Saga(self._live())
 
     def patched(self, marker: str) -> bool:
         """Whether this run takes the way of the code that was deployed with ``marker``; stored, so that a replay decides the same::
@@ -524,7 +537,7 @@ class TaskContext:
 
         True for runs that reach this line for the first time; False for a run that has recorded calls beyond it already.
         """
-        return patched(self._run, user_site(), marker)
+        return patched(self._live(), user_site(), marker)
 
     # --- time and events -------------------------------------------------------------------------------------------
 
@@ -534,14 +547,14 @@ class TaskContext:
         Holds no worker slot, thread or connection while it waits, and never ends early by the backend's clock.
         """
         run = self._run
-        return sleep(
-            run, user_site(), name, lambda: _after(run, micros(duration, what=f"the duration of sleep {name!r}"))
+        return self._call(
+            sleep, user_site(), name, lambda: _after(run, micros(duration, what=f"the duration of sleep {name!r}"))
         )
 
     def sleep_until(self, name: str, when: datetime) -> Coroutine[Any, Any, None]:
         """A durable timer until ``when`` (aware; a naive one raises ``ValueError``). A time that has passed ends at once."""
         run = self._run
-        return sleep(run, user_site(), name, lambda: _at(run, instant(when, what=f"the time of sleep {name!r}")))
+        return self._call(sleep, user_site(), name, lambda: _at(run, instant(when, what=f"the time of sleep {name!r}")))
 
     @overload
     def wait_for_event(self, name: str, type_: type[E], timeout: Duration | None = None) -> Coroutine[Any, Any, E]: ...
@@ -559,7 +572,7 @@ class TaskContext:
         raises it too, and a late event stays for the next wait), ``PayloadError`` when the event is not a ``type_``.
         """
         length = None if timeout is None else max(0, micros(timeout, what=f"the timeout of the wait for {name!r}"))
-        return wait_for_event(self._run, user_site(), name, type_, length)
+        return self._call(wait_for_event, user_site(), name, type_, length)
 
 
 def _after(run: Run, length: int) -> int:

@@ -17,7 +17,7 @@ CLAIM: Final = "SELECT * FROM {schema}.claim_v1($1, $2, $3, $4, $5, $6, $7, $8, 
 _GIVE_BACK: Final = """
     UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = {schema}.now_v1()
     FROM unnest($2::bigint[], $3::integer[]) AS lease(run_id, epoch)
-    WHERE a.run_id = lease.run_id AND a.epoch = lease.epoch AND a.worker_id = $1
+    WHERE a.run_id = lease.run_id AND a.run_id = ANY ($2) AND a.epoch = lease.epoch AND a.worker_id = $1
 """
 
 _decode_tags = msgspec.json.Decoder(dict[str, str]).decode

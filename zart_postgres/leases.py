@@ -32,7 +32,7 @@ BURY: Final = """
         UPDATE {schema}.workers AS w SET expires_at = NULL
         FROM (
             SELECT x.worker_id FROM {schema}.workers AS x
-            WHERE NOT x.emptied AND x.expires_at <= {schema}.now_v1()
+            WHERE NOT x.emptied AND x.expires_at <= {schema}.now_v1() AND x.worker_id IS DISTINCT FROM $1
             ORDER BY x.worker_id FOR NO KEY UPDATE SKIP LOCKED
         ) AS late
         WHERE w.worker_id = late.worker_id
@@ -84,9 +84,9 @@ async def heartbeat(db: Session, worker_id: int, lease: int) -> None:
         raise LeaseLost(lost(worker_id))
 
 
-async def reap(db: Session, max_deliveries: int) -> int:
+async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.reap`."""
-    [_, anything] = await db.row(BURY)
+    [_, anything] = await db.row(BURY, worker_id)
     if not anything:
         return 0
     error = ErrorInfo(

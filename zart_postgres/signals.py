@@ -22,7 +22,7 @@ _SIGNALS: Final = """
            a.cancel_reason, e.seqs, e.names, e.payloads, e.sent_at
     FROM unnest($1::bigint[], $2::integer[], $3::integer[]) AS watch(run_id, epoch, seen)
     LEFT JOIN {schema}.active AS a
-        ON a.run_id = watch.run_id AND a.worker_id IS NOT DISTINCT FROM $4 AND a.epoch = watch.epoch
+        ON a.run_id = watch.run_id AND a.run_id = ANY ($1) AND a.worker_id IS NOT DISTINCT FROM $4 AND a.epoch = watch.epoch
     LEFT JOIN LATERAL (
         SELECT array_agg(v.seq ORDER BY v.seq) AS seqs, array_agg(v.name ORDER BY v.seq) AS names,
                array_agg(v.payload ORDER BY v.seq) AS payloads, array_agg(v.sent_at ORDER BY v.seq) AS sent_at

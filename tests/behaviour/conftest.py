@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.behaviour.world import World, store
+from tests.behaviour.world import Replay, World, store
+
+
+@pytest.fixture(params=["cached", "always"])
+def replay(request: pytest.FixtureRequest) -> Replay:
+    """Both ways in which a ``TestEngine`` replays: a test that asks for it runs twice."""
+    value: Replay = request.param
+    return value
 
 
 @pytest.fixture

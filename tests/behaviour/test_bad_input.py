@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -22,7 +22,7 @@ from msgspec import Struct
 from tenacity import RetryCallState
 
 from tests.behaviour.programs import until
-from tests.behaviour.world import World
+from tests.behaviour.world import Replay, World
 from zart_core import (
     BackendUnavailable,
     DurableScheduler,
@@ -46,14 +46,6 @@ from zart_core import (
     context,
 )
 from zart_core.testing import TestEngine
-
-Replay = Literal["cached", "always"]
-
-
-@pytest.fixture(params=["cached", "always"])
-def replay(request: pytest.FixtureRequest) -> Replay:
-    value: Replay = request.param
-    return value
 
 
 class Echo(TaskHandler[Any, Any]):

@@ -6,11 +6,11 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
-from tests.behaviour.world import World
+from tests.behaviour.world import Replay, World, registry_of, until
 from zart_core import (
     DurableScheduler,
     ExecutionCancelled,
@@ -18,34 +18,8 @@ from zart_core import (
     ExecutionNotFound,
     TaskContext,
     TaskHandler,
-    TaskRegistry,
 )
 from zart_core.testing import TestEngine
-
-Replay = Literal["cached", "always"]
-
-
-@pytest.fixture(params=["cached", "always"])
-def replay(request: pytest.FixtureRequest) -> Replay:
-    value: Replay = request.param
-    return value
-
-
-def registry_of(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
-    registry = TaskRegistry()
-    for handler in handlers:
-        registry.register(handler)
-    return registry
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Poll ``condition`` until it holds."""
-    try:
-        async with asyncio.timeout(20):
-            while not await condition():
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        raise AssertionError(f"this never came true: {what}") from None
 
 
 class Waiting(TaskHandler[str, str]):

@@ -198,7 +198,8 @@ async def test_a_parent_whose_worker_died_finds_its_child(world: World) -> None:
         waiting = 0
         while waiting < 2:  # the parent for its child, the child for its event
             page = await world.client.list()
-            waiting = sum((await world.client.status(item.execution_id)).waiting_on is not None for item in page.items)
+            states = [await world.client.status(item.execution_id) for item in page.items]
+            waiting = sum(state.waiting_on is not None for state in states)
     async with world.worker():
         [row] = [step for step in (await world.client.history(handle.execution_id)).steps if step.kind == "child"]
         assert row.child_id is not None

@@ -9,13 +9,13 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from msgspec import Struct
 
 from tests.behaviour.programs import until
-from tests.behaviour.world import World
+from tests.behaviour.world import Replay, World, registry_of
 from zart_core import (
     DurableScheduler,
     EventTimeout,
@@ -32,29 +32,14 @@ from zart_core import (
     StepFailed,
     TaskContext,
     TaskHandler,
-    TaskRegistry,
     WaitTimedOut,
     completions,
 )
 from zart_core.records import Settled
 from zart_core.testing import TestEngine
 
-Replay = Literal["cached", "always"]
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 """Where the clock of a TestEngine begins."""
-
-
-@pytest.fixture(params=["cached", "always"])
-def replay(request: pytest.FixtureRequest) -> Replay:
-    value: Replay = request.param
-    return value
-
-
-def registry_of(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
-    registry = TaskRegistry()
-    for handler in handlers:
-        registry.register(handler)
-    return registry
 
 
 def after(hours: float) -> datetime:

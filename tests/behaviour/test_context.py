@@ -10,39 +10,23 @@ import logging
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from tests.behaviour.programs import until
-from tests.behaviour.world import World
+from tests.behaviour.world import Replay, World, registry_of
 from zart_core import (
     ExecutionFailure,
     RetryConfig,
     StepInterrupted,
     TaskContext,
     TaskHandler,
-    TaskRegistry,
     ZartErr,
     ZartError,
     context,
 )
 from zart_core.testing import TestEngine
-
-Replay = Literal["cached", "always"]
-
-
-@pytest.fixture(params=["cached", "always"])
-def replay(request: pytest.FixtureRequest) -> Replay:
-    value: Replay = request.param
-    return value
-
-
-def registry_of(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
-    registry = TaskRegistry()
-    for handler in handlers:
-        registry.register(handler)
-    return registry
 
 
 async def crash(engine: TestEngine) -> None:

@@ -23,7 +23,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from tests.behaviour.world import World
+from tests.behaviour.world import Replay, World, registry_of
 from zart_core import (
     BackendUnavailable,
     BusinessErr,
@@ -42,26 +42,11 @@ from zart_core import (
     StepTimedOut,
     TaskContext,
     TaskHandler,
-    TaskRegistry,
     ZartErr,
 )
 from zart_core.testing import TestEngine
 
-Replay = Literal["cached", "always"]
 SECOND = 1_000_000
-
-
-@pytest.fixture(params=["cached", "always"])
-def replay(request: pytest.FixtureRequest) -> Replay:
-    value: Replay = request.param
-    return value
-
-
-def registry_of(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
-    registry = TaskRegistry()
-    for handler in handlers:
-        registry.register(handler)
-    return registry
 
 
 class CardDeclined(Exception):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from msgspec import Struct
 
-from tests.behaviour.world import World
+from tests.behaviour.world import Replay, World, registry_of, until
 from zart_core import (
     DurableScheduler,
     EventTimeout,
@@ -19,25 +19,8 @@ from zart_core import (
     PayloadError,
     TaskContext,
     TaskHandler,
-    TaskRegistry,
 )
 from zart_core.testing import TestEngine
-
-Replay = Literal["cached", "always"]
-
-
-@pytest.fixture(params=["cached", "always"])
-def replay(request: pytest.FixtureRequest) -> Replay:
-    value: Replay = request.param
-    return value
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Poll ``condition`` until it holds."""
-    async with asyncio.timeout(20):
-        while not await condition():
-            await asyncio.sleep(0.002)
-    assert await condition(), what
 
 
 def waits_for(client: DurableScheduler, execution_id: str, name: str) -> Callable[[], Awaitable[bool]]:
@@ -53,13 +36,6 @@ def has_status(client: DurableScheduler, execution_id: str, status: str) -> Call
         return (await client.status(execution_id)).status == status
 
     return condition
-
-
-def registry_of(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
-    registry = TaskRegistry()
-    for handler in handlers:
-        registry.register(handler)
-    return registry
 
 
 async def restart(engine: TestEngine, *, offline: Callable[[], Awaitable[None]]) -> None:

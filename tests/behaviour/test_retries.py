@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import pytest
 
-from tests.behaviour.world import World
+from tests.behaviour.world import Replay, World, registry_of, until
 from zart_core import (
     DeadlineExceeded,
     EventTimeout,
@@ -24,27 +23,12 @@ from zart_core import (
     StepTimedOut,
     TaskContext,
     TaskHandler,
-    TaskRegistry,
     context,
 )
 from zart_core.records import Claim, TaskOffer, WorkerInfo
 from zart_core.testing import TestEngine
 
-Replay = Literal["cached", "always"]
 SECOND = 1_000_000
-
-
-@pytest.fixture(params=["cached", "always"])
-def replay(request: pytest.FixtureRequest) -> Replay:
-    value: Replay = request.param
-    return value
-
-
-def registry_of(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
-    registry = TaskRegistry()
-    for handler in handlers:
-        registry.register(handler)
-    return registry
 
 
 async def crash(engine: TestEngine) -> None:
@@ -56,16 +40,6 @@ async def crash(engine: TestEngine) -> None:
     async with asyncio.timeout(10):
         while worker.tenure is before or worker.tenure is None:
             await asyncio.sleep(0.001)
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Poll ``condition`` until it holds."""
-    try:
-        async with asyncio.timeout(20):
-            while not await condition():
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        raise AssertionError(f"this never came true: {what}") from None
 
 
 class Fragile(Exception):

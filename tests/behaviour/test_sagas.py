@@ -154,7 +154,9 @@ async def test_undos_wait_for_their_retries_after_a_cancellation(replay: Replay)
         handle = await engine.start(Trip, "event")
         await engine.settle()
         await handle.cancel()
-        assert (await engine.run_until_waiting(handle)).status == "waiting"
+        status = await engine.run_until_waiting(handle)
+        assert status.waiting_on is not None
+        assert (status.status, status.waiting_on.kind, status.waiting_on.name) == ("waiting", "retry", "undo:flight")
         assert await engine.scheduler.audit() == []  # type: ignore[attr-defined]
         await engine.advance("2s")
         with pytest.raises(ExecutionCancelled):

@@ -25,7 +25,7 @@ import pydantic
 import pytest
 from msgspec import Struct
 
-from tests.behaviour.world import REPLAY, Ledger, World
+from tests.behaviour.world import REPLAY, Ledger, Replay, World, registry_of
 from zart_core import (
     DuplicateStepError,
     DurableScheduler,
@@ -38,7 +38,6 @@ from zart_core import (
     StepFailed,
     TaskContext,
     TaskHandler,
-    TaskRegistry,
     Worker,
     WorkerConfig,
     ZartError,
@@ -49,20 +48,6 @@ from zart_core.records import Claimed, Flush
 from zart_core.testing import TestEngine
 
 ROOT = Path(__file__).parents[2]
-Replay = Literal["cached", "always"]
-
-
-@pytest.fixture(params=["cached", "always"])
-def replay(request: pytest.FixtureRequest) -> Replay:
-    value: Replay = request.param
-    return value
-
-
-def registry_of(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
-    registry = TaskRegistry()
-    for handler in handlers:
-        registry.register(handler)
-    return registry
 
 
 class Watched:

@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from msgspec import Struct
 
 from tests.behaviour.programs import until
-from tests.behaviour.world import REPLAY, World
+from tests.behaviour.world import REPLAY, Replay, World, registry_of
 from zart_core import (
     DurableScheduler,
     Duration,
@@ -29,7 +29,6 @@ from zart_core import (
     StartRequest,
     TaskContext,
     TaskHandler,
-    TaskRegistry,
     Worker,
     WorkerConfig,
     connect,
@@ -39,21 +38,7 @@ from zart_core.engine.run import Run
 from zart_core.records import Claim, Claimed
 from zart_core.testing import TestEngine, VirtualClock
 
-Replay = Literal["cached", "always"]
 BERLIN = ZoneInfo("Europe/Berlin")
-
-
-@pytest.fixture(params=["cached", "always"])
-def replay(request: pytest.FixtureRequest) -> Replay:
-    value: Replay = request.param
-    return value
-
-
-def registry_of(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
-    registry = TaskRegistry()
-    for handler in handlers:
-        registry.register(handler)
-    return registry
 
 
 class Life:

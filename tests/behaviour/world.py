@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zart_core import (
     DurableScheduler,
@@ -23,6 +23,9 @@ from zart_core import (
 
 REPLAY = os.environ.get("ZART_TEST_REPLAY", "cached")
 """``always`` runs the whole suite with an engine that suspends and replays at every durable call."""
+
+Replay = Literal["cached", "always"]
+"""What a ``TestEngine`` is made with; the fixture ``replay`` has a test run with both."""
 
 STORE = os.environ.get("ZART_TEST_STORE", "sqlite")
 """``sqlite``, ``postgres`` (the newest server at hand) or ``postgres16``: where the suite keeps its executions."""
@@ -50,6 +53,24 @@ def store(folder: Path) -> Iterator[None]:
 def url_of(folder: Path) -> str:
     """The URL of the store for what happens in ``folder``."""
     return f"sqlite:///{folder}/zart.db" if STORE == "sqlite" else (folder / "url").read_text()
+
+
+def registry_of(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
+    """A registry with these handlers."""
+    registry = TaskRegistry()
+    for handler in handlers:
+        registry.register(handler)
+    return registry
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Poll ``condition`` until it holds."""
+    try:
+        async with asyncio.timeout(20):
+            while not await condition():
+                await asyncio.sleep(0.002)
+    except TimeoutError:
+        raise AssertionError(f"this never came true: {what}") from None
 
 
 class Ledger:

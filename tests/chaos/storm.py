@@ -157,9 +157,8 @@ class Storm:
         # A thawed process finds that its lease is lost, and that its loop has stood still.
         allowed = (
             "has lost its lease",
-            "were freed",
+            "a worker has died",
             "the event loop has been blocked",
-            "did not come to a stop in time",
         )
         return [
             line

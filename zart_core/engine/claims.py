@@ -72,24 +72,38 @@ class Claims:
         self._wanted.set()
 
     async def run(self) -> None:
-        """Claim until cancelled, or until the lease is lost."""
+        """Claim until cancelled, or until the lease is lost. What else goes wrong is logged, and asked for again later."""
         failures = 0
         while not self._lease.lost:
             self._wanted.clear()
             try:
                 full = await self.claim()
-            except BackendUnavailable as error:
-                if failures == 0:
-                    logger.warning("claim failed, it will be repeated: %s", error)
+            except Exception:
+                # A row that does not load, a defect of the backend. What runs goes on; the next claim may find other rows.
+                logger.exception("claim failed, it will be repeated")
                 self._unsure = True
-                failures = min(failures + 1, 6)
-                await asyncio.sleep(min(0.02 * 2**failures, 1.0) * random.uniform(0.5, 1.5))
+                failures = min(failures + 1, 9)
+                await asyncio.sleep(min(0.1 * 2**failures, 30.0) * random.uniform(0.5, 1.0))
                 continue
             failures = 0
             if not full:
                 await self._pause()
 
     async def claim(self) -> bool:
+        """Claim for all free slots, again and again until the backend can be reached. Whether it filled them all."""
+        failures = 0
+        while not self._lease.lost:
+            try:
+                return await self._claim()
+            except BackendUnavailable as error:
+                if failures == 0:
+                    logger.warning("claim failed, it will be repeated: %s", error)
+                self._unsure = True
+                failures = min(failures + 1, 6)
+                await asyncio.sleep(min(0.02 * 2**failures, 1.0) * random.uniform(0.5, 1.5))
+        return False
+
+    async def _claim(self) -> bool:
         """One claim for all free slots. Whether it filled them, so that there may be more."""
         limit = max(0, self._free())
         overdue = 0 if limit else _OVERDUE

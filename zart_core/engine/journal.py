@@ -12,6 +12,8 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from zart_core import failure as failures
+from zart_core.duration import later
 from zart_core.errors import BackendUnavailable, LeaseLost
 from zart_core.records import (
     AttemptFact,
@@ -36,6 +38,11 @@ Durable = asyncio.Future[int]
 """Resolves to DONE, LOST or REFUSED once the fact's flush has returned; never to an exception."""
 
 _BACKOFF: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_SET_ASIDE: Final = 5_000_000
+"""How long a run waits, in microseconds, whose facts the backend refuses."""
+
+
+_Fact = StepFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | SuspendFact
 
 
 class Journal:
@@ -101,6 +108,10 @@ class Journal:
         self._pending.suspends.append(fact)
         return self._expect(fact.run_id)
 
+    def set_aside(self, run_id: int, epoch: int, error: BaseException) -> Durable:
+        """Give the run's lease up for a while, with ``error`` to be seen: it cannot go on here as it is."""
+        return self.suspend(self._aside(run_id, epoch, error))
+
     @property
     def idle(self) -> bool:
         """Whether nothing waits to be flushed and no flush is under way."""
@@ -161,6 +172,29 @@ class Journal:
         return flush, waiting
 
     async def _flush(self, flush: Flush) -> Flushed | None:
+        """One flush. What the backend refuses together goes run by run, so that one run's bad fact is no other's trouble."""
+        try:
+            return await self._persist(flush)
+        except Exception as error:
+            parts = _by_run(flush)
+            if len(parts) == 1:
+                return await self._refuse(flush, error)
+        return _together([await self._flush(part) for part in parts])
+
+    async def _refuse(self, flush: Flush, error: Exception) -> Flushed | None:
+        """Set the one run of ``flush`` aside, and report it as lost. Raises what the backend says to that: then no fact is to blame."""
+        run_id, epoch = max((fact.run_id, fact.epoch) for fact in _facts(flush))
+        logger.error("run %d is set aside: the store refuses what it has recorded", run_id, exc_info=error)
+        flushed = await self._persist(Flush(worker_id=self._worker_id, suspends=[self._aside(run_id, epoch, error)]))
+        return None if flushed is None else Flushed(lost=frozenset((run_id,)))
+
+    def _aside(self, run_id: int, epoch: int, error: BaseException) -> SuspendFact:
+        wake_at = later(self._scheduler.clock.latest(), _SET_ASIDE)
+        info = failures.encode_info(failures.describe(error))
+        # As compensating: neither a cancellation nor a passed deadline lets it back at once, to fail in a hot loop.
+        return SuspendFact(run_id, epoch, wake_at, False, False, 0, True, info, compensating=True)
+
+    async def _persist(self, flush: Flush) -> Flushed | None:
         """One flush, repeated while the backend cannot be reached: facts are idempotent by key. ``None``: the lease is lost.
 
         A repeated flush may find that its first try had taken effect, and then reports a run that finished or was suspended as
@@ -200,3 +234,45 @@ class Journal:
         for future, run_id in waiting:
             if not future.done():
                 future.set_result(LOST if run_id in lost else REFUSED if run_id in refused else DONE)
+
+
+def _facts(flush: Flush) -> list[_Fact]:
+    return [
+        *flush.steps,
+        *flush.attempts,
+        *flush.details,
+        *flush.published,
+        *flush.retries,
+        *flush.finishes,
+        *flush.suspends,
+    ]
+
+
+def _by_run(flush: Flush) -> list[Flush]:
+    """The same facts, each run's by themselves."""
+    return [_of_run(flush, run_id) for run_id in dict.fromkeys(fact.run_id for fact in _facts(flush))]
+
+
+def _of_run(flush: Flush, run_id: int) -> Flush:
+    return Flush(
+        worker_id=flush.worker_id,
+        steps=[fact for fact in flush.steps if fact.run_id == run_id],
+        attempts=[fact for fact in flush.attempts if fact.run_id == run_id],
+        details=[fact for fact in flush.details if fact.run_id == run_id],
+        published=[fact for fact in flush.published if fact.run_id == run_id],
+        retries=[fact for fact in flush.retries if fact.run_id == run_id],
+        finishes=[fact for fact in flush.finishes if fact.run_id == run_id],
+        suspends=[fact for fact in flush.suspends if fact.run_id == run_id],
+    )
+
+
+def _together(answers: list[Flushed | None]) -> Flushed | None:
+    """One answer for all; ``None`` when the lease was lost meanwhile."""
+    flushed = [answer for answer in answers if answer is not None]
+    if len(flushed) < len(answers):
+        return None
+    return Flushed(
+        frozenset[int]().union(*(answer.lost for answer in flushed)),
+        frozenset[int]().union(*(answer.refused for answer in flushed)),
+        frozenset[int]().union(*(answer.cancelled for answer in flushed)),
+    )

@@ -89,14 +89,17 @@ class Life:
     async def _pass(self) -> bytes | ExecutionFailure | NonDeterminismError:
         """One pass through the handler: its encoded output, or why it failed. Raises only ``Halt``."""
         run = self.run
+        run.begin_turn()
         self._pass_began = run.clock.now()
         try:
             output = await run.body.run(run)
         except BaseException as error:
             if being_closed(error, run.root):
                 raise
+            await run.end_turn()
             await run.learn_reason()
             return self._judge(error)
+        await run.end_turn()
         if run.halt is not None:
             logger.warning(
                 "execution %r: the handler of %r returned a value after it was told to stop; the value is ignored. "
@@ -120,7 +123,7 @@ class Life:
         if isinstance(error, Halt):  # kept by the user from an earlier life and raised again
             error = ZartError(f"{type(error).__name__} was raised outside a suspension")
         if run.root is not None and isinstance(error, asyncio.CancelledError) and run.root.cancelling():
-            if not run.overdue:
+            if not run.expelled:
                 # Not ours and not the user's: the event loop is being shut down. The execution has not failed.
                 raise run.abandon() from None
             while run.root.cancelling():
@@ -140,6 +143,7 @@ class Life:
         return (
             failure.kind in ("step", "error")
             and run.attempt < run.body.max_retries
+            and not run.unrepeatable
             and not isinstance(self._error, NonRetryable)
         )
 
@@ -186,9 +190,11 @@ class Life:
         except BaseException as error:
             if being_closed(error, run.root):
                 raise
+            await run.end_turn()
             if run.halt is not None:
                 raise run.halt from None
             return await self._finish_failed(_last_word(failure, error))
+        await run.end_turn()
         if run.halt is not None:
             raise run.halt
         if failure.kind == "cancelled":

@@ -45,6 +45,8 @@ from zart_core.records import (
 
 logger = logging.getLogger("zart")
 
+_REFUSALS: Final = 100
+"""So many calls after its end are put down to cleaning up; then the handler is cancelled."""
 _GRACE: Final = 5.0
 """Seconds that a handler's ``finally`` blocks have to end once it was told to stop; then it is cancelled."""
 
@@ -160,7 +162,7 @@ class Parked:
 class Run:
     """Drives one claimed run until it finishes, is suspended, or is lost."""
 
-    def __init__(self, claimed: ClaimedRun, body: Body, services: Services) -> None:
+    def __init__(self, claimed: ClaimedRun, body: Body, services: Services) -> None:  # noqa: PLR0915 - all of its state, in one place
         self.claimed = claimed
         self.run_id = claimed.run_id
         self.epoch = claimed.epoch
@@ -186,6 +188,15 @@ class Run:
         self.cancel_reason = claimed.cancel_reason
         self._reason_known = True  # False between the word that there is a cancellation, and its reason
         self.overdue = False
+        self.expelled = False
+        """Whether the handler's task was cancelled because it did not end by itself."""
+        self.unrepeatable = False
+        """Whether an at-most-once step has an unknown outcome: then a handler's retry must not begin anew."""
+        self.turn = 0
+        """Counts the passes through the handler and on_failure. A call belongs to the one whose context it is made with."""
+        self._ending = False  # a pass has ended, and the calls that it left behind have not
+        self._quiet: asyncio.Future[None] | None = None
+        self._refusals = 0
         self._draining = False
         self._closed = False
         self._concurrent = False  # calls were made in tasks other than the handler's own
@@ -202,6 +213,11 @@ class Run:
         self._suspending: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._stale = False  # a suspension was refused for a signal that is not here yet
+        self._asked: tuple[asyncio.Future[None] | None, bool, bool] = (
+            None,
+            False,
+            False,
+        )  # what the question under way answers
         self.seen = claimed.signal_seq
         self._idle_check: asyncio.Handle | None = None
         self._linger: Timer | None = None
@@ -231,19 +247,51 @@ class Run:
         for parked in list(self._parked):  # calls in tasks that the handler left behind
             parked.fail(Abandoned(self.execution_id))
 
+    def begin_turn(self) -> None:
+        """A pass through the handler, or through on_failure, begins."""
+        self._ending = False
+        self._concurrent = False
+        self._regate()
+
+    async def end_turn(self) -> None:
+        """A pass has ended. Branches that it has left behind make no further call, and the calls of theirs that are under way
+        have ended on return: what their bodies did is recorded before anything follows from the end."""
+        self.turn += 1
+        self._ending = self.gated = True
+        while self._suspending is not None:
+            await asyncio.shield(self._suspending)
+        for parked in list(self._parked):
+            parked.fail(Abandoned(self.execution_id))
+        if self.bodies and self.halt is None:
+            logger.warning(
+                "execution %r: a pass through its handler has ended before the %d steps that run in tasks it left behind; "
+                "waiting for them",
+                self.execution_id,
+                self.bodies,
+            )
+        while self._calls and self.halt is None:
+            self._quiet = self.loop.create_future()
+            await self._quiet
+
+    def stale(self) -> BaseException:
+        """What a call raises that is made with the context of a pass that has ended."""
+        if self._closed:
+            return ZartError(
+                f"execution {self.execution_id!r} does not run here any more: its context was used after its end"
+            )
+        return self.halt or Abandoned(self.execution_id)
+
     def begin_again(self) -> None:
         """The handler has failed and gets another attempt: completed steps are kept, failed and undone ones will run again."""
         self.replay.drop(self.replay.undone())
         self.replay.rewind(drop_failed=True)
-        self._concurrent = False
         current_execution.set(self.info())
 
     def begin_compensation(self) -> None:
         """From here on calls work again, in a namespace of their own, whatever ended the body."""
         self.compensating = True
-        self.gated = self._suspending is not None or self._draining
         self.replay.rewind(drop_failed=False)
-        self._concurrent = False
+        self.begin_turn()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -321,19 +369,32 @@ class Run:
         if self.services.lease.lapsed:
             await self.services.lease.valid()
         await self.learn_reason()
-        self._raise_if_over(name)
+        error = self._over(name)
+        if error is not None:
+            await self._refuse()
+            raise error
         if self._draining:
             await self.hold(name)
 
-    def _raise_if_over(self, name: str | None) -> None:
-        error = self._over(name)
-        if error is not None:
-            raise error
+    async def _refuse(self) -> None:
+        """A call comes after the end. A handler that swallows that and calls again must not keep the loop from everybody else."""
+        self._refusals += 1
+        if self._refusals >= _REFUSALS:
+            if self._refusals == _REFUSALS:
+                logger.warning(
+                    "execution %r: its handler goes on after what every call has raised %d times; it is cancelled",
+                    self.execution_id,
+                    _REFUSALS,
+                )
+            self._expel()
+        await asyncio.sleep(0)
 
     def _over(self, name: str | None) -> BaseException | None:
         """What has ended this pass, if anything has: every call raises it."""
         if self.halt is not None:
             return self.halt
+        if self._ending:
+            return Abandoned(self.execution_id)
         if self.compensating or name in self._undoing:
             return None
         if self.cancelled:
@@ -357,8 +418,15 @@ class Run:
     def leave(self) -> None:
         """… and has ended."""
         self._calls -= 1
+        if not self._calls:
+            self._hush()
         if self._parked:
             self._look()
+
+    def _hush(self) -> None:
+        quiet, self._quiet = self._quiet, None
+        if quiet is not None and not quiet.done():
+            quiet.set_result(None)
 
     @property
     def over(self) -> BaseException | None:
@@ -386,7 +454,11 @@ class Run:
 
     async def record(self, row: StepRow) -> None:
         """Make a call's row durable. Raises ``Halt`` when the run is not this worker's any more."""
-        await self.durable(self.journal.step(StepFact(self.run_id, self.epoch, row)))
+        promise = self.journal.step(StepFact(self.run_id, self.epoch, row))
+        # Race: the call is cancelled (a sibling failed) while its row is on its way. The row will be stored, so a pass that begins
+        # now has to find it; whatever that pass writes comes behind it in the journal.
+        self.replay.keep(row)
+        await self.durable(promise)
 
     async def durable(self, promise: Durable) -> None:
         """Wait until a fact is durable. Raises ``Halt`` when the run is not this worker's any more."""
@@ -398,7 +470,6 @@ class Run:
 
         A pass that is over has no next one that could get it, so it gets its result.
         """
-        self.replay.keep(row)
         if self.services.replay_always and self._over(row.name) is None:
             await self.hold(row.name)
 
@@ -420,7 +491,9 @@ class Run:
     async def _park(self, parked: Parked) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
         await self.learn_reason()
-        self._raise_if_over(parked.name)
+        error = self._over(parked.name)
+        if error is not None:
+            raise error
         keys = tuple(parked.children)
         self._parked.add(parked)
         for key in list(parked.children):
@@ -481,16 +554,15 @@ class Run:
 
     def _look(self) -> None:
         """Something parked or ended: is the run idle now, and what follows from that?"""
-        if self._idle_check is not None:
-            return  # it will look, once for all that happens until then: ten thousand branches park one after another
-        if not self.idle or self._stale:
+        # (A look that is due already sees what has come until then; thousands of branches that park at once need only one.)
+        if self._idle_check is not None or self._stale or not self.idle:
             return
         self.services.changed()
         if not self._concurrent and self._suspend_at_once():
             # The handler's own task waits and no other ever made a call: nothing else can move it. The row of the wait that was
             # just appended and the suspension go in one flush.
             self._suspend()
-        elif self._idle_check is None:
+        else:
             # Other branches may be about to begin (gather starts its tasks one after another): look again after them.
             self._idle_check = self.loop.call_soon(self._look_again, 2)
 
@@ -585,6 +657,7 @@ class Run:
         self.gated = (
             self._suspending is not None
             or self._draining
+            or self._ending
             or (not self.compensating and (self.cancelled or self.overdue))
         )
 
@@ -592,6 +665,9 @@ class Run:
 
     def watch(self) -> Watch:
         """What to ask the backend for this run's signals."""
+        # Race: somebody wants to be told while a question is under way. Its answer may be older than their wish, so it counts for
+        # what was wanted when it was asked only; WakeUps asks again for the others.
+        self._asked = (self._news, self._stale, not self._reason_known)
         return Watch(self.run_id, self.epoch, self.seen)
 
     def deliver(self, signals: Signals) -> None:
@@ -616,7 +692,7 @@ class Run:
 
     def refreshed(self) -> None:
         """The backend had nothing new for this run."""
-        if not self._reason_known:
+        if self._asked[2] and not self._reason_known:
             self.cancel(None)
         self._caught_up()
         self._look()
@@ -629,9 +705,11 @@ class Run:
         await asyncio.shield(self._news)
 
     def _caught_up(self) -> None:
-        self._stale = False
-        news, self._news = self._news, None
-        if news is not None:
+        news, stale, _ = self._asked
+        if stale:
+            self._stale = False
+        if news is not None and news is self._news:
+            self._news = None
             news.set_result(None)
 
     def cancel(self, reason: str | None) -> None:
@@ -662,13 +740,21 @@ class Run:
         self._regate()
         self._interrupt()
         # A body that waits for something else than our calls is cancelled, once it had a moment to end by itself.
-        self.loop.call_later(1.0, self._cancel_overdue)
+        self.loop.call_later(1.0, self._expel)
 
-    def _cancel_overdue(self) -> None:
+    def _expel(self) -> None:
+        """Cancel the task of a handler that goes on after its end."""
         if self._undoing:
-            self.loop.call_later(1.0, self._cancel_overdue)
+            self.loop.call_later(1.0, self._expel)
             return
-        if not self._closed and not self.compensating and self.halt is None and self.root is not None:
+        if (
+            not self._closed
+            and not self._ending
+            and not self.compensating
+            and self.halt is None
+            and self.root is not None
+        ):
+            self.expelled = True
             self.root.cancel()
 
     def drain(self) -> None:
@@ -686,7 +772,10 @@ class Run:
             self.halt = halt
             self.gated = True
             self._forget_timers()
-            self._caught_up()
+            self._hush()
+            news, self._news = self._news, None
+            if news is not None:
+                news.set_result(None)
             for parked in list(self._parked):
                 parked.fail(halt)
             abandoned = isinstance(halt, Abandoned)

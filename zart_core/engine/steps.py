@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _STUCK: Final = 1.0
 """Seconds that a timed-out step has to end after its cancellation; then it is left to itself and its result ignored."""
 _COROUTINE: Final = inspect.CO_COROUTINE
+_UNKNOWN: Final = frozenset(("interrupted", "timed_out", "deadline"))
+"""The failures after which nobody knows whether the body took effect."""
 _Limit = Literal["timed_out", "deadline"]
 
 Intercept = Callable[[str, str, str, Callable[..., Any]], Callable[..., Any]]
@@ -66,10 +68,14 @@ async def run_step(
             if run.gated or run.services.lease.lapsed:
                 await run.ready(name)
             run.replay.leave()
-            return await _Attempts(run, name, fn, args, options, row).finish()
+            row, value = await _Attempts(run, name, fn, args, options, row).finish()
         finally:
             run.leave()
-    return row, _stored_value(run, row, fn, options)
+    else:
+        value = _stored_value(run, row, fn, options)
+    if options.at_most_once and row.error is not None and failures.load(row.error).kind in _UNKNOWN:
+        run.unrepeatable = True
+    return row, value
 
 
 def _stored_value(run: Run, row: StepRow, fn: Callable[..., Any], options: StepOptions) -> Any:
@@ -230,11 +236,12 @@ class _Attempts:
         else:
             row = self._row("failed", finished=finished, error=stored)
         facts = AttemptFact(run.run_id, run.epoch, attempt), StepFact(run.run_id, run.epoch, row)
-        await run.durable(run.journal.failed_attempt(*facts))
+        recorded = run.journal.failed_attempt(*facts)
+        run.replay.keep(row)  # as in Run.record
+        await run.durable(recorded)
         if wake_at is None:
             await run.settled(row)
             return row
-        run.replay.keep(row)
         if run.services.replay_always:
             await run.hold(self.name)
         await self._back_off(wake_at)

@@ -71,6 +71,8 @@ class Tenure:
         self._making_room = False
         self._begun = 0
         self.ended = asyncio.Event()
+        self.failed = False
+        """Whether it ended because one of its duties did, not because it was told to or lost its lease."""
         self.changed = asyncio.Event()
         self.lease = Lease(scheduler, worker_id, options.lease, self._lost)
         self.journal = Journal(scheduler, worker_id, on_cancelled=self._cancelled, on_lease_lost=self.lease.lose)
@@ -192,13 +194,19 @@ class Tenure:
         if error is not None:
             # A defect: nothing may go on half-alive. The tenure ends, its work is released, and a new one begins.
             logger.error("the duty %s failed: the worker registers anew", task.get_name(), exc_info=error)
+            self.failed = True
             self.ended.set()
 
     # --- runs ------------------------------------------------------------------------------------------------------
 
     def _begin_all(self, claimed: list[ClaimedRun]) -> None:
         for run in claimed:
-            self._begin(run)
+            try:
+                self._begin(run)
+            except Exception as error:
+                # A history that no version of ours has written. The others begin all the same.
+                logger.exception("execution %r cannot be taken up: it is set aside", run.execution_id)
+                self.journal.set_aside(run.run_id, run.epoch, error)
         self.wakeups.forget_strays()
 
     def _begin(self, claimed: ClaimedRun) -> None:

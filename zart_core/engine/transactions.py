@@ -9,6 +9,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
 from zart_core.ambient import current_step
+from zart_core.engine.halt import Halt
 from zart_core.engine.steps import StepOptions, _Attempts, _is_async, _stored_value, _type_of
 from zart_core.errors import BackendUnavailable
 from zart_core.records import StepKey, StepRow
@@ -63,21 +64,34 @@ class _Transaction(_Attempts):
         while True:
             try:
                 row = await run.services.transact(key, work)
+                break
             except _RaisedError as raised:
                 return raised.error, None
             except BackendUnavailable:
                 # Whether it took effect is unknown. The next try finds out, and runs the body again only if it did not.
                 if run.halt is not None:
                     raise
-                pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
                 tries += 1
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-            else:
-                break
+            except asyncio.CancelledError:
+                if tries:
+                    raise self._unknown() from None
+                raise
+            try:
+                await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES)) - 1] * random.uniform(0.5, 1.5))
+            except asyncio.CancelledError:
+                raise self._unknown() from None
         if row is None:
             raise run.abandon()
         self._stored = row
         return None, row
+
+    def _unknown(self) -> Halt:
+        """A timeout or a cancellation came while nobody knew whether the transaction had taken effect.
+
+        Neither may be told to the handler: it would see what no replay sees. The run is given up, and whoever claims it anew finds
+        the row, or that there is none.
+        """
+        return self.run.halt or self.run.abandon()
 
     async def _async_work(self, connection: Any) -> StepRow:
         try:
@@ -116,10 +130,8 @@ class _Transaction(_Attempts):
         if self._stored is None:
             return await super()._completed(value, finished)
         row = self._stored
-        if row.status == "completed":
-            await self.run.settled(row)
-        else:
-            self.run.replay.keep(row)
+        self.run.replay.keep(row)
+        await self.run.settled(row)
         return row, _stored_value(self.run, row, self.fn, self.options)
 
 

@@ -88,6 +88,7 @@ async def _wait(run: Run, name: str, ordinal: int, row: StepRow | None, timeout:
                 name, ordinal, "event", "pending", 0, started, wake_at=until, worker_id=run.services.worker_id
             )
             waiting = run.journal.step(StepFact(run.run_id, run.epoch, row))
+            run.replay.keep(row)
         await run.park(name, wake_at=until, on_signal=True)
         if waiting is not None:
             await run.durable(waiting)

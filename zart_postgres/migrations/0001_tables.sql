@@ -59,7 +59,7 @@ CREATE INDEX active_ready ON {schema}.active (queue, task, priority DESC, wake_a
     WHERE worker_id IS NULL AND wake_at IS NOT NULL;
 -- Deadlines that pass while nobody runs the run, for workers whose slots are all taken.
 CREATE INDEX active_deadline ON {schema}.active (queue, task, deadline)
-    WHERE worker_id IS NULL AND wake_at IS NOT NULL AND deadline IS NOT NULL;
+    WHERE worker_id IS NULL AND deadline IS NOT NULL;
 -- What a dead worker leaves behind.
 CREATE INDEX active_worker ON {schema}.active (worker_id) WHERE worker_id IS NOT NULL;
 

@@ -6,8 +6,10 @@
 -- last owner recorded just before it let go. In a VOLATILE function every statement sees what was committed before it,
 -- and the loading comes after the locks.
 --
--- Why the settings: parameters are arrays of unknown length, and the tables may have been empty when the plan was made.
--- Every statement here is meant to seek by an index from a few rows; the settings take the other ways away.
+-- Why the settings, and why `= ANY (array)` beside joins that say the same: parameters are arrays of unknown length, and the
+-- tables may have been empty when the plan was made, which stays. A table that was vacuumed while it was empty is taken for
+-- one row, and reading all of it may then look like the cheapest way into a join. With the array's condition on the table
+-- itself, every way into it is a seek.
 --
 -- Locks of several rows of `active` are taken in the order of run_id, or skipped when taken: no two calls deadlock.
 
@@ -95,7 +97,7 @@ CREATE FUNCTION {schema}.end_runs_v1(
     p_runs bigint[], p_statuses text[], p_outputs bytea[], p_errors bytea[], p_now bigint,
     OUT o_parents bigint[], OUT o_finished text[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_children integer[];
@@ -103,7 +105,7 @@ BEGIN
     WITH gone AS (
         DELETE FROM {schema}.active AS a
         USING unnest(p_runs, p_statuses, p_outputs, p_errors) AS f(run_id, status, output, error)
-        WHERE a.run_id = f.run_id
+        WHERE a.run_id = f.run_id AND a.run_id = ANY (p_runs)
         RETURNING a.run_id, a.parent_run, a.started_at, a.deadline, a.attempt, a.version, f.status, f.output, f.error
     ), kept AS (
         INSERT INTO {schema}.results
@@ -125,16 +127,15 @@ BEGIN
                 WHEN a.worker_id IS NULL AND NOT a.quarantined AND a.waits & 4 <> 0 AND a.open_children <= p.children
                 THEN least(p_now, a.wake_at) ELSE a.wake_at END
         FROM unnest(o_parents, v_children) AS p(run_id, children)
-        WHERE a.run_id = p.run_id;
+        WHERE a.run_id = p.run_id AND a.run_id = ANY (o_parents);
     END IF;
 
     -- What the run still waited for stays in its history, without a timer, with the time at which nobody waited any more.
     UPDATE {schema}.steps AS s SET finished_at = p_now, wake_at = NULL
-    FROM unnest(p_runs) AS f(run_id)
-    WHERE s.run_id = f.run_id AND s.status = 'pending' AND s.finished_at IS NULL;
+    WHERE s.run_id = ANY (p_runs) AND s.status = 'pending' AND s.finished_at IS NULL;
 
     SELECT array_agg(r.execution_id) INTO o_finished
-    FROM unnest(p_runs) AS f(run_id) JOIN {schema}.runs AS r ON r.run_id = f.run_id;
+    FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs);
 END $$;
 
 -- --- claiming -------------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ CREATE FUNCTION {schema}.lease_v1(
     p_forever bigint)
 RETURNS bigint[]
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_taken bigint[];
@@ -156,7 +157,7 @@ BEGIN
         SELECT a.run_id, t.place, p_versions[t.offer] AS version, p_timeouts[t.offer] AS timeout
         FROM unnest(p_runs, p_offers) WITH ORDINALITY AS t(run_id, offer, place)
         JOIN {schema}.active AS a ON a.run_id = t.run_id
-        WHERE a.worker_id IS NULL AND a.wake_at <= p_now
+        WHERE a.run_id = ANY (p_runs) AND a.worker_id IS NULL AND a.wake_at <= p_now
         FOR NO KEY UPDATE OF a SKIP LOCKED
     ), leased AS (
         UPDATE {schema}.active AS a SET
@@ -170,7 +171,7 @@ BEGIN
             version = CASE a.epoch WHEN 0 THEN pick.version ELSE a.version END,
             deadline = CASE WHEN a.epoch = 0 AND a.deadline IS NULL AND pick.timeout IS NOT NULL
                             THEN least(a.wake_at + pick.timeout, p_forever) ELSE a.deadline END
-        FROM pick WHERE a.run_id = pick.run_id
+        FROM pick WHERE a.run_id = pick.run_id AND a.run_id = ANY (p_runs)
         RETURNING a.run_id, pick.place
     )
     SELECT coalesce(array_agg(leased.run_id ORDER BY leased.place), '{}') INTO v_taken FROM leased;
@@ -193,7 +194,7 @@ RETURNS TABLE (
     step_event_seqs integer[], step_outputs bytea[], step_errors bytea[], step_details bytea[], step_workers bigint[],
     event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
@@ -310,8 +311,10 @@ BEGIN
             CROSS JOIN unnest(p_tasks) WITH ORDINALITY AS t(task, offer)
             CROSS JOIN LATERAL (
                 SELECT a.run_id FROM {schema}.active AS a
-                WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.deadline IS NOT NULL
-                  AND a.queue = q.queue AND a.task = t.task AND a.deadline <= v_now AND a.wake_at <= v_now
+                WHERE a.worker_id IS NULL AND a.deadline IS NOT NULL
+                  AND a.queue = q.queue AND a.task = t.task AND a.deadline <= v_now
+                  -- Not `wake_at <= v_now`: that would make the other index look good, where all that sleep are walked.
+                  AND coalesce(a.wake_at, p_forever) <= v_now
                 ORDER BY a.deadline LIMIT p_overdue
                 FOR NO KEY UPDATE SKIP LOCKED
             ) AS c
@@ -348,8 +351,8 @@ BEGIN
            s.event_seqs, s.outputs, s.errors, s.details, s.workers,
            e.seqs, e.names, e.payloads, e.sent_at
     FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
-    JOIN {schema}.active AS a ON a.run_id = t.run_id
-    JOIN {schema}.runs AS r ON r.run_id = t.run_id
+    JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_taken)
+    JOIN {schema}.runs AS r ON r.run_id = t.run_id AND r.run_id = ANY (v_taken)
     LEFT JOIN LATERAL (
         SELECT array_agg(x.name) AS names, array_agg(x.ordinal) AS ordinals, array_agg(x.kind) AS kinds,
                array_agg(x.status) AS statuses, array_agg(x.attempts) AS attempts, array_agg(x.started_at) AS started_at,
@@ -389,7 +392,7 @@ CREATE FUNCTION {schema}.flush_v1(
     OUT o_now bigint, OUT o_lost bigint[], OUT o_refused bigint[], OUT o_cancelled bigint[], OUT o_parents bigint[],
     OUT o_finished text[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_held bigint[];
@@ -400,26 +403,20 @@ DECLARE
 BEGIN
     IF cardinality(f_run) > 0 THEN
         SELECT array_agg(DISTINCT a.parent_run) INTO v_parents
-        FROM unnest(f_run) AS f(run_id) JOIN {schema}.active AS a ON a.run_id = f.run_id
-        WHERE a.parent_run IS NOT NULL;
+        FROM {schema}.active AS a WHERE a.run_id = ANY (f_run) AND a.parent_run IS NOT NULL;
     END IF;
 
     -- Every lock of this call, in one pass, in the order of run_id; and the fence. The locked rows are the newest versions,
     -- and nobody can take a run between this check and the writes below: a claim needs the same lock.
     WITH locked AS MATERIALIZED (
-        SELECT a.run_id, a.worker_id, a.epoch, a.cancel_requested, n.epoch AS named
-        FROM (
-            SELECT g.run_id, g.epoch FROM unnest(p_runs, p_epochs) AS g(run_id, epoch)
-            UNION ALL
-            SELECT g.run_id, NULL FROM unnest(v_parents) AS g(run_id)
-        ) AS n
-        JOIN {schema}.active AS a ON a.run_id = n.run_id
-        ORDER BY a.run_id
-        FOR NO KEY UPDATE OF a
+        SELECT a.run_id, a.worker_id, a.epoch, a.cancel_requested
+        FROM {schema}.active AS a WHERE a.run_id = ANY (p_runs || v_parents)
+        ORDER BY a.run_id FOR NO KEY UPDATE
     )
     SELECT coalesce(array_agg(l.run_id), '{}'), coalesce(array_agg(l.run_id) FILTER (WHERE l.cancel_requested), '{}')
       INTO v_held, o_cancelled
-      FROM locked AS l WHERE l.worker_id = p_worker AND l.epoch = l.named;
+      FROM locked AS l JOIN unnest(p_runs, p_epochs) AS n(run_id, epoch) ON n.run_id = l.run_id AND n.epoch = l.epoch
+     WHERE l.worker_id = p_worker;
 
     -- After the locks: nothing that is written now is older than what it follows.
     o_now := {schema}.now_v1();
@@ -478,10 +475,10 @@ BEGIN
     END IF;
 
     IF cardinality(r_run) > 0 THEN
-        DELETE FROM {schema}.steps AS s USING unnest(r_run) AS r(run_id)
-        WHERE s.run_id = r.run_id AND s.status = 'failed' AND (v_all OR r.run_id = ANY (v_held));
+        DELETE FROM {schema}.steps AS s
+        WHERE s.run_id = ANY (r_run) AND s.status = 'failed' AND (v_all OR s.run_id = ANY (v_held));
         UPDATE {schema}.active AS a SET attempt = r.attempt FROM unnest(r_run, r_attempt) AS r(run_id, attempt)
-        WHERE a.run_id = r.run_id AND (v_all OR r.run_id = ANY (v_held));
+        WHERE a.run_id = r.run_id AND a.run_id = ANY (r_run) AND (v_all OR r.run_id = ANY (v_held));
     END IF;
 
     IF cardinality(f_run) > 0 THEN
@@ -510,15 +507,15 @@ BEGIN
             error = u.error
         FROM unnest(u_run, u_wake_at, u_waits, u_seen, u_cleanup, u_error, u_compensating)
             AS u(run_id, wake_at, waits, seen, cleanup, error, compensating)
-        WHERE a.run_id = u.run_id AND (v_all OR u.run_id = ANY (v_held))
+        WHERE a.run_id = u.run_id AND a.run_id = ANY (u_run) AND (v_all OR u.run_id = ANY (v_held))
           AND (NOT a.cancel_requested OR u.compensating)
           AND (u.waits & 2 = 0 OR a.signal_seq = u.seen)
           AND (u.waits & 4 = 0 OR a.open_children > 0);
         GET DIAGNOSTICS v_parked = ROW_COUNT;
         IF v_parked < cardinality(u_run) THEN
             SELECT o_refused || coalesce(array_agg(a.run_id), '{}') INTO o_refused
-            FROM unnest(u_run) AS u(run_id) JOIN {schema}.active AS a ON a.run_id = u.run_id
-            WHERE a.worker_id = p_worker AND u.run_id = ANY (v_held);
+            FROM {schema}.active AS a
+            WHERE a.run_id = ANY (u_run) AND a.worker_id = p_worker AND a.run_id = ANY (v_held);
         END IF;
     END IF;
 END $$;
@@ -657,7 +654,7 @@ END $$;
 -- for long; rows that somebody has locked are passed over and met again.
 CREATE FUNCTION {schema}.free_dead_v1(p_most integer, p_error bytea) RETURNS integer
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_now bigint := {schema}.now_v1();
@@ -680,7 +677,7 @@ BEGIN
         SELECT t.run_id, h.length,
                CASE WHEN h.length <> a.progress THEN 1 ELSE a.crashes + 1 END AS crashes
         FROM unnest(v_runs) AS t(run_id)
-        JOIN {schema}.active AS a ON a.run_id = t.run_id
+        JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_runs)
         CROSS JOIN LATERAL (
             SELECT ((SELECT count(*) + count(*) FILTER (WHERE s.status <> 'pending')
                      FROM {schema}.steps AS s WHERE s.run_id = t.run_id)
@@ -694,7 +691,7 @@ BEGIN
         error = CASE WHEN c.crashes >= p_most THEN p_error ELSE a.error END,
         crashes = c.crashes,
         progress = c.length
-    FROM counted AS c WHERE a.run_id = c.run_id;
+    FROM counted AS c WHERE a.run_id = c.run_id AND a.run_id = ANY (v_runs);
     RETURN cardinality(v_runs);
 END $$;
 
