@@ -66,7 +66,7 @@ from zart_core.execution import (
     WaitingOn,
 )
 from zart_core.handler import TaskHandler
-from zart_core.outcome import BusinessErr, Ok, ZartErr
+from zart_core.outcomes import BusinessErr, Ok, ZartErr
 from zart_core.payload import Codec, Payloads
 from zart_core.records import ErrorInfo, ExecutionFailure
 from zart_core.registry import TaskRegistry

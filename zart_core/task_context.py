@@ -22,7 +22,7 @@ from zart_core.engine.waits import sleep, wait_for_event
 from zart_core.errors import StepError, StepFailed, ZartError
 from zart_core.failure import step_error
 from zart_core.identity import check_execution_id, new_id
-from zart_core.outcome import BusinessErr, Ok, ZartErr
+from zart_core.outcomes import BusinessErr, Ok, ZartErr
 from zart_core.step_definition import StepKeywords, TransactionKeywords, options_of, plain_function, undo_of
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Any, assert_type
 
 from msgspec import Struct
 
+import zart_core
 from zart_core import (
     BusinessErr,
     DurableScheduler,
@@ -96,6 +97,7 @@ async def checkout(data: Order) -> Receipt:
     assert_type(await count("a"), int)
     await durable_sleep("settle", "60s")
     assert_type(await durable_step("free", count.fn, "a"), Any)
+    assert_type(await zart_core.outcome("free-outcome", count, "a"), Ok[int] | BusinessErr[BaseException] | ZartErr)
     return Receipt("1")
 
 
