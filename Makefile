@@ -37,9 +37,12 @@ $(DEMO_VENV)/.stamp: requirements-run.txt pyproject.toml
 venv: $(VENV)/.stamp ## Make the development environment in .venv
 
 .PHONY: test
-test: $(VENV)/.stamp ## Run every test, then the behaviour suite once more with a replay at each durable call
+test: $(VENV)/.stamp ## Run every test; the behaviour suite also with a replay at each durable call, and on Postgres
 	$(BIN)/python -m pytest -n $(WORKERS)
 	ZART_TEST_REPLAY=always $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour
+	# The oldest and the newest server at hand; the contract runs on both in the first line already.
+	ZART_TEST_STORE=postgres16 $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
+	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
 
 .PHONY: check
 check: $(VENV)/.stamp ## Lint, check formatting, types, the layering and the pins

@@ -1,1 +1,1 @@
-"""What Zart costs beside what the disk and SQLite allow: ``python -m benchmarks``."""
+"""What Zart costs beside what the disk, SQLite and Postgres allow: ``python -m benchmarks``."""

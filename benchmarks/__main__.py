@@ -6,21 +6,26 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from benchmarks.limits import Limits
+from benchmarks.limits import SqliteLimits
 from benchmarks.machine import Machine, machine
+from benchmarks.postgres import PostgresLimits, Server
 from benchmarks.readings import Line, lines
+from benchmarks.store import open_file
 from benchmarks.table import table
-from benchmarks.workloads import FULL, QUICK, WORKLOADS, Bench, Workload
+from benchmarks.workloads import FULL, QUICK, WORKLOADS, Bench, Goals, Sizes, Workload
 
 _EXPLANATION: Final = (
     "Ratio: ours to the limit measured right before it, median over the repetitions; of rates more is better, of times less. "
-    "Limits: bare sqlite3, one row a commit unless said, WAL with synchronous=FULL, on the same disk."
+    "Limits: bare sqlite3, one row a commit unless said, WAL with synchronous=FULL, on the same disk; for Postgres one asyncpg "
+    "connection, and pgbench with 32 clients beside W2; for W8 the same claim where nothing else is stored."
 )
 
 
@@ -45,19 +50,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: list[Line] = []
     with (
         tempfile.TemporaryDirectory(prefix="zart-benchmarks-", dir=place) as directory,
-        Limits(Path(directory)) as limits,
+        Ground(Path(directory), given.postgres, QUICK if given.quick else FULL) as ground,
     ):
-        bench = Bench(Path(directory), limits, QUICK if given.quick else FULL)
         for workload in chosen:
-            found += asyncio.run(_run(workload, bench, repetitions))
+            found += asyncio.run(_run(workload, ground, repetitions))
     print(f"{_EXPLANATION}\n\n{table(found)}")
     if given.json is not None:
         report = Report(machine=here, repetitions=repetitions, quick=given.quick, lines=found)
         given.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
 
 
-async def _run(workload: Workload, bench: Bench, repetitions: int) -> list[Line]:
-    async with workload.open(bench) as repetition:
+class Ground(ExitStack):
+    """What the workloads run on. Each database is there from the first workload on that wants it."""
+
+    def __init__(self, directory: Path, url: str | None, sizes: Sizes) -> None:
+        super().__init__()
+        self._directory: Final = directory
+        self._url: Final = url
+        self._sizes: Final = sizes
+
+    @asynccontextmanager
+    async def bench(self, workload: Workload) -> AsyncIterator[Bench]:
+        """For one run of ``workload``."""
+        if workload.backend == "sqlite":
+            goals = Goals(crowd=4.0, sequence=0.7)
+            here = self._directory
+            yield Bench(here, self._sqlite, self._sizes, goals, lambda name: open_file(here / f"{name}.db"))
+            return
+        goals = Goals(crowd=1.5, sequence=0.8)
+        async with PostgresLimits(self._postgres) as limits:
+            yield Bench(self._directory, limits, self._sizes, goals, self._postgres.open_database)
+
+    @cached_property
+    def _sqlite(self) -> SqliteLimits:
+        return self.enter_context(SqliteLimits(self._directory))
+
+    @cached_property
+    def _postgres(self) -> Server:
+        return self.enter_context(Server(self._directory / "postgres", self._url))
+
+
+async def _run(workload: Workload, ground: Ground, repetitions: int) -> list[Line]:
+    async with ground.bench(workload) as bench, workload.open(bench) as repetition:
         readings = [await repetition() for _ in range(1 if workload.once else repetitions)]
     print(f"{workload.name} done", file=sys.stderr)
     return lines(workload.name, readings)
@@ -77,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every reading there, too")
     parser.add_argument(
         "--dir", type=Path, default=Path(), metavar="DIRECTORY", help="on the disk to measure (default: here)"
+    )
+    parser.add_argument(
+        "--postgres",
+        metavar="URL",
+        help="a server for the workloads on Postgres, whose role may create databases (default: one of its own in --dir, "
+        "with the server's own settings)",
     )
     return parser
 

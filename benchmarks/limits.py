@@ -1,4 +1,7 @@
-"""The limits: what bare ``sqlite3`` reaches on the same disk in the same moment, with nothing of Zart in the way."""
+"""The limits: what the bare database reaches on the same disk in the same moment, with nothing of Zart in the way.
+
+Here SQLite's, by ``sqlite3``; those of Postgres are in :mod:`benchmarks.postgres`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import sqlite3
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 # The shape of one step's record, with the settings of Zart's own connections: the same bytes, the same fsync.
 _SETTINGS: Final = """
@@ -25,11 +28,29 @@ _TABLE: Final = """
 """
 _BALLAST: Final = 1 << 20
 _BALLASTS: Final = 20
-_ATTENTION: Final = 0.3
-"""Seconds of one measurement: they block the event loop, and a worker in it must not miss its heartbeat."""
 
 
-class Limits:
+ATTENTION: Final = 0.3
+"""Seconds of one measurement: SQLite's block the event loop, and a worker in it must not miss its heartbeat."""
+
+
+class Limits(Protocol):
+    """What a backend's database reaches without Zart."""
+
+    async def commits(self) -> list[float]:
+        """Single-row commits one after another: the seconds each took."""
+        ...
+
+    async def rows_per_second(self, rows: int) -> float:
+        """Rows a second, ``rows`` of them in each commit."""
+        ...
+
+    async def crowd(self) -> float:
+        """Single-row commits a second by as many clients at once as the database is quickest with."""
+        ...
+
+
+class SqliteLimits:
     """Commits into a file beside Zart's, for as long as the ``with`` block lasts."""
 
     def __init__(self, directory: Path) -> None:
@@ -50,23 +71,25 @@ class Limits:
     ) -> None:
         self._db.close()
 
-    def commits(self) -> list[float]:
-        """Single-row commits one after another: the seconds each took."""
+    async def commits(self) -> list[float]:
         took: list[float] = []
-        end = time.perf_counter() + _ATTENTION
+        end = time.perf_counter() + ATTENTION
         while (began := time.perf_counter()) < end or len(took) < 2:
             self._commit([self._record("step-0", b"0")])
             took.append(time.perf_counter() - began)
         return took
 
-    def rows_per_second(self, rows: int) -> float:
-        """Rows a second, ``rows`` of them in each commit."""
+    async def rows_per_second(self, rows: int) -> float:
         began = time.perf_counter()
         written = 0
-        while time.perf_counter() - began < _ATTENTION:
+        while time.perf_counter() - began < ATTENTION:
             self._commit([self._record(f"step-{number}", b"0") for number in range(rows)])
             written += rows
         return written / (time.perf_counter() - began)
+
+    async def crowd(self) -> float:
+        took = await self.commits()  # one writes at a time
+        return len(took) / sum(took)
 
     def _record(self, name: str, output: bytes) -> tuple[object, ...]:
         now = time.time_ns() // 1_000

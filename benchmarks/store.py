@@ -1,4 +1,4 @@
-"""The store: one SQLite file on the disk that is measured, with full durability."""
+"""The stores that workloads run on, on the disk that is measured, with full durability."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.handlers import Ballast, registry
 from zart_core import DurableScheduler, Worker
@@ -20,47 +20,55 @@ class Wrong(Exception):
     """A workload's results are not what they must be: its numbers mean nothing."""
 
 
-class TimedScheduler(SqliteScheduler):
-    """Remembers when the last claim that got work was asked for and answered."""
+class Timed:
+    """Makes a scheduler remember when the last claim that got work was asked for and answered."""
 
     claimed: tuple[float, float] | None = None
 
     async def claim(self, claim: Claim) -> Claimed:
         asked = time.perf_counter()
-        answer = await super().claim(claim)
+        answer: Claimed = await super().claim(claim)
         if answer.runs:
             self.claimed = asked, time.perf_counter()
         return answer
 
 
+class TimedSqlite(Timed, SqliteScheduler):
+    """SQLite, with its claims timed."""
+
+
 class Store:
     """An open scheduler and a client of it."""
 
-    def __init__(self, path: Path, scheduler: TimedScheduler) -> None:
-        self.path = path
+    def __init__(self, name: str, scheduler: Any) -> None:
+        self.name = name
         self.scheduler = scheduler
         self.client = DurableScheduler(scheduler)
 
-    async def check(self, *, completed: int, scheduled: int = 0) -> None:
+    async def check(self, *, completed: int, scheduled: int = 0, waiting: int = 0) -> None:
         """Raise ``Wrong`` unless exactly these executions are stored and every table agrees with the others."""
         counts = {status: count for status, count in (await self.client.stats()).by_status.items() if count}
-        expected = {"completed": completed + 1, "scheduled": scheduled}  # one was the ballast
+        expected = {"completed": completed + 1, "scheduled": scheduled, "waiting": waiting}  # one was the ballast
         if counts != {status: count for status, count in expected.items() if count}:
-            raise Wrong(f"{self.path}: {counts} executions are stored instead of {expected}")
+            raise Wrong(f"{self.name}: {counts} executions are stored instead of {expected}")
         complaints = await self.scheduler.audit()
         if complaints:
-            raise Wrong(f"{self.path}: {'; '.join(complaints[:5])}")
+            raise Wrong(f"{self.name}: {'; '.join(complaints[:5])}")
 
 
 @asynccontextmanager
-async def open_store(path: Path) -> AsyncIterator[Store]:
-    """A new store whose log has been through its first checkpoint, as that of any store has that is in use: see ``limits``."""
-    async with TimedScheduler(path) as scheduler:
-        store = Store(path, scheduler)
-        handle = await store.client.start(Ballast, _BALLAST_MIB)
-        await Worker(scheduler, registry(Ballast())).run_until_idle()
-        same("the ballast", await handle.result("60s"), _BALLAST_MIB)
-        yield store
+async def open_file(path: Path) -> AsyncIterator[Store]:
+    """A new SQLite file."""
+    async with TimedSqlite(path) as scheduler:
+        yield await filled(Store(path.name, scheduler))
+
+
+async def filled(store: Store) -> Store:
+    """``store`` whose log has been through its first checkpoint, as that of any store has that is in use: see ``limits``."""
+    handle = await store.client.start(Ballast, _BALLAST_MIB)
+    await Worker(store.scheduler, registry(Ballast())).run_until_idle()
+    same("the ballast", await handle.result("60s"), _BALLAST_MIB)
+    return store
 
 
 def same(what: str, found: object, expected: object) -> None:

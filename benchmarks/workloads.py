@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
-from benchmarks import process
+from benchmarks import backlog, process
 from benchmarks.handlers import Plain, Replayed, Steps, Waiting, registry
 from benchmarks.limits import Limits
 from benchmarks.readings import Goal, Reading, percentile
-from benchmarks.store import Store, Wrong, open_store, same
+from benchmarks.store import Store, Wrong, same
 from zart_core import ExecutionHandle, StartRequest, Worker, WorkerConfig
 
 _PATIENCE: Final = "120s"
@@ -35,18 +35,41 @@ class Sizes(Struct, frozen=True, kw_only=True):
     calls: int = 200
     sequence: int = 1_000
     idle: float = 10.0
+    finished: int = 1_000_000
+    sleeping: int = 200_000
+    claims: int = 1_000
 
 
 FULL: Final = Sizes()
-QUICK: Final = Sizes(jobs=500, starts=1_000, singles=200, crowd=100, calls=40, sequence=1_000, idle=5.0)
+QUICK: Final = Sizes(
+    jobs=500,
+    starts=1_000,
+    singles=200,
+    crowd=100,
+    calls=40,
+    sequence=1_000,
+    idle=5.0,
+    finished=50_000,
+    sleeping=10_000,
+    claims=200,
+)
+
+
+class Goals(Struct, frozen=True, kw_only=True):
+    """What rates have to reach, as multiples of the limit."""
+
+    crowd: float
+    sequence: float
 
 
 class Bench(Struct, frozen=True):
-    """What a workload works with."""
+    """What a workload works with. ``store`` opens a new store by its name."""
 
     directory: Path
     limits: Limits
     sizes: Sizes
+    goals: Goals
+    store: Callable[[str], AbstractAsyncContextManager[Store]]
 
 
 Repetition = Callable[[], Awaitable[list[Reading]]]
@@ -59,6 +82,7 @@ class Workload(Struct, frozen=True):
     name: str
     open: Callable[[Bench], Opened]
     once: bool = False
+    backend: Literal["sqlite", "postgres"] = "sqlite"
 
 
 # --- throughput -----------------------------------------------------------------------------------------------------
@@ -67,11 +91,11 @@ class Workload(Struct, frozen=True):
 @asynccontextmanager
 async def _jobs(bench: Bench) -> AsyncIterator[Repetition]:
     count, done = bench.sizes.jobs, 0
-    async with open_store(bench.directory / "jobs.db") as store:
+    async with bench.store("jobs") as store:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            limit = _rate(bench.limits.commits())
+            limit = _rate(await bench.limits.commits())
             seconds = await _through(store, [StartRequest(Plain, number) for number in range(count)], range(count))
             done += count
             return [Reading(label="executions without a step", unit="per s", ours=count / seconds, limit=limit)]
@@ -84,11 +108,11 @@ async def _jobs(bench: Bench) -> AsyncIterator[Repetition]:
 @asynccontextmanager
 async def _starts(bench: Bench) -> AsyncIterator[Repetition]:
     count, done = bench.sizes.starts, 0
-    async with open_store(bench.directory / "starts.db") as store:
+    async with bench.store("starts") as store:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            limit = bench.limits.rows_per_second(_LIMIT_ROWS)
+            limit = await bench.limits.rows_per_second(_LIMIT_ROWS)
             requests = [StartRequest(Plain, number) for number in range(count)]
             began = time.perf_counter()
             handles = await store.client.start_many(requests)
@@ -104,11 +128,11 @@ async def _starts(bench: Bench) -> AsyncIterator[Repetition]:
 @asynccontextmanager
 async def _singles(bench: Bench) -> AsyncIterator[Repetition]:
     count, done, steps = bench.sizes.singles, 0, Steps()
-    async with open_store(bench.directory / "singles.db") as store:
+    async with bench.store("singles") as store:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            limit = _rate(bench.limits.commits())
+            limit = _rate(await bench.limits.commits())
             seconds = await _through(store, [StartRequest(Steps, 1)] * count, [0] * count)
             done += count
             return [Reading(label="executions of one step", unit="per s", ours=count / seconds, limit=limit)]
@@ -122,17 +146,17 @@ async def _singles(bench: Bench) -> AsyncIterator[Repetition]:
 @asynccontextmanager
 async def _crowd(bench: Bench) -> AsyncIterator[Repetition]:
     count, each, done, steps = bench.sizes.crowd, bench.sizes.steps, 0, Steps()
-    async with open_store(bench.directory / "crowd.db") as store:
+    async with bench.store("crowd") as store:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            single = _rate(bench.limits.commits())
-            bulk = bench.limits.rows_per_second(_LIMIT_ROWS)
+            single = await bench.limits.crowd()
+            bulk = await bench.limits.rows_per_second(_LIMIT_ROWS)
             total = sum(range(each))
             seconds = await _through(store, [StartRequest(Steps, each)] * count, [total] * count)
             done += count
             rate = count * each / seconds
-            goal = Goal("ratio", "least", 4.0)
+            goal = Goal("ratio", "least", bench.goals.crowd)
             return [
                 Reading(label="steps, to single-row commits", unit="per s", ours=rate, limit=single, goal=goal),
                 Reading(label="steps, to 100-row commits", unit="per s", ours=rate, limit=bulk),
@@ -160,11 +184,11 @@ async def _through(store: Store, requests: Iterable[StartRequest], expected: Ite
 @asynccontextmanager
 async def _answers(bench: Bench) -> AsyncIterator[Repetition]:
     done, steps = 0, Steps()
-    async with open_store(bench.directory / "answers.db") as store:
+    async with bench.store("answers") as store:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            commits = bench.limits.commits()
+            commits = await bench.limits.commits()
             took = [await _answer(store) for _ in range(bench.sizes.calls)]
             done += len(took)
             return _latency("start to result", took, commits, 3.0, 10.0)
@@ -178,16 +202,16 @@ async def _answers(bench: Bench) -> AsyncIterator[Repetition]:
 @asynccontextmanager
 async def _remote_answers(bench: Bench) -> AsyncIterator[Repetition]:
     done = 0
-    async with open_store(bench.directory / "remote.db") as store:
+    async with bench.store("remote") as store:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            commits = bench.limits.commits()
+            commits = await bench.limits.commits()
             took = [await _answer(store) for _ in range(bench.sizes.calls)]
             done += len(took)
             return _latency("start to result, two processes", took, commits, 3.0, 10.0)
 
-        async with process.worker(store.path):
+        async with process.worker(bench.directory / "remote.db"):
             yield repetition
         await store.check(completed=done)
 
@@ -204,11 +228,11 @@ async def _answer(store: Store) -> float:
 @asynccontextmanager
 async def _events(bench: Bench) -> AsyncIterator[Repetition]:
     done = 0
-    async with open_store(bench.directory / "events.db") as store:
+    async with bench.store("events") as store:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            commits = bench.limits.commits()
+            commits = await bench.limits.commits()
             took = [await _event(store, number) for number in range(bench.sizes.calls)]
             done += len(took)
             return _latency("event to result", took, commits, 3.0, None)
@@ -261,11 +285,11 @@ def _latency(
 @asynccontextmanager
 async def _sequence(bench: Bench) -> AsyncIterator[Repetition]:
     count, done, handler = bench.sizes.sequence, 0, Replayed()
-    async with open_store(bench.directory / "sequence.db") as store:
+    async with bench.store("sequence") as store:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            limit = _rate(bench.limits.commits())
+            limit = _rate(await bench.limits.commits())
             handler.through.clear()
             handle: ExecutionHandle[int]
             async with Worker(store.scheduler, registry(handler)):
@@ -297,7 +321,7 @@ async def _sequence(bench: Bench) -> AsyncIterator[Repetition]:
                     unit="per s",
                     ours=rate,
                     limit=limit,
-                    goal=Goal("ratio", "least", 0.7),
+                    goal=Goal("ratio", "least", bench.goals.sequence),
                 ),
                 *(
                     Reading(label=label, unit="ms", ours=ours, goal=goal)
@@ -315,10 +339,10 @@ async def _sequence(bench: Bench) -> AsyncIterator[Repetition]:
 
 @asynccontextmanager
 async def _rest(bench: Bench) -> AsyncIterator[Repetition]:
-    async with open_store(bench.directory / "idle.db") as store:
+    async with bench.store("idle") as store:
 
         async def repetition() -> list[Reading]:
-            used = await process.idle(store.path, bench.sizes.idle)
+            used = await process.idle(bench.directory / "idle.db", bench.sizes.idle)
             return [
                 Reading(
                     label="idle worker, statements",
@@ -338,6 +362,38 @@ async def _rest(bench: Bench) -> AsyncIterator[Repetition]:
         await store.check(completed=0)
 
 
+# --- much that is not due -------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _backlog(bench: Bench) -> AsyncIterator[Repetition]:
+    """The limit is the same claim where nothing else is stored."""
+    sizes = bench.sizes
+    async with bench.store("empty") as empty, bench.store("full") as full:
+        await backlog.fill(full, finished=sizes.finished, sleeping=sizes.sleeping)
+        async with backlog.claimer(empty) as in_empty, backlog.claimer(full) as in_full:
+
+            async def repetition() -> list[Reading]:
+                # By turns, so that whatever disturbs the machine disturbs both.
+                pairs = [(await in_empty.one(), await in_full.one()) for _ in range(sizes.claims)]
+                nothing = [(await in_empty.none(), await in_full.none()) for _ in range(sizes.claims)]
+                return [
+                    Reading(
+                        label=f"{label}, {name}",
+                        unit="ms",
+                        ours=percentile([full for _, full in took], share) * 1_000,
+                        limit=percentile([empty for empty, _ in took], share) * 1_000,
+                        goal=Goal("ratio", "most", 2.0) if share > 0.5 else None,
+                    )
+                    for label, took in (("claim of one run", pairs), ("claim, nothing due", nothing))
+                    for name, share in (("p50", 0.5), ("p99", 0.99))
+                ]
+
+            yield repetition
+        await empty.check(completed=in_empty.finished)
+        await full.check(completed=in_full.finished + sizes.finished, waiting=sizes.sleeping)
+
+
 def _rate(commits: list[float]) -> float:
     return 1 / fmean(commits)
 
@@ -352,4 +408,12 @@ WORKLOADS: Final = (
     Workload("W5", _events),
     Workload("W6", _sequence),
     Workload("W7", _rest, once=True),
+    Workload("W0-postgres", _jobs, backend="postgres"),
+    Workload("W0-start-postgres", _starts, backend="postgres"),
+    Workload("W1-postgres", _singles, backend="postgres"),
+    Workload("W2-postgres", _crowd, backend="postgres"),
+    Workload("W3-postgres", _answers, backend="postgres"),
+    Workload("W5-postgres", _events, backend="postgres"),
+    Workload("W6-postgres", _sequence, backend="postgres"),
+    Workload("W8", _backlog, backend="postgres"),
 )

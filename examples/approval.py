@@ -6,12 +6,12 @@ Run it with ``python -m examples.approval``.
 """
 
 import asyncio
-import os
 from datetime import timedelta
 from typing import Literal
 
 from msgspec import Struct
 
+from examples._database import database
 from zart_core import (
     DurableScheduler,
     EventTimeout,
@@ -20,7 +20,6 @@ from zart_core import (
     TaskHandler,
     TaskRegistry,
     Worker,
-    connect,
 )
 
 
@@ -75,7 +74,7 @@ class Approval(TaskHandler[AccessRequest, Verdict]):
 
 
 async def main() -> None:
-    scheduler = connect(os.environ.get("ZART_DATABASE_URL", "sqlite://"))
+    scheduler = database()
     registry = TaskRegistry()
     registry.register(Approval(AccessControl()))
 

@@ -7,11 +7,11 @@ Run it with ``python -m examples.durable_loops``.
 """
 
 import asyncio
-import os
 
 from msgspec import Struct
 
-from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, connect
+from examples._database import database
+from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker
 
 
 class Report(Struct, frozen=True):
@@ -90,7 +90,7 @@ class ReportBatch(TaskHandler[BatchInput, BatchOutput]):
 
 
 async def main() -> None:
-    scheduler = connect(os.environ.get("ZART_DATABASE_URL", "sqlite://"))
+    scheduler = database()
     registry = TaskRegistry()
     registry.register(ReportBatch(Database(), Mailer()))
 

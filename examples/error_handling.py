@@ -6,12 +6,12 @@ Run it with ``python -m examples.error_handling``.
 """
 
 import asyncio
-import os
 from typing import Literal
 
 from msgspec import Struct
 from tenacity import retry_if_exception_type, stop_after_attempt, wait_fixed
 
+from examples._database import database
 from zart_core import (
     BusinessErr,
     DurableScheduler,
@@ -24,7 +24,6 @@ from zart_core import (
     TaskRegistry,
     Worker,
     ZartErr,
-    connect,
 )
 
 
@@ -133,7 +132,7 @@ def flat_rate(error: BaseException) -> int:
 
 
 async def main() -> None:
-    scheduler = connect(os.environ.get("ZART_DATABASE_URL", "sqlite://"))
+    scheduler = database()
     registry = TaskRegistry()
     registry.register(Checkout(Shop()))
 

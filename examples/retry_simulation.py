@@ -7,11 +7,11 @@ Run it with ``python -m examples.retry_simulation``.
 """
 
 import asyncio
-import os
 
 from msgspec import Struct
 
-from zart_core import DurableScheduler, RetryConfig, TaskContext, TaskHandler, TaskRegistry, Worker, connect, context
+from examples._database import database
+from zart_core import DurableScheduler, RetryConfig, TaskContext, TaskHandler, TaskRegistry, Worker, context
 
 
 class Order(Struct, frozen=True):
@@ -59,7 +59,7 @@ class Payment(TaskHandler[Order, Receipt]):
 
 
 async def main() -> None:
-    scheduler = connect(os.environ.get("ZART_DATABASE_URL", "sqlite://"))
+    scheduler = database()
     service = PaymentService()
     registry = TaskRegistry()
     registry.register(Payment(service))

@@ -7,12 +7,12 @@ Run it with ``python -m examples.sleep``.
 """
 
 import asyncio
-import os
 from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig, connect
+from examples._database import database
+from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
 
 
 class Signup(Struct, frozen=True):
@@ -55,7 +55,7 @@ class Onboarding(TaskHandler[Signup, Trial]):
 
 
 async def main() -> None:
-    scheduler = connect(os.environ.get("ZART_DATABASE_URL", "sqlite://"))
+    scheduler = database()
     registry = TaskRegistry()
     registry.register(Onboarding(Mailer()))
 

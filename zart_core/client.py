@@ -100,7 +100,7 @@ class DurableScheduler:
     """The client's side: any number of them, in any process that can reach the store; it needs no worker and no handler.
 
     Every operation is idempotent by its key, so a broken connection is answered by trying again a few times before
-    ``BackendUnavailable`` is raised.
+    ``BackendUnavailable`` is raised. A backend that has itself waited as long as it may (SQLite's ``max_wait``) is not asked again.
     """
 
     def __init__(self, scheduler: Scheduler, *, payloads: Payloads | None = None) -> None:
@@ -281,8 +281,10 @@ class DurableScheduler:
         check_execution_id(execution_id)
         if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
             raise ValueError(f"{name!r} cannot name an event: event names are text of 1 to 200 printable characters")
-        if event_id is not None and (not isinstance(event_id, str) or not 0 < len(event_id) <= 200):
-            raise ValueError(f"event_id must be text of 1 to 200 characters, not {event_id!r}")
+        if event_id is not None:
+            if not isinstance(event_id, str) or not 0 < len(event_id) <= 200:
+                raise ValueError(f"event_id must be text of 1 to 200 characters, not {event_id!r}")
+            _check_text(event_id, "event_id")
         data = self._payloads.encode(payload, what=f"event {name!r} for execution {execution_id!r}")
         # With an id of its own the offer can be repeated when its fate is unknown.
         offer = Offer(execution_id=execution_id, name=name, payload=data, event_id=event_id or new_id())
@@ -295,9 +297,11 @@ class DurableScheduler:
         """Cancel an execution. True: it will end as cancelled, whatever else happens. False: it had finished before.
 
         A queued or waiting one ends at once; of a running one the current step may finish and no further step starts. Its
-        ``on_failure`` still runs (kind ``cancelled``). Raises ``ExecutionNotFound``.
+        ``on_failure`` still runs (kind ``cancelled``). Raises ``ExecutionNotFound``; ``TypeError`` for a ``reason`` that is not text.
         """
         check_execution_id(execution_id)
+        if reason is not None:
+            _check_text(reason, "the reason of a cancellation")
         tries = 0
 
         async def cancel() -> bool:
@@ -313,7 +317,7 @@ class DurableScheduler:
 
         return await self._persist(cancel)
 
-    async def resume(self, execution_id: str) -> bool:
+    async def resume(self, *, execution_id: str) -> bool:
         """Let an execution run again that was quarantined (status ``paused``) because its workers kept dying. False if it was not."""
         check_execution_id(execution_id)
         return await self._persist(lambda: self._scheduler.resume(execution_id))
@@ -353,9 +357,14 @@ class DurableScheduler:
             raise ValueError(f"unknown status {', '.join(sorted(unknown))}")
         if cursor is not None and not (isinstance(cursor, str) and re.fullmatch("[0-9]{1,18}", cursor)):
             raise ValueError(f"{cursor!r} is not a cursor of list()")
+        if tags is not None:
+            _check_tags(tags, "list()")
+        for text, what in ((search, "search"), (task if isinstance(task, str) else None, "task")):
+            if text is not None:
+                _check_text(text, what)
         query = ListQuery(
             statuses=cast("tuple[RunStatus, ...]", statuses),
-            task=task if isinstance(task, str) or task is None else _types(task)[2],
+            task=task if isinstance(task, str) or task is None else _name_of(task),
             tags=tags or {},
             search=search,
             limit=limit,
@@ -419,9 +428,10 @@ class DurableScheduler:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _record(self, request: StartRequest) -> Start:
-        data_type, _, task, timeout = _types(request.task)
-        if task is None:
-            raise ValueError(f"{request.task!r} has no name: give the class one (name = ...) to start it by class")
+        if not isinstance(cast(object, request), StartRequest):
+            raise TypeError(f"what is to be started is given as StartRequest, not as {request!r}")
+        task = _name_of(request.task)
+        data_type, _, _, timeout = _types(request.task)
         execution_id = new_id() if request.execution_id is None else check_execution_id(request.execution_id)
         what = f"the input of execution {execution_id!r} (task {task!r})"
         data = self._payloads.encode(request.data, what=what)
@@ -439,9 +449,9 @@ class DurableScheduler:
             )
         if not isinstance(request.queue, str) or not request.queue.strip() or len(request.queue) > 200:
             raise ValueError(f"execution {execution_id!r}: {request.queue!r} cannot name a queue")
+        _check_text(request.queue, f"execution {execution_id!r}: the queue")
         tags: Any = {} if request.tags is None else request.tags
-        if not _is_text_by_text(tags):
-            raise ValueError(f"execution {execution_id!r}: tags are text by text, not {tags!r}")
+        _check_tags(tags, f"execution {execution_id!r}")
         return Start(
             execution_id=execution_id,
             task=task,
@@ -467,15 +477,39 @@ class DurableScheduler:
         for pause in _TRIES:
             try:
                 return await operation()
-            except BackendUnavailable:
+            except BackendUnavailable as error:
+                if error.waited_out:
+                    raise
                 await asyncio.sleep(pause)
         return await operation()
 
 
-def _is_text_by_text(tags: object) -> bool:
+def _name_of(task: str | type[Any] | DurableFunction[Any, Any]) -> str:
+    name = _types(task)[2]
+    if name is None:
+        raise ValueError(
+            f"{task!r} has no name: give the class one (name = ...), or use the name it is registered with"
+        )
+    return name
+
+
+def _check_tags(tags: object, what: str) -> None:
+    refusal = f"{what}: tags are text by text, not {tags!r}"
     if not isinstance(tags, dict):
-        return False
-    return all(isinstance(key, str) and isinstance(text, str) for key, text in cast("dict[Any, Any]", tags).items())
+        raise ValueError(refusal)
+    for pair in cast("dict[Any, Any]", tags).items():
+        for part in pair:
+            if not isinstance(part, str):
+                raise ValueError(refusal)
+            _check_text(part, f"{what}: a tag")
+
+
+def _check_text(text: object, what: str) -> None:
+    """Refuse what a store cannot keep as text, before it is asked to."""
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be text, not {type(text).__name__}")
+    if "\0" in text or (not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)):
+        raise ValueError(f"{what} has characters that are no text (half a surrogate pair, or NUL): {text!r}")
 
 
 def _types(task: str | type[Any] | DurableFunction[Any, Any] | None) -> tuple[Any, Any, str | None, int | None]:

@@ -8,6 +8,7 @@ it at once.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Protocol
 
@@ -29,21 +30,35 @@ class Clock(Protocol):
 
 
 class ProcessClock:
-    """The wall clock of this process, held still where the system's steps backwards."""
+    """The wall clock of this process, but never backwards.
 
-    __slots__ = ("_last",)
+    Where the system's steps back, time goes on at nine tenths of its pace until the system's has caught up: timers go on,
+    and the two agree again.
+    """
+
+    __slots__ = ("_last", "_lock", "_read")
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # event loops and threads of the backend ask
         self._last = 0
+        self._read = time.monotonic_ns() // 1_000
 
     def now(self) -> int:
-        # Two threads (event loop and writer) may race here; each still never sees its own time go backwards by more than
-        # the race itself, and the writer alone stamps what is stored.
-        now = time.time_ns() // 1_000
-        if now < self._last:
-            return self._last
-        self._last = now
-        return now
+        with self._lock:
+            return self._show(0)
+
+    def catch_up(self, at: int) -> None:
+        """Show at least ``at`` from now on: another process's clock has shown it."""
+        with self._lock:
+            self._show(at)
+
+    def _show(self, least: int) -> int:
+        wall, read = time.time_ns() // 1_000, time.monotonic_ns() // 1_000
+        if wall < self._last:
+            self._last += (read - self._read) * 9 // 10
+        self._last = max(self._last, wall, least)
+        self._read = read
+        return self._last
 
     def latest(self) -> int:
         return self.now()

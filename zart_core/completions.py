@@ -37,10 +37,13 @@ class Completions:
         self._ask(execution_id)
         if self._reader is None or self._reader.done():
             self._reader = asyncio.get_running_loop().create_task(self._read(), name="zart-completions")
+        patience = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds):
+            async with patience:
                 return await future
         except TimeoutError:
+            if not patience.expired():  # the store's own, passed on by the reader
+                raise
             raise WaitTimedOut(f"execution {execution_id!r} did not finish within {seconds:g} s; it goes on") from None
         finally:
             self._forget(execution_id, future)
@@ -70,6 +73,14 @@ class Completions:
             self._work.set()
 
     async def _read(self) -> None:
+        """Tell the waiters. Whatever ends this task or concerns one of them, they hear of it: nobody waits for nothing."""
+        try:
+            await self._read_on()
+        except Exception as error:
+            for execution_id in self._waiters:
+                self._fail(execution_id, error)
+
+    async def _read_on(self) -> None:
         # Race: an execution that finishes between a waiter's first look and this subscription would be missed. Subscribing comes
         # first, and every waiter is looked up once afterwards.
         unsubscribe = self._scheduler.subscribe(self._notified)
@@ -86,8 +97,10 @@ class Completions:
                 if not asked:
                     continue
                 try:
-                    settled = await self._scheduler.settled(asked)
+                    await self._look_up(asked)
                 except BackendUnavailable as error:
+                    if not self._scheduler.is_open:  # closed under the waiters: it will not come back by itself
+                        raise
                     if failures == 0:
                         logger.warning("looking for finished executions failed, it will be repeated: %s", error)
                     failures += 1
@@ -96,13 +109,30 @@ class Completions:
                     self._work.set()
                     continue
                 failures = 0
-                for row in settled.finished:
-                    for future in self._waiters.get(row.execution_id, ()):
-                        if not future.done():
-                            future.set_result(row)
-                for execution_id in settled.missing:
-                    for future in self._waiters.get(execution_id, ()):
-                        if not future.done():
-                            future.set_exception(ExecutionNotFound(f"there is no execution {execution_id!r}"))
         finally:
             unsubscribe()
+
+    async def _look_up(self, asked: list[str]) -> None:
+        try:
+            settled = await self._scheduler.settled(asked)
+        except BackendUnavailable:
+            raise
+        except Exception as error:
+            # One of them does not load. It is found by asking for each alone, and only who waits for it is told.
+            if len(asked) == 1:
+                self._fail(asked[0], error)
+            else:
+                for execution_id in asked:
+                    await self._look_up([execution_id])
+            return
+        for row in settled.finished:
+            for future in self._waiters.get(row.execution_id, ()):
+                if not future.done():
+                    future.set_result(row)
+        for execution_id in settled.missing:
+            self._fail(execution_id, ExecutionNotFound(f"there is no execution {execution_id!r}"))
+
+    def _fail(self, execution_id: str, error: Exception) -> None:
+        for future in self._waiters.get(execution_id, ()):
+            if not future.done():
+                future.set_exception(error)

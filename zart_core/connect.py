@@ -28,5 +28,11 @@ def connect(url: str, **options: Any) -> Scheduler:
         hint = f": pip install '{_INSTALL[scheme]}'" if scheme in _INSTALL else ""
         known = ", ".join(sorted(found)) or "none"
         raise ValueError(f"no installed backend serves {scheme}:// URLs (there are: {known}){hint}")
-    factory = found[scheme].load()
+    try:
+        factory = found[scheme].load()
+    except ModuleNotFoundError as error:
+        hint = f": pip install '{_INSTALL[scheme]}'" if scheme in _INSTALL else ""
+        raise ValueError(
+            f"the backend for {scheme}:// URLs needs {error.name}, which is not installed{hint}"
+        ) from error
     return cast(Scheduler, factory(url, **options))

@@ -12,8 +12,8 @@
     ├─ EventTimeout
     ├─ ExecutionError
     │  ├─ ExecutionFailed
-    │  ├─ ExecutionCancelled
-    │  └─ ExecutionTimedOut
+    │  │  └─ ExecutionTimedOut    its deadline passed
+    │  └─ ExecutionCancelled
     ├─ DuplicateStepError, NonDeterminismError, PayloadError
     ├─ ExecutionNotFound, ExecutionFinished, ExecutionAlreadyExists
     ├─ WaitTimedOut, StepNotFound, StepStatusMismatch
@@ -212,8 +212,13 @@ class BackendUnavailable(ZartError):
     """The database could not be reached or refused to work (also: full disk, read-only or corrupt file).
 
     Whether the operation took effect is unknown. The engine repeats what it does on its own behalf; clients may repeat
-    theirs: every operation is idempotent by its key.
+    theirs: every operation is idempotent by its key. ``waited_out`` says that the backend has itself tried for as long as it
+    may (``max_wait``), so that whoever repeats at once only multiplies that.
     """
+
+    def __init__(self, *args: object, waited_out: bool = False) -> None:
+        super().__init__(*args)
+        self.waited_out = waited_out
 
 
 class LeaseLost(ZartError):

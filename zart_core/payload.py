@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, Final, Protocol, cast, get_type_hints
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -54,11 +56,18 @@ class Payloads:
             raise PayloadError(
                 f"{what} cannot be encoded: {_text(error)} - at `{path}` (a {type(blame).__qualname__})"
             ) from error
-        if b"null" in data:
+        if b"null" in data and _may_be_nonfinite(value):
             _refuse_nonfinite(value, what)
         if len(data) > self._max_size:
             raise PayloadError(f"{what} has {len(data)} bytes, more than the limit of {self._max_size}")
-        return data if self._codec is None else self._codec.encode(data)
+        return data if self._codec is None else self._coded(data, what)
+
+    def _coded(self, data: bytes, what: str) -> bytes:
+        coded: object = None if self._codec is None else self._codec.encode(data)
+        if not isinstance(coded, bytes):
+            # A store may refuse anything else, and only when it is written: long after, and together with others.
+            raise PayloadError(f"{what} cannot be stored: the codec gave {type(coded).__qualname__}, not bytes")
+        return coded
 
     def decode(self, data: bytes, type_: Any, *, what: str) -> Any:
         """The value of type ``type_`` that ``data`` holds. ``PayloadError`` names ``what`` and the path to the bad field."""
@@ -104,15 +113,17 @@ def return_type(fn: Callable[..., Any]) -> Any:
     return annotation
 
 
-_resolved: dict[tuple[types.CodeType, str], Any] = {}
+# By the function itself: its code does not tell it from an equal one in another module, where names mean other types.
+_resolved: WeakKeyDictionary[types.FunctionType, tuple[str, Any]] = WeakKeyDictionary()
 
 
 def _resolve(fn: Callable[..., Any], annotation: str) -> Any:
     plain = _plain_function(fn)
     if plain is None:
         return Any
-    if plain.__closure__ is None and (known := _resolved.get((plain.__code__, annotation))) is not None:
-        return known
+    known = _resolved.get(plain)
+    if known is not None and known[0] == annotation:
+        return known[1]
     cells = zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=True)
     local = {name: cell.cell_contents for name, cell in cells if _filled(cell)}
     holder = types.SimpleNamespace(__annotations__={"return": annotation})
@@ -124,7 +135,7 @@ def _resolve(fn: Callable[..., Any], annotation: str) -> Any:
             "make the name importable at run time, or give returns="
         ) from error
     if plain.__closure__ is None:
-        _resolved[(plain.__code__, annotation)] = hint
+        _resolved[plain] = (annotation, hint)
     return hint
 
 
@@ -174,6 +185,19 @@ _BASES: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
     (bytes, bytes),
 )
 _ENCODER: Final = msgspec.json.Encoder(enc_hook=_encode_foreign)
+_PACKER: Final = msgspec.msgpack.Encoder(enc_hook=_encode_foreign)
+_NONFINITE: Final = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
+
+
+def _may_be_nonfinite(value: object) -> bool:
+    """Whether ``value`` may hold a number that is not finite; a quick look, since most nulls are honest ones.
+
+    MessagePack writes a float as it is, behind a byte of its own. Bytes of something else may look the same by chance.
+    """
+    try:
+        return _NONFINITE.search(_PACKER.encode(value)) is not None
+    except Exception:  # MessagePack has not room for everything that JSON has: whole numbers beyond 64 bits
+        return True
 
 
 def _refuse_nonfinite(value: object, what: str) -> None:

@@ -103,6 +103,8 @@ class AttemptRow(Struct, frozen=True, gc=False):
     finished_at: int
     error: bytes
     worker_id: int | None = None
+    handler_attempt: int = 0
+    """During which attempt of the handler, 0 for the first: each begins to count its steps' attempts anew."""
 
 
 # --- starting -------------------------------------------------------------------------------------------------------

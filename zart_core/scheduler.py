@@ -189,11 +189,14 @@ class Scheduler(Protocol):
         """What is new for runs this worker holds; only those with something new (or lost) are in the answer."""
         ...
 
-    async def reap(self, max_deliveries: int) -> int:
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
         """Declare workers dead whose lease has passed, and make their runs claimable. Returns how many runs were freed.
 
-        Any worker may do it at any time. A run whose worker died ``max_deliveries`` times without its history growing in
-        between is quarantined instead: parked, shown as paused, until :meth:`resume`.
+        Any worker may do it at any time. ``worker_id`` is the one that does: whoever can ask is not dead, however late its own
+        heartbeat (a blocked event loop, a laptop that slept), so it never declares itself so.
+
+        A run whose worker died ``max_deliveries`` times without its history growing in between is quarantined instead: parked,
+        shown as paused, until :meth:`resume`.
         """
         ...
 

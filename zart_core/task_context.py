@@ -223,6 +223,10 @@ class TaskContext:
     async def _transaction(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: TransactionKeywords
     ) -> Any:
+        if "at_most_once" in options:
+            raise TypeError(
+                f"transaction {name!r} has no option at_most_once: what a crash has cut off has left nothing behind"
+            )
         checked = options_of(name, fn, cast(StepKeywords, options))
         row, value = await run_transaction(self._live(), site, name, plain_function(_callable(name, fn)), args, checked)
         if row.error is not None:

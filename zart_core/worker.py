@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -10,14 +11,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from msgspec import Struct
 
 from zart_core.duration import Duration, micros, positive_micros
 from zart_core.engine.steps import Intercept
 from zart_core.engine.tenure import Tenure, TenureOptions
+from zart_core.engine.threads import Threads
 from zart_core.engine.watchdog import Watchdog
 from zart_core.errors import BackendUnavailable
 from zart_core.payload import Payloads
@@ -26,6 +27,9 @@ from zart_core.registry import TaskRegistry
 from zart_core.scheduler import Scheduler
 
 logger = logging.getLogger("zart")
+
+_TRIES: Final = (0.05, 0.1, 0.2, 0.4)
+"""Seconds between the tries to register of a worker that has nothing to fall back on."""
 
 
 class WorkerConfig(Struct, frozen=True, kw_only=True):
@@ -95,7 +99,7 @@ class Worker:
         self._payloads = payloads or Payloads()
         self._stopping = asyncio.Event()
         self._opened = False
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
         self._main: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._watchdog: Watchdog | None = None
@@ -122,9 +126,13 @@ class Worker:
             raise
         tenure.begin(claiming=True)
         self._main = asyncio.get_running_loop().create_task(self._work(tenure), name="zart-worker")
+        self._main.add_done_callback(self._main_ended)
 
     async def stop(self) -> None:
-        """Drain: claim nothing more, let running steps finish within ``drain_timeout``, release the rest at once."""
+        """Drain: claim nothing more, let running steps finish within ``drain_timeout``, release the rest at once.
+
+        Raises what has ended the worker before, if something has: ``SchemaOutdated`` after an upgrade of the store, for one.
+        """
         self._stopping.set()
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._end(), name="zart-stop")
@@ -136,14 +144,25 @@ class Worker:
             if self._main is not None:
                 main, self._main = self._main, None
                 await main
-            await self._clean_up()
         finally:
-            self._ending = None
+            try:
+                await self._clean_up()
+            finally:
+                self._ending = None
+
+    def _main_ended(self, main: asyncio.Task[None]) -> None:
+        """Without its main task a worker claims nothing more: it must not seem to live."""
+        if not main.cancelled() and (error := main.exception()) is not None:
+            logger.error("the worker has ended: it could not go on", exc_info=error)
+            self._stopping.set()
 
     # --- as a process ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT (or :meth:`stop`), then drain. A second signal ends the process at once."""
+        """Work until SIGTERM or SIGINT (or :meth:`stop`), then drain. A second signal ends the process at once.
+
+        Raises what :meth:`start` and :meth:`stop` raise.
+        """
         restore = self._handle_signals()
         try:
             async with self:
@@ -188,22 +207,34 @@ class Worker:
     # --- until idle ------------------------------------------------------------------------------------------------
 
     async def run_until_idle(self) -> None:
-        """Run everything that is due, and what follows from it; return when nothing is. Does not wait for timers beyond ``linger``."""
+        """Run everything that is due, and what follows from it; return when nothing is. Does not wait for timers beyond ``linger``.
+
+        Raises ``BackendUnavailable`` when the store cannot be reached at the beginning; later on it is waited for.
+        """
         await self._prepare()
         try:
-            tenure = await self._register(signal_linger=0)
-            tenure.begin(claiming=False)
-            try:
-                while not tenure.ended.is_set():
-                    tenure.changed.clear()
-                    await tenure.claims.claim()
-                    if not tenure.runs:
-                        break
-                    await _first(tenure.changed, tenure.ended)
-            finally:
-                await tenure.drain(micros(self.config.drain_timeout) / 1_000_000)
+            idle = False
+            pause = _Pause()
+            while not idle:
+                tenure = await self._register_patiently()
+                tenure.begin(claiming=False)
+                try:
+                    idle = await _until_idle(tenure)
+                finally:
+                    await self._drain(tenure, micros(self.config.drain_timeout) / 1_000_000)
+                if tenure.failed and not idle:
+                    await asyncio.sleep(pause.next())
         finally:
             await self._clean_up()
+
+    async def _register_patiently(self) -> Tenure:
+        for seconds in _TRIES:
+            try:
+                return await self._register(signal_linger=0)
+            except BackendUnavailable as error:
+                logger.warning("the worker could not register, it will be repeated: %s", error)
+                await asyncio.sleep(seconds)
+        return await self._register(signal_linger=0)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -213,7 +244,7 @@ class Worker:
         if not len(self._registry):
             raise ValueError("the registry has no handler: a worker without tasks would claim nothing")
         self._stopping.clear()
-        self._threads = ThreadPoolExecutor(self.config.threads, thread_name_prefix="zart-step")
+        self._threads = Threads(self.config.threads)
         try:
             if not self._scheduler.is_open:
                 await self._scheduler.open()
@@ -278,19 +309,25 @@ class Worker:
 
     async def _work(self, tenure: Tenure) -> None:
         """One tenure after another until told to stop."""
+        pause = _Pause()
         while True:
             await _first(tenure.ended, self._stopping)
-            try:
-                await tenure.drain(micros(self.config.drain_timeout) / 1_000_000 if self._stopping.is_set() else 0.0)
-            except BackendUnavailable as error:
-                logger.warning("the worker could not be deregistered, its lease will run out: %s", error)
-            if self._stopping.is_set():
-                return
+            await self._drain(tenure, micros(self.config.drain_timeout) / 1_000_000 if self._stopping.is_set() else 0.0)
+            if tenure.failed:  # what broke it may break the next one at once
+                await self._stopping_within(pause.next())
             next_tenure = await self._rejoin()
             if next_tenure is None:
                 return
             tenure = next_tenure
             tenure.begin(claiming=True)
+
+    async def _drain(self, tenure: Tenure, seconds: float) -> None:
+        try:
+            await tenure.drain(seconds)
+        except BackendUnavailable as error:
+            logger.warning("the worker could not be deregistered, its lease will run out: %s", error)
+        except Exception:
+            logger.exception("the worker could not be drained, its lease will run out")
 
     async def _rejoin(self) -> Tenure | None:
         pause = 0.05
@@ -299,12 +336,41 @@ class Worker:
                 return await self._register()
             except BackendUnavailable as error:
                 logger.warning("the worker could not register, it will be repeated: %s", error)
-                try:
-                    async with asyncio.timeout(pause * random.uniform(0.5, 1.5)):
-                        await self._stopping.wait()
-                except TimeoutError:
-                    pause = min(pause * 2, 2.0)
+                await self._stopping_within(pause * random.uniform(0.5, 1.5))
+                pause = min(pause * 2, 2.0)
         return None
+
+    async def _stopping_within(self, seconds: float) -> None:
+        """Wait, but not when told to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+class _Pause:
+    """Lengthens the pauses after tenures that fail one soon after the other; a long life in between is forgiven."""
+
+    def __init__(self) -> None:
+        self._failed_at = time.monotonic()
+        self._seconds = 0.05
+
+    def next(self) -> float:
+        """Seconds to wait after a failure."""
+        now = time.monotonic()
+        self._seconds = min(self._seconds * 2, 30.0) if now - self._failed_at < 2 * self._seconds + 10.0 else 0.1
+        self._failed_at = now
+        return self._seconds * random.uniform(0.75, 1.0)
+
+
+async def _until_idle(tenure: Tenure) -> bool:
+    """Claim and run until nothing is due. False when the tenure has ended before that."""
+    while not tenure.ended.is_set():
+        tenure.changed.clear()
+        await tenure.claims.claim()
+        if not tenure.runs and not tenure.ended.is_set():
+            return True
+        await _first(tenure.changed, tenure.ended)
+    return False
 
 
 async def _first(*events: asyncio.Event) -> None:
@@ -317,9 +383,9 @@ async def _first(*events: asyncio.Event) -> None:
             task.cancel()
 
 
-async def _ended(threads: ThreadPoolExecutor) -> None:
+async def _ended(threads: Threads) -> None:
     """Until the pool's idle threads have ended, which takes a moment. One that still runs a step whose timeout has passed
     must not hold up a shutdown: it is left to itself."""
     give_up = time.monotonic() + 1.0
-    while any(thread.is_alive() for thread in threads._threads) and time.monotonic() < give_up:
+    while threads.alive and time.monotonic() < give_up:
         await asyncio.sleep(0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
@@ -14,6 +15,8 @@ from zart_postgres.listener import Listener
 from zart_postgres.notices import Notices
 
 T = TypeVar("T")
+
+logger: Final = logging.getLogger("zart")
 
 _END: Final = 5.0
 """Seconds that calls under way have to end when the scheduler closes."""
@@ -43,6 +46,7 @@ class Connections:
         self.herald: Final = Herald(self.client, database.schema, sender)
         self.listener: Final = Listener(database, sender, listen_url, notices.tell)
         self._deaf = database.pooler and listen_url is None
+        self._told = False
         self._listening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -55,7 +59,11 @@ class Connections:
 
     def listen(self) -> None:
         """From now on somebody listens. The connection stays until the end: listeners come and go."""
-        if self._listening is None and not self._deaf:
+        if self._deaf:
+            if not self._told:
+                self._told = True
+                logger.warning("behind a pooler without listen_url: what other processes do is found by polling alone")
+        elif self._listening is None:
             self._listening = self.loop.create_task(self.listener.run(), name="zart-postgres-listener")
 
     async def close(self) -> None:

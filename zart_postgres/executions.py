@@ -69,6 +69,7 @@ HISTORY: Final = f"""
            s.event_seqs, s.outputs, s.errors, s.details, s.workers,
            t.names AS t_names, t.ordinals AS t_ordinals, t.attempts AS t_attempts, t.started_ats AS t_started_ats,
            t.finished_ats AS t_finished_ats, t.errors AS t_errors, t.workers AS t_workers,
+           t.handler_attempts AS t_handler_attempts,
            v.seqs AS v_seqs, v.names AS v_names, v.payloads AS v_payloads, v.sent_ats AS v_sent_ats,
            k.ids AS k_ids, k.names AS k_names
     FROM {{schema}}.runs AS r {_JOINS} {_WAITS}
@@ -85,9 +86,10 @@ HISTORY: Final = f"""
     LEFT JOIN LATERAL (
         SELECT array_agg(o.name) AS names, array_agg(o.ordinal) AS ordinals, array_agg(o.attempt) AS attempts,
                array_agg(o.started_at) AS started_ats, array_agg(o.finished_at) AS finished_ats,
-               array_agg(o.error) AS errors, array_agg(o.worker_id) AS workers
+               array_agg(o.error) AS errors, array_agg(o.worker_id) AS workers,
+               array_agg(o.handler_attempt) AS handler_attempts
         FROM (SELECT * FROM {{schema}}.attempts AS x WHERE x.run_id = r.run_id
-              ORDER BY x.finished_at, x.started_at, x.name, x.ordinal, x.attempt) AS o
+              ORDER BY x.handler_attempt, x.finished_at, x.started_at, x.name, x.ordinal, x.attempt) AS o
     ) AS t ON true
     LEFT JOIN LATERAL (
         SELECT array_agg(o.seq) AS seqs, array_agg(o.name) AS names, array_agg(o.payload) AS payloads,
@@ -195,7 +197,15 @@ async def history(db: Session, execution_id: str, run: int | None) -> HistoryRow
         "deadlines", "event_seqs", "outputs", "errors", "details", "workers",
     )  # fmt: skip
     attempts = _columns(
-        row, "t_names", "t_ordinals", "t_attempts", "t_started_ats", "t_finished_ats", "t_errors", "t_workers"
+        row,
+        "t_names",
+        "t_ordinals",
+        "t_attempts",
+        "t_started_ats",
+        "t_finished_ats",
+        "t_errors",
+        "t_workers",
+        "t_handler_attempts",
     )
     events = _columns(row, "v_seqs", "v_names", "v_payloads", "v_sent_ats")
     return HistoryRow(

@@ -128,8 +128,15 @@ async def join(database: Database, clock: DatabaseClock, tx: object, work: Work[
     if not theirs.is_in_transaction():
         raise ValueError("tx has no open transaction: begin one before, so that all is committed together")
     try:
-        async with theirs.transaction():
-            return await work(Session(database, theirs, clock))
+        await theirs.execute("SAVEPOINT zart_tx")
+        try:
+            result = await work(Session(database, theirs, clock))
+        except BaseException:
+            if not theirs.is_closed():
+                await theirs.execute("ROLLBACK TO SAVEPOINT zart_tx; RELEASE SAVEPOINT zart_tx")
+            raise
+        await theirs.execute("RELEASE SAVEPOINT zart_tx")
+        return result
     except Exception as error:
         if is_missing(error):
             raise ValueError(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from typing import Final
 
 import msgspec
 
 from zart_core.duration import later
-from zart_core.records import Claim, Claimed, ClaimedRun
+from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo
 from zart_sqlite import history
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined
 from zart_sqlite.leases import renew
 from zart_sqlite.rows import as_json
 from zart_sqlite.writer import Transaction
+
+logger: Final = logging.getLogger("zart")
 
 # One statement finds the runs to take and the next time at which there will be one, by index seeks alone:
 #   pair    every queue with every task of the claim
@@ -136,6 +139,8 @@ _LEASE: Final = """
     WHERE zart_active.run_id = taken.run_id
 """
 
+_UNLEASE: Final = "UPDATE zart_active SET worker_id = NULL, wake_at = :wake_at, error = :error WHERE run_id = :run_id"
+
 _LOAD: Final = f"""
     SELECT json_group_array(json_array(
         a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, {inlined("r.input")}, a.attempt, json(r.tags),
@@ -173,6 +178,11 @@ class _Loaded(msgspec.Struct, array_like=True, frozen=True):
 _decode_found = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_loaded = msgspec.json.Decoder(list[_Loaded]).decode
 
+# Rows of a later version, or of another hand. OperationalError: SQLite cannot read the tags as JSON.
+_DOES_NOT_LOAD: Final = (msgspec.MsgspecError, ValueError, sqlite3.OperationalError)
+_PUT_OFF: Final = 30_000_000
+"""How long, in microseconds, a run waits that does not load: for a worker of another version, or for a mended row."""
+
 # Where the clock ends: a deadline beyond it is kept at it.
 _FOREVER: Final = later(0, 2**62)
 
@@ -207,7 +217,12 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
             "taken": as_json((run_id, offers[offer].version, offers[offer].timeout) for run_id, offer in taken),
         },
     )
-    return Claimed(_load(tx.db, [run_id for run_id, _ in taken]), next_wake)
+    run_ids = [run_id for run_id, _ in taken]
+    try:
+        runs = _load(tx.db, run_ids)
+    except _DOES_NOT_LOAD:
+        runs = _load_apart(tx, run_ids, now)
+    return Claimed(runs, next_wake)
 
 
 def _find_overdue(db: sqlite3.Connection, request: Claim, now: int, taken: set[int]) -> list[tuple[int, int]]:
@@ -238,6 +253,20 @@ _RELEASE: Final = """
     ) AS lease
     WHERE zart_active.run_id = lease.run_id AND zart_active.epoch = lease.epoch AND +worker_id = :worker_id
 """
+
+
+def _load_apart(tx: Transaction, run_ids: list[int], now: int) -> list[ClaimedRun]:
+    """What of these loads. The others are put off, with the error to be seen: at the head of the queue they would keep all back."""
+    runs: list[ClaimedRun] = []
+    for run_id in run_ids:
+        try:
+            runs += _load(tx.db, [run_id])
+        except _DOES_NOT_LOAD as error:
+            logger.exception("run %d is put off: what is stored of it does not load", run_id)
+            info = ErrorInfo(type=type(error).__name__, message=f"what is stored of this run does not load: {error}")
+            put_off = {"run_id": run_id, "wake_at": later(now, _PUT_OFF), "error": msgspec.json.encode(info)}
+            tx.db.execute(_UNLEASE, put_off)
+    return runs
 
 
 def _load(db: sqlite3.Connection, run_ids: list[int]) -> list[ClaimedRun]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, TypeVar
 
 from zart_core.errors import BackendUnavailable
+from zart_sqlite.lent import EngineConnection
 
 T = TypeVar("T")
 
@@ -55,7 +56,13 @@ class Database:
 
         ``shared``: for several threads, of which one at a time may use it.
         """
-        db = sqlite3.connect(self.path, isolation_level=None, cached_statements=256, check_same_thread=not shared)
+        db = sqlite3.connect(
+            self.path,
+            isolation_level=None,
+            cached_statements=256,
+            check_same_thread=not shared,
+            factory=EngineConnection,
+        )
         try:
             # Each by itself patiently: some of them read the file's header, and beside twenty processes that open a new
             # file at once they were seen to find it locked.
@@ -123,7 +130,7 @@ class Database:
             said = f"the file is damaged ({cause}); restore it from a backup, or see sqlite3's .recover"
         else:
             said = str(cause)
-        explained = BackendUnavailable(f"{self.name}: {said}")
+        explained = BackendUnavailable(f"{self.name}: {said}", waited_out=code in _LOCKED)
         explained.__cause__ = cause
         return explained
 

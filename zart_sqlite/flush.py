@@ -65,10 +65,12 @@ LONE_STEP: Final = """
 """
 _ATTEMPTS: Final = ManyRows(
     """
-    INSERT INTO zart_attempts (run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error) VALUES {rows}
-    ON CONFLICT (run_id, name, ordinal, attempt) DO NOTHING
+    INSERT INTO zart_attempts (
+        run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt
+    ) VALUES {rows}
+    ON CONFLICT (run_id, name, ordinal, handler_attempt, attempt) DO NOTHING
     """,
-    columns=8,
+    columns=9,
 )
 _DETAILS: Final = ManyRows(
     """
@@ -240,7 +242,17 @@ def _write_attempts(db: sqlite3.Connection, facts: Iterable[AttemptFact]) -> Non
     for fact in facts:
         row = fact.row
         rows.append(
-            (fact.run_id, row.name, row.ordinal, row.attempt, row.started_at, row.finished_at, row.worker_id, row.error)
+            (
+                fact.run_id,
+                row.name,
+                row.ordinal,
+                row.attempt,
+                row.started_at,
+                row.finished_at,
+                row.worker_id,
+                row.error,
+                row.handler_attempt,
+            )
         )
     _ATTEMPTS.execute(db, rows)
 

@@ -44,7 +44,7 @@ _EVENTS: Final = f"""
 """
 _LARGE_EVENTS: Final = "SELECT rowid, payload FROM zart_events WHERE rowid IN (SELECT value FROM json_each(?1))"
 _ATTEMPTS: Final = """
-    SELECT name, ordinal, attempt, started_at, finished_at, error, worker_id FROM zart_attempts
+    SELECT name, ordinal, attempt, started_at, finished_at, error, worker_id, handler_attempt FROM zart_attempts
     WHERE run_id = ? ORDER BY rowid
 """
 _PUBLISHED: Final = "SELECT key, value FROM zart_published WHERE run_id = ? ORDER BY key"

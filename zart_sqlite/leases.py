@@ -10,6 +10,7 @@ import msgspec
 from zart_core.duration import later
 from zart_core.errors import LeaseLost
 from zart_core.records import ErrorInfo, WorkerInfo
+from zart_sqlite.clock import keep
 from zart_sqlite.rows import as_json
 from zart_sqlite.runs import latest
 from zart_sqlite.writer import Transaction
@@ -18,7 +19,7 @@ _REGISTER: Final = """
     INSERT INTO zart_workers (name, host, pid, tasks, queues, registered_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 _RENEW: Final = "UPDATE zart_workers SET expires_at = ? WHERE worker_id = ? AND expires_at IS NOT NULL"
-_EXPIRED: Final = "SELECT json_group_array(worker_id) FROM zart_workers WHERE expires_at <= ?"
+_EXPIRED: Final = "SELECT json_group_array(worker_id) FROM zart_workers WHERE expires_at <= ? AND +worker_id IS NOT ?"
 _BURY: Final = "UPDATE zart_workers SET expires_at = NULL WHERE worker_id IN (SELECT value FROM json_each(?))"
 
 # A worker died with these runs. Rows of history that came or went since the last such death show that the run got on:
@@ -56,6 +57,7 @@ _RESUME: Final = """
 def register(tx: Transaction, info: WorkerInfo, lease: int) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.register`."""
     now = tx.clock.now()
+    keep(tx.db, tx.clock)
     cursor = tx.db.execute(
         _REGISTER,
         (info.name, info.host, info.pid, as_json(info.tasks), as_json(info.queues), now, later(now, lease)),
@@ -69,12 +71,13 @@ def renew(tx: Transaction, worker_id: int, lease: int) -> None:
     # runs. Both need the write lock, so one of them is first and the other sees it.
     if not tx.db.execute(_RENEW, (later(tx.clock.now(), lease), worker_id)).rowcount:
         raise LeaseLost(f"worker {worker_id} has been declared dead: its lease passed, or it has been deregistered")
+    keep(tx.db, tx.clock)
 
 
-def reap(tx: Transaction, max_deliveries: int) -> int:
+def reap(tx: Transaction, max_deliveries: int, worker_id: int | None) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.reap`."""
     now = tx.clock.now()
-    dead: str = tx.db.execute(_EXPIRED, (now,)).fetchone()[0]
+    dead: str = tx.db.execute(_EXPIRED, (now, worker_id)).fetchone()[0]
     if dead == "[]":
         return 0
     tx.db.execute(_BURY, (dead,))

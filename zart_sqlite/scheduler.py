@@ -235,8 +235,8 @@ class SqliteScheduler:
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
         return await self._read(lambda db: signals.signals(db, watches, worker_id))
 
-    async def reap(self, max_deliveries: int) -> int:
-        return await self._write(lambda tx: leases.reap(tx, max_deliveries))
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
+        return await self._write(lambda tx: leases.reap(tx, max_deliveries, worker_id))
 
     async def release(self, worker_id: int, keep: Sequence[int]) -> int:
         return await self._write(lambda tx: leases.release(tx, worker_id, keep))

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from threading import Event
 from typing import Any, Final, TypeVar
 
 from zart_core.clock import Clock
+from zart_core.errors import BackendUnavailable
 from zart_core.records import StepFact, StepKey, StepRow
 from zart_sqlite.database import Database
 from zart_sqlite.flush import STEPS, step_rows
 from zart_sqlite.history import steps
+from zart_sqlite.lent import lent
 from zart_sqlite.writer import Transaction
 
 T = TypeVar("T")
 
+# Changes nothing, and takes the write lock.
+_LOCK: Final = "UPDATE zart_active SET epoch = epoch WHERE FALSE"
 _HELD: Final = "SELECT 1 FROM zart_active WHERE run_id = ? AND worker_id = ? AND epoch = ?"
-_WRITES: Final = frozenset((sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE))
 
 
 class GivenUpError(Exception):
@@ -36,8 +39,10 @@ def transact(tx: Transaction, key: StepKey, work: Callable[[Any], StepRow], give
             return row
     if given_up.is_set():
         raise GivenUpError
-    with _lent(tx.db):
+    with lent(tx.db):
         row = work(tx.db)
+    if not tx.db.in_transaction:  # INSERT OR ROLLBACK, say: no authorizer is asked about that
+        raise RuntimeError(f"the body of transaction {key.name!r} has ended the transaction it was run in")
     # Race: a timeout beside the commit. What is decided here stands: from now on the call is answered with the row.
     if given_up.is_set():
         raise GivenUpError
@@ -46,44 +51,75 @@ def transact(tx: Transaction, key: StepKey, work: Callable[[Any], StepRow], give
 
 
 def join(database: Database, clock: Clock, connection: object, work: Callable[[Transaction], T]) -> T:
-    """Do ``work`` in the open transaction of the user's ``connection``, here and now."""
-    db = _theirs(database, connection)
-    if not db.in_transaction:
-        if db.isolation_level is None:
-            raise ValueError("tx has no open transaction: begin one before, so that all is committed together")
-        # Python's own would begin with the first write, after our read: another process could come between the two.
-        db.execute("BEGIN IMMEDIATE")
-    row_factory, db.row_factory = db.row_factory, None
-    try:
-        return work(Transaction(db, clock, overheard=False))
-    finally:
-        db.row_factory = row_factory
-
-
-def _theirs(database: Database, connection: object) -> sqlite3.Connection:
+    """Do ``work`` in the open transaction of the user's ``connection``, here and now; what fails is undone alone."""
     if not isinstance(connection, sqlite3.Connection):
         raise TypeError(f"tx must be an open sqlite3.Connection, not {type(connection).__qualname__}")
     if database.in_memory:
         raise ValueError("a database in memory has no second connection: tx needs a file")
-    files = {row[1]: row[2] for row in connection.execute("PRAGMA database_list")}
-    if not files["main"] or not os.path.samefile(files["main"], database.path):
-        raise ValueError(f"tx is a connection to {files['main'] or 'a database in memory'}, not to {database.path}")
-    return connection
+    with _factories(connection):
+        _check_file(database, connection)
+        return _join(connection, lambda: work(Transaction(connection, clock, overheard=False)))
 
 
-@contextmanager
-def _lent(db: sqlite3.Connection) -> Generator[None, None, None]:
-    """Lend the connection to user code, which may do anything but end the transaction or write the engine's tables."""
-    row_factory, text_factory = db.row_factory, db.text_factory
-    db.set_authorizer(_allowed)
+def _join(db: sqlite3.Connection, work: Callable[[], T]) -> T:
+    began = not db.in_transaction
+    if began:
+        if db.isolation_level is None:
+            raise ValueError("tx has no open transaction: begin one before, so that all is committed together")
+        # Python's own would begin with the first write, after our read: another process could come between the two.
+        db.execute("BEGIN IMMEDIATE")
+    try:
+        return _within(db, work)
+    except BaseException:
+        if began:  # a lock that the user does not know of would stop everybody
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+        raise
+
+
+def _within(db: sqlite3.Connection, work: Callable[[], T]) -> T:
+    """``work()`` in a savepoint."""
+    db.execute("SAVEPOINT zart_tx")
+    try:
+        # Race: our first read beside another's commit. A plain BEGIN takes no lock, and a transaction that has read before could not
+        # wait for one: with this, only what the user has read himself can have become too old.
+        db.execute(_LOCK)
+        result = work()
+    except BaseException as error:
+        with contextlib.suppress(sqlite3.Error):  # a full disk has undone the whole transaction
+            db.execute("ROLLBACK TO zart_tx")
+            db.execute("RELEASE zart_tx")
+        if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_BUSY_SNAPSHOT:
+            raise BackendUnavailable(
+                "tx began by reading, and others have written to the file since, so it cannot write any more: "
+                "roll it back and begin anew, with BEGIN IMMEDIATE"
+            ) from error
+        raise
+    db.execute("RELEASE zart_tx")
+    return result
+
+
+def _check_file(database: Database, db: sqlite3.Connection) -> None:
+    try:
+        files = {name: path for _, name, path in db.execute("PRAGMA database_list")}
+    except sqlite3.ProgrammingError as error:  # closed, or made by another thread
+        raise ValueError(f"tx cannot be used here: {error}") from error
+    path = files["main"]
+    if not path or not os.path.samefile(path, database.path):
+        raise ValueError(f"tx is a connection to {path or 'a database in memory'}, not to {database.path}")
+
+
+@contextlib.contextmanager
+def _factories(db: sqlite3.Connection) -> Generator[None, None, None]:
+    """Rows as tuples, text as text; afterwards as it was before."""
+    before = db.row_factory, db.text_factory
+    db.row_factory, db.text_factory = None, str
     try:
         yield
     finally:
-        db.set_authorizer(None)
-        db.row_factory, db.text_factory = row_factory, text_factory
+        db.row_factory, db.text_factory = before
 
 
-def _allowed(action: int, first: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
-    ours = action in _WRITES and first is not None and first.startswith("zart_")
-    ends = action == sqlite3.SQLITE_TRANSACTION
-    return sqlite3.SQLITE_DENY if ours or ends else sqlite3.SQLITE_OK
+def _code(error: sqlite3.Error) -> int | None:
+    """SQLite's extended result code; ``None`` when the error is not SQLite's own."""
+    return getattr(error, "sqlite_errorcode", None)

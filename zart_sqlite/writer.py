@@ -24,6 +24,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from zart_core.clock import Clock
 from zart_core.records import Notification
+from zart_sqlite.clock import catch_up
 from zart_sqlite.database import BUSY_TIMEOUT_MS, MERGE_AFTER, Database
 from zart_sqlite.lone import Lone
 from zart_sqlite.notices import ANYTHING, Happened, Notices
@@ -146,7 +147,7 @@ class Writer:
         try:
             db = self._db
             # Stopping or closed; or jobs wait for the thread, which is about to take them: this one had better join them.
-            if db is None or self._stopping or not self._lone.quick or not self._queue.empty():
+            if db is None or self._stopping or not self._lone.quick or not self._queue.empty() or db.in_transaction:
                 return None
             began = time.monotonic()
             try:
@@ -156,6 +157,10 @@ class Writer:
                 self._lone.crowd()
                 return None
             if result is None:
+                return None
+            # What is answered here must have been committed: whatever has left a transaction open, or has begun one.
+            if db.in_transaction:
+                self._undo(db)
                 return None
             ended = time.monotonic()
             self._lone.done(ended - began, on_loop=True)
@@ -221,6 +226,7 @@ class Writer:
             db = self._database.connect(shared=True)
             try:
                 migrate(self._database, db, self._clock.now())
+                self._database.patiently(lambda: catch_up(db, self._clock))
                 self._version = self._database.patiently(lambda: _data_version(db))
             except BaseException:
                 db.close()
@@ -309,7 +315,9 @@ class Writer:
         # IMMEDIATE: a transaction that began by reading could not wait for the write lock, it would fail at once
         # (SQLITE_BUSY_SNAPSHOT). Whoever holds the write lock sees the newest state and is alone: that closes every
         # race between the checks of a job and its writes, with other processes as well.
+        self._undo(db)  # none is open, and if one were, it would be nobody's
         self._database.patiently(lambda: db.execute("BEGIN IMMEDIATE"))
+        catch_up(db, self._clock)
         transaction = Transaction(db, self._clock, overheard=self._notices.wanted)
         for job in jobs:
             job.result, job.error = None, None
@@ -324,6 +332,8 @@ class Writer:
                     self._undo(db)
                     return None
         db.execute("COMMIT")
+        if db.in_transaction:
+            raise sqlite3.InternalError("the commit has left its transaction open")
         self.commits += 1
         return transaction.happened
 

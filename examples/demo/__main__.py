@@ -2,14 +2,19 @@
 
 The parent runs no worker of its own. It is a client of the same database: it starts the execution, reads the progress that the
 execution publishes, waits for the result, and compares the history with the ledger.
+
+The database is the one that ``ZART_DATABASE_URL`` names, or a SQLite file of the demo's own. It leaves its executions in the
+former; they do not disturb what else is there, nor the next demo.
 """
 
 import argparse
 import asyncio
+import os
 import platform
 import sys
 import sysconfig
 import tempfile
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +22,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from examples._database import database
 from examples.demo.console import ProgressLine, say
 from examples.demo.ledger import Ledger
 from examples.demo.proof import Check, Evidence, checks
@@ -24,9 +30,8 @@ from examples.demo.source_tree import Totals, add_up, list_files, survey_file
 from examples.demo.survey import Progress, Survey, SurveyInput
 from examples.demo.worker import LEASE
 from examples.demo.worker_process import WorkerProcess
-from zart_core import DurableScheduler, ExecutionHandle, ZartError, connect
+from zart_core import DurableScheduler, ExecutionHandle, Scheduler, ZartError
 
-EXECUTION = "survey-of-the-standard-library"
 FILES = 600
 KILL_AT = 0.45
 KILL_BEFORE = 0.6  # later than this, the demo shows too little and begins anew
@@ -45,30 +50,34 @@ class KillCameTooLate(DemoFailed):
 
 
 class Demo:
-    """One round: a fresh database, two workers, one survey."""
+    """One round: one survey, two workers, and a queue that has nothing else in it, whatever the database holds."""
 
     def __init__(self, directory: Path, root: str, limit: int) -> None:
         self.root = root
         self.limit = limit
-        self.database = f"sqlite:///{quote((directory / 'demo.db').as_posix())}"
+        self.database = os.environ.get("ZART_DATABASE_URL") or f"sqlite:///{quote((directory / 'demo.db').as_posix())}"
+        self.survey = f"survey-of-the-standard-library-{uuid.uuid4().hex[:8]}"
+        """The execution's id, and its queue's name."""
         self.ledger_path = directory / "ledger.txt"
         self.line = ProgressLine()
 
     async def run(self) -> Evidence:
-        async with connect(self.database) as scheduler:
+        async with database(self.database) as scheduler:
             durable = DurableScheduler(scheduler)
-            handle = await durable.start(Survey, SurveyInput(self.root, self.limit), execution_id=EXECUTION)
+            data = SurveyInput(self.root, self.limit)
+            handle = await durable.start(Survey, data, execution_id=self.survey, queue=self.survey)
 
             async with self.worker() as first:
                 say(f"Worker 1 started (process {first.pid}).")
                 await self.follow(durable, first, until=about_half_done)
-                killed_at = datetime.now(UTC)
+                killed_at = database_time(scheduler)
                 await first.kill()
-                dead_at = datetime.now(UTC)
-            before = await durable.history(EXECUTION)
+                dead_at = database_time(scheduler)
+            before = await durable.history(self.survey)
             done = sum(step.status == "completed" for step in before.steps)
             say(f"Worker 1 killed with SIGKILL; {done} results are in the database, the list of files among them.")
             if done > KILL_BEFORE * self.limit:
+                await handle.cancel(reason="the demo begins anew")
                 raise KillCameTooLate(f"the kill came after {done} of {self.limit} files")
 
             async with self.worker() as second:
@@ -78,7 +87,7 @@ class Demo:
             say(f"Worker 2 has finished the survey and was stopped with SIGTERM (exit code {code}).")
             if code != 0:
                 raise DemoFailed(f"worker 2 ended with exit code {code} instead of 0 after SIGTERM")
-            after = await durable.history(EXECUTION)
+            after = await durable.history(self.survey)
 
         files = list_files(self.root, self.limit)
         return Evidence(
@@ -95,7 +104,7 @@ class Demo:
         )
 
     def worker(self) -> WorkerProcess:
-        return WorkerProcess(self.database, self.ledger_path)
+        return WorkerProcess(self.database, self.survey, self.ledger_path)
 
     async def finish(self, durable: DurableScheduler, worker: WorkerProcess, handle: ExecutionHandle[Totals]) -> Totals:
         """The result, with the progress shown while it comes."""
@@ -113,7 +122,7 @@ class Demo:
         try:
             async with asyncio.timeout(PATIENCE):
                 while True:
-                    published = await durable.published(EXECUTION)
+                    published = await durable.published(self.survey)
                     progress = msgspec.convert(published.get("progress", {"done": 0, "total": 0}), Progress)
                     self.line.show(progress)
                     if until(progress):
@@ -125,6 +134,11 @@ class Demo:
             raise DemoFailed(f"nothing more happened for {PATIENCE:.0f} s") from None
         finally:
             self.line.close()
+
+
+def database_time(scheduler: Scheduler) -> datetime:
+    """The time by the clock that steps are recorded by: a server's may differ from this machine's."""
+    return datetime.fromtimestamp(scheduler.clock.latest() / 1_000_000, UTC)
 
 
 def about_half_done(progress: Progress) -> bool:
@@ -190,6 +204,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.files < 50:
         parser.error("--files: fewer than 50 are done before anybody can look")
+    if os.environ.get("ZART_DATABASE_URL") == "sqlite://":
+        parser.error("ZART_DATABASE_URL: what is in memory cannot be shared with the demo's workers")
     try:
         return 0 if asyncio.run(run(options.files)) else 1
     except (DemoFailed, ZartError) as error:

@@ -1,6 +1,7 @@
 """The worker's process as the demo's parent sees it: started, watched, killed, stopped."""
 
 import asyncio
+import os
 import sys
 from asyncio.subprocess import Process
 from pathlib import Path
@@ -14,12 +15,15 @@ PROJECT = Path(__file__).resolve().parents[2]
 class WorkerProcess:
     """``async with WorkerProcess(...)``: the process runs inside the block and is gone after it, whatever happens."""
 
-    def __init__(self, database: str, ledger: Path) -> None:
-        self._arguments = ("-m", "examples.demo.worker", "--database", database, "--ledger", str(ledger))
+    def __init__(self, database: str, queue: str, ledger: Path) -> None:
+        self._arguments = ("-m", "examples.demo.worker", "--queue", queue, "--ledger", str(ledger))
+        self._environment = {**os.environ, "ZART_DATABASE_URL": database}
         self._process: Process | None = None
 
     async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(sys.executable, *self._arguments, cwd=PROJECT)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, *self._arguments, cwd=PROJECT, env=self._environment
+        )
         return self
 
     async def __aexit__(

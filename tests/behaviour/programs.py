@@ -272,6 +272,37 @@ class Mixed(TaskHandler[list[Act], int]):
         return f"{os.getpid()}-{time.monotonic_ns()}"
 
 
+class Booking(TaskHandler[int, list[int]]):
+    """``data`` transactions ``book-N``, each a row of the table ``bookings``, whose rowid it returns; a step after each.
+
+    The process that finds the gate ``die-ID-N`` kills itself between the row and the commit. On SQLite only.
+    """
+
+    name = "booking"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: int) -> list[int]:
+        rows: list[int] = []
+        for number in range(data):
+            rows.append(await ctx.transaction(f"book-{number}", self.book, number))
+            await ctx.step(f"tell-{number}", self.tell, number)
+        return rows
+
+    def book(self, db: sqlite3.Connection, number: int) -> int:
+        execution_id = context().execution_id
+        row = db.execute("INSERT INTO bookings (execution, number) VALUES (?, ?)", (execution_id, number)).lastrowid
+        gate = self.place.gate(f"die-{execution_id}-{number}")
+        if gate.exists():
+            gate.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row or 0
+
+    async def tell(self, number: int) -> None:
+        self.place.write("told", context().execution_id, number)
+
+
 def _micros() -> int:
     return time.time_ns() // 1_000
 
@@ -279,7 +310,7 @@ def _micros() -> int:
 def registry(place: Place) -> TaskRegistry:
     """Every handler of this module."""
     tasks = TaskRegistry()
-    for handler in (Counted, Brood, Retreat, Gated, Stuck, Blocking, Waiting, Napping, Mixed):
+    for handler in (Counted, Brood, Retreat, Gated, Stuck, Blocking, Waiting, Napping, Mixed, Booking):
         tasks.register(handler(place))
     return tasks
 

@@ -22,7 +22,7 @@ from msgspec import Struct
 from tenacity import RetryCallState
 
 from tests.behaviour.programs import until
-from tests.behaviour.world import Replay, World
+from tests.behaviour.world import STORE, Replay, World
 from zart_core import (
     BackendUnavailable,
     DurableScheduler,
@@ -583,6 +583,7 @@ async def full(world: World) -> AsyncIterator[None]:
         await writer.run(lambda tx: tx.db.execute("PRAGMA max_page_count = 1000000").fetchone())
 
 
+@pytest.mark.skipif(STORE != "sqlite", reason="it is about SQLite's file")
 async def test_on_a_full_disk_nothing_is_lost_and_the_worker_goes_on_when_there_is_room(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:  # B61

@@ -370,9 +370,9 @@ async def test_a_crash_loop_is_quarantined_and_shown_as_paused_with_an_explanati
         assert "resume" in execution.error.message
         assert execution.finished_at is None
         assert [e.execution_id for e in (await world.client.list(status="paused")).items] == [handle.execution_id]
-        assert await world.client.resume(handle.execution_id) is True
+        assert await world.client.resume(execution_id=handle.execution_id) is True
         assert await handle.result("10s") == "alive"
-    assert await world.client.resume(handle.execution_id) is False
+    assert await world.client.resume(execution_id=handle.execution_id) is False
 
 
 async def test_a_quarantined_execution_does_not_run_until_it_is_resumed(world: World) -> None:  # B46
@@ -391,7 +391,7 @@ async def test_resuming_gives_a_fresh_budget_of_deliveries(world: World) -> None
     for _ in range(2):
         await die(world, max_deliveries=2)
     assert (await handle.status()).status == "paused"
-    assert await world.client.resume(handle.execution_id) is True
+    assert await world.client.resume(execution_id=handle.execution_id) is True
     assert (await handle.status()).error is None
     await die(world, max_deliveries=2)
     assert (await handle.status()).status == "waiting"

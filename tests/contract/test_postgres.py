@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
-from tests.postgres.server import VERSIONS, database
+from tests.postgres.server import VERSIONS, connection_to, database
 from zart_core.testing.contract import Backend, SchedulerContract
+from zart_core.testing.contract.children import ChildrenContract
 from zart_postgres import PostgresScheduler
 
 
@@ -24,6 +25,11 @@ class PostgresDatabase(Backend):
         async with self.scheduler() as scheduler:
             return await scheduler.audit()
 
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        async with connection_to(self.url) as connection:
+            yield connection
+
 
 class OnPostgres(SchedulerContract):
     version: ClassVar[int]
@@ -32,6 +38,13 @@ class OnPostgres(SchedulerContract):
     async def backend(self) -> AsyncIterator[Backend]:
         async with database(self.version) as url:
             yield PostgresDatabase(url)
+
+
+# Refused with a clear error until it is there: see zart_postgres/flush.py.
+_TO_COME = pytest.mark.skip(reason="not available on Postgres yet")
+for _name in [*vars(ChildrenContract), "test_a_retry_drops_the_rows_it_names"]:
+    if _name.startswith("test_"):
+        setattr(OnPostgres, _name, _TO_COME(getattr(OnPostgres, _name)))
 
 
 class TestOldestPostgres(OnPostgres):

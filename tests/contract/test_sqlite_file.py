@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +24,11 @@ class SqliteFile(Backend):
     async def audit(self) -> list[str]:
         async with self.scheduler() as scheduler:
             return await scheduler.audit()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[sqlite3.Connection]:
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+            yield db
 
 
 class TestSqliteFile(SchedulerContract):

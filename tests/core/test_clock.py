@@ -13,13 +13,19 @@ from zart_core.testing.clock import START, VirtualClock
 
 
 class Steps:
-    """A stand-in for the ``time`` module: the system's clock as a list of readings."""
+    """A stand-in for the ``time`` module: the system's clock as a list of readings, ``pace`` apart by the monotonic one."""
 
-    def __init__(self, *readings: int) -> None:
+    def __init__(self, *readings: int, pace: int = 0) -> None:
         self.readings = list(readings)
+        self.pace = pace
+        self.passed = 0
 
     def time_ns(self) -> int:
+        self.passed += self.pace
         return self.readings.pop(0) * 1_000
+
+    def monotonic_ns(self) -> int:
+        return self.passed * 1_000
 
 
 # --- the process's clock ------------------------------------------------------------------------------------------------
@@ -31,10 +37,27 @@ def test_it_shows_the_time_of_the_system() -> None:
     assert before <= clock.now() <= clock.latest() <= time.time_ns() // 1_000
 
 
-def test_it_stands_still_where_the_system_steps_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_never_goes_back_with_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zart_core.clock.time", Steps(100, 40, 99, 100, 101))
     clock = ProcessClock()
     assert [clock.now() for _ in range(5)] == [100, 100, 100, 100, 101]
+
+
+def test_it_goes_on_where_the_system_steps_backwards_until_that_has_caught_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zart_core.clock.time", Steps(100, 85, 95, 105, 115, 125, 135, 145, pace=10))
+    clock = ProcessClock()
+    assert [clock.now() for _ in range(8)] == [100, 109, 118, 127, 136, 145, 154, 163]
+    monkeypatch.setattr("zart_core.clock.time", Steps(163, 170, 180, pace=10))
+    assert [clock.now() for _ in range(3)] == [163, 170, 180]
+
+
+def test_it_catches_up_with_another_process_and_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zart_core.clock.time", Steps(100, 110, 120, 130, 140, 1_000, pace=10))
+    clock = ProcessClock()
+    clock.catch_up(500)
+    assert [clock.now() for _ in range(2)] == [509, 518]
+    clock.catch_up(50)
+    assert [clock.now() for _ in range(2)] == [536, 1_000]
 
 
 def test_a_sleep_ends_when_the_clock_shows_the_time_and_not_before() -> None:

@@ -13,6 +13,7 @@ import pytest
 from zart_core.engine import journal as journals
 from zart_core.engine.journal import DONE, LOST, REFUSED, Journal
 from zart_core.errors import BackendUnavailable, LeaseLost
+from zart_core.failure import decode_info
 from zart_core.records import (
     AttemptFact,
     AttemptRow,
@@ -28,6 +29,7 @@ from zart_core.records import (
 )
 
 WORKER = 9
+NOW = 1_700_000_000_000_000
 NOTHING = Flushed()
 
 
@@ -47,6 +49,11 @@ def details(run_id: int = 1, value: bytes = b"1", name: str = "step") -> Details
     return DetailsFact(run_id, 1, row(name, value))
 
 
+class StoppedClock:
+    def latest(self) -> int:
+        return NOW
+
+
 class Store:
     """Stands in for a backend: notes each flush, and answers when and as the test says."""
 
@@ -56,11 +63,15 @@ class Store:
         self.open = asyncio.Event()
         self.open.set()
         self.entered = asyncio.Event()
+        self.refuses: str | None = None
+        self.clock = StoppedClock()
 
     async def flush(self, flush: Flush) -> Flushed:
         self.flushes.append(flush)
         self.entered.set()
         await self.open.wait()
+        if self.refuses in [fact.row.name for fact in flush.steps]:
+            raise ValueError(f"it has the name {self.refuses!r}")
         answer = self.answers.pop(0) if self.answers else NOTHING
         if isinstance(answer, Exception):
             raise answer
@@ -254,6 +265,71 @@ async def test_a_flush_that_failed_is_repeated_as_it_was_and_warned_of_once(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
         "flush failed, it will be repeated: gone"
     ]
+
+
+# --- what the store refuses ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_fact_that_the_store_refuses_sets_its_run_aside_and_the_others_go_on() -> None:  # B61
+    async with bench() as at:
+        at.store.refuses = "bad"
+        under_way = await at.under_way()
+        good, bad = at.journal.step(step(1, "good")), at.journal.step(step(2, "bad"))
+        beside, finish = (
+            at.journal.publish(PublishFact(2, 1, "key", b"1")),
+            at.journal.finish(FinishFact(3, 1, "failed")),
+        )
+        at.store.open.set()
+        assert await under_way == DONE
+        assert [await good, await bad, await beside, await finish] == [DONE, LOST, LOST, DONE]
+        assert at.store.steps() == [["first"], ["good", "bad"], ["good"], ["bad"], [], []]
+        [aside] = at.store.flushes[4].suspends
+        assert (aside.run_id, aside.epoch, aside.wake_at) == (2, 1, NOW + 5_000_000)
+        assert aside.error is not None
+        assert decode_info(aside.error).message == "it has the name 'bad'"
+        assert await at.journal.step(step(1, "next")) == DONE
+
+
+async def test_a_lone_fact_that_the_store_refuses_is_not_tried_again() -> None:  # B61
+    async with bench() as at:
+        at.store.refuses = "bad"
+        assert await at.journal.step(step(2, "bad")) == LOST
+        assert at.store.steps() == [["bad"], []]
+
+
+async def test_neither_a_cancellation_nor_a_deadline_brings_back_at_once_what_is_set_aside() -> None:  # B61
+    async with bench() as at:
+        at.store.refuses = "bad"
+        await at.journal.step(step(2, "bad"))
+        [aside] = at.store.flushes[-1].suspends
+        assert aside.compensating
+        assert (aside.on_signal, aside.on_children, aside.cleanup) == (False, False, True)
+
+
+async def test_what_is_refused_run_by_run_keeps_the_other_answers() -> None:  # B61
+    async with bench() as at:
+        under_way = await at.under_way()
+        promises = [at.journal.step(step(run_id)) for run_id in (1, 2, 3)]
+        at.store.answers = [
+            NOTHING,
+            ValueError("one of them"),
+            Flushed(lost=frozenset((1,))),
+            Flushed(refused=frozenset((2,)), cancelled=frozenset((2,))),
+            NOTHING,
+        ]
+        at.store.open.set()
+        assert await under_way == DONE
+        assert await asyncio.gather(*promises) == [LOST, REFUSED, DONE]
+        assert at.cancelled == [2]
+
+
+async def test_a_store_that_refuses_everything_ends_the_journal() -> None:  # B61
+    at = Bench()
+    at.store.answers = [ValueError("this"), ValueError("and that")]
+    running = asyncio.create_task(at.journal.run())
+    assert await at.journal.step(step()) == LOST
+    with pytest.raises(ValueError, match="and that"):
+        await running
 
 
 async def test_a_lost_lease_is_told_and_loses_the_facts_of_its_flush() -> None:  # B57

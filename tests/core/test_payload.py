@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
+import math
 import threading
+import types
+import weakref
 import zlib
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -22,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
+from zart_core import payload
 from zart_core.errors import PayloadError
 from zart_core.payload import Payloads, return_type
 
@@ -409,9 +414,91 @@ def test_two_functions_of_one_code_have_types_of_their_own() -> None:
     assert [return_type(factory(kind)) for kind in (int, str, int)] == [int, str, int]
 
 
+COPIED = """
+from __future__ import annotations
+
+class Item:
+    pass
+
+def fetch() -> Item:
+    return Item()
+"""
+
+
+def test_equal_functions_of_two_modules_have_types_of_their_own() -> None:
+    """A copy of a module, as the next version of a handler begins: its functions' code is equal to the original's."""
+    first, second = types.ModuleType("orders_v1"), types.ModuleType("orders_v2")
+    for module in (first, second):
+        exec(compile(COPIED, "orders.py", "exec"), module.__dict__)  # noqa: S102
+    assert first.fetch.__code__ == second.fetch.__code__
+    assert return_type(first.fetch) is first.Item
+    assert return_type(second.fetch) is second.Item
+    assert return_type(first.fetch) is first.Item
+
+
+def test_the_types_of_a_function_that_is_gone_are_forgotten() -> None:
+    module = types.ModuleType("plugin")
+    exec(compile(COPIED, "plugin.py", "exec"), module.__dict__)  # noqa: S102
+    gone = weakref.ref(module.fetch)
+    return_type(module.fetch)
+    assert any(fn is module.fetch for fn in payload._resolved)
+    del module.__dict__["fetch"]
+    gc.collect()
+    assert gone() is None
+
+
 def test_an_annotation_that_cannot_be_resolved_is_refused_by_name() -> None:
     def make() -> Missing:  # type: ignore[name-defined]  # noqa: F821
         return None
 
     with pytest.raises(PayloadError, match=r"'Missing' of .*make cannot be resolved.*or give returns="):
         return_type(make)
+
+
+# --- numbers that JSON has not --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Measured:
+    value: float | None
+    note: None = None
+
+
+@pytest.mark.parametrize("number", [math.nan, -math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_found_wherever_it_hides(number: float) -> None:
+    for value in (number, [None, number], {"a": {"b": number}}, Measured(number), [10**30, number], {number: None}):
+        with pytest.raises(PayloadError, match="is not a number of JSON|float"):
+            Payloads().encode(value, what="it")
+
+
+def test_honest_nulls_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow: list[object] = []
+    monkeypatch.setattr(payload, "_refuse_nonfinite", lambda value, what: slow.append(value))
+    for value in (None, [None, 1.5, "null"], {"a": None, "b": -0.0}, Measured(None), Measured(1e308)):
+        Payloads().encode(value, what="it")
+    assert slow == []
+
+
+def test_bytes_that_look_like_such_a_number_are_none() -> None:
+    for value in ([None, b"\xcb\x7f\xf8\x00"], [None, 0xCB7FF800], [None, 10**30]):
+        assert Payloads().round_trip(value, list[Any], what="it")[0]
+
+
+# --- codecs -----------------------------------------------------------------------------------------------------------------------
+
+
+class Texts:
+    """A codec with a mistake that only shows for some values."""
+
+    def encode(self, data: bytes) -> Any:
+        return data.decode() if b"text" in data else data
+
+    def decode(self, data: bytes) -> bytes:
+        return data
+
+
+def test_a_codec_that_gives_anything_but_bytes_is_refused_by_name() -> None:
+    coded = Payloads(codec=Texts())
+    assert coded.encode("fine", what="the result") == b'"fine"'
+    with pytest.raises(PayloadError, match="the result cannot be stored: the codec gave str, not bytes"):
+        coded.encode("text", what="the result")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+
+from tests.postgres.server import VERSIONS, create_database, drop_database, named, server_url
 
 Lines = Callable[[Callable[[], Coroutine[Any, Any, None]]], list[str]]
 
@@ -21,3 +23,12 @@ def lines_in_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         return printed.out.splitlines()
 
     return run
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda version: f"postgres{version or ''}")
+def empty_postgres(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a Postgres database with nothing in it, on each server that is at hand."""
+    version: int = request.param
+    name = asyncio.run(create_database(version, migrated=False))
+    yield named(server_url(version), name)
+    asyncio.run(drop_database(name, version))

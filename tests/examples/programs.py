@@ -10,11 +10,11 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def run_module(name: str, *arguments: str, database: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """``python -m NAME`` from the project's root, on a SQLite file if one is given."""
+def run_module(name: str, *arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+    """``python -m NAME`` from the project's root, on the database of ``url`` if one is given."""
     environment = {key: value for key, value in os.environ.items() if key != "ZART_DATABASE_URL"}
-    if database is not None:
-        environment["ZART_DATABASE_URL"] = f"sqlite:///{database}"
+    if url is not None:
+        environment["ZART_DATABASE_URL"] = url
     return subprocess.run(
         [sys.executable, "-m", name, *arguments],
         cwd=PROJECT,
@@ -29,8 +29,14 @@ def run_module(name: str, *arguments: str, database: Path | None = None) -> subp
 def lines_on_a_file(name: str, folder: Path) -> list[str]:
     """What the example prints as a process of its own on a SQLite file, which it has to leave behind, and where it must not complain."""
     database = folder / "examples.db"
-    finished = run_module(f"examples.{name}", database=database)
+    printed = lines_on(name, f"sqlite:///{database}")
+    assert database.stat().st_size > 0
+    return printed
+
+
+def lines_on(name: str, url: str) -> list[str]:
+    """What the example prints as a process of its own on the database of ``url``, where it must not complain."""
+    finished = run_module(f"examples.{name}", url=url)
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""
-    assert database.stat().st_size > 0
     return finished.stdout.splitlines()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from examples import approval
 from tests.examples.conftest import Lines
-from tests.examples.programs import lines_on_a_file
+from tests.examples.programs import lines_on, lines_on_a_file
 
 STORY = [
     "Ada asks for the archive",
@@ -25,3 +25,7 @@ def test_requests_are_granted_declined_or_expire(lines_in_memory: Lines) -> None
 
 def test_it_tells_the_same_story_as_a_process_on_a_file(tmp_path: Path) -> None:
     assert lines_on_a_file("approval", tmp_path) == STORY
+
+
+def test_it_tells_the_same_story_on_postgres(empty_postgres: str) -> None:
+    assert lines_on("approval", empty_postgres) == STORY

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sysconfig
 from datetime import UTC, datetime, timedelta
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from examples.demo import __main__ as demo
 from examples.demo.ledger import Entry
 from examples.demo.proof import Evidence, checks
 from examples.demo.source_tree import SourceFile, Totals, digest_list
@@ -20,7 +24,15 @@ FILES = 120
 
 
 def test_a_killed_worker_is_replaced_and_nothing_finished_is_repeated() -> None:
-    finished = run_module("examples.demo", "--files", str(FILES))
+    check(run_module("examples.demo", "--files", str(FILES)))
+
+
+def test_the_same_on_postgres_also_in_a_database_that_has_seen_a_demo(empty_postgres: str) -> None:
+    for _ in range(2):
+        check(run_module("examples.demo", "--files", str(FILES), url=empty_postgres))
+
+
+def check(finished: CompletedProcess[str]) -> None:
     output = finished.stdout
 
     assert finished.returncode == 0, output + finished.stderr
@@ -37,11 +49,31 @@ def test_a_killed_worker_is_replaced_and_nothing_finished_is_repeated() -> None:
     assert summary["checks"] == "all hold"
 
 
+def test_a_round_whose_kill_came_too_late_is_repeated_and_given_up_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ZART_DATABASE_URL", raising=False)
+    monkeypatch.setattr(demo, "KILL_BEFORE", 0.0)
+    monkeypatch.setattr(demo, "ROUNDS", 2)
+
+    with pytest.raises(demo.DemoFailed, match="in 2 rounds the kill never came"):
+        asyncio.run(demo.one_round(sysconfig.get_path("stdlib"), 50))
+
+    assert capsys.readouterr().out.count("once more from the beginning") == 2
+
+
 def test_too_few_files_are_refused() -> None:
     finished = run_module("examples.demo", "--files", "3")
 
     assert finished.returncode == 2
     assert "--files" in finished.stderr
+
+
+def test_a_database_that_workers_cannot_share_is_refused() -> None:
+    finished = run_module("examples.demo", url="sqlite://")
+
+    assert finished.returncode == 2
+    assert "ZART_DATABASE_URL" in finished.stderr
 
 
 # --- the checks, on a small run told by hand: two files before the kill, one in flight, one after ------------------------

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from examples import durable_loops
 from tests.examples.conftest import Lines
-from tests.examples.programs import lines_on_a_file
+from tests.examples.programs import lines_on, lines_on_a_file
 
 STORY = [
     "Sent alert for 'Q3 Sales' to team@example.com",
@@ -30,3 +30,7 @@ def test_a_second_process_on_the_same_file_starts_an_execution_of_its_own(tmp_pa
     first = lines_on_a_file("durable_loops", tmp_path)
 
     assert lines_on_a_file("durable_loops", tmp_path) == first
+
+
+def test_it_tells_the_same_story_on_postgres(empty_postgres: str) -> None:
+    assert lines_on("durable_loops", empty_postgres) == STORY

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from examples import error_handling
 from tests.examples.conftest import Lines
-from tests.examples.programs import lines_on_a_file
+from tests.examples.programs import lines_on, lines_on_a_file
 
 STORY = [
     "[order-1] stock reserved",
@@ -26,3 +26,7 @@ def test_each_order_takes_its_own_way(lines_in_memory: Lines) -> None:
 
 def test_it_tells_the_same_story_as_a_process_on_a_file(tmp_path: Path) -> None:
     assert lines_on_a_file("error_handling", tmp_path) == STORY
+
+
+def test_it_tells_the_same_story_on_postgres(empty_postgres: str) -> None:
+    assert lines_on("error_handling", empty_postgres) == STORY

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from examples import retry_simulation
 from tests.examples.conftest import Lines
-from tests.examples.programs import lines_on_a_file
+from tests.examples.programs import lines_on, lines_on_a_file
 
 STORY = [
     "Receipt 1 over 4200 cents",
@@ -31,3 +31,7 @@ def test_three_attempts_with_one_key_charge_once(lines_in_memory: Lines) -> None
 
 def test_it_tells_the_same_story_as_a_process_on_a_file(tmp_path: Path) -> None:
     check(lines_on_a_file("retry_simulation", tmp_path))
+
+
+def test_it_tells_the_same_story_on_postgres(empty_postgres: str) -> None:
+    check(lines_on("retry_simulation", empty_postgres))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from examples import sleep
 from tests.examples.conftest import Lines
-from tests.examples.programs import lines_on_a_file
+from tests.examples.programs import lines_on, lines_on_a_file
 
 STORY = [
     "To ada@example.com: Welcome!",
@@ -27,3 +27,7 @@ def test_the_execution_sleeps_on_without_a_worker(lines_in_memory: Lines) -> Non
 
 def test_it_tells_the_same_story_as_a_process_on_a_file(tmp_path: Path) -> None:
     check(lines_on_a_file("sleep", tmp_path))
+
+
+def test_it_tells_the_same_story_on_postgres(empty_postgres: str) -> None:
+    check(lines_on("sleep", empty_postgres))

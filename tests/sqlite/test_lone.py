@@ -107,6 +107,40 @@ async def test_step_after_step_is_committed_on_the_event_loop(tmp_path: Path, mo
         assert db.execute("SELECT count(*) FROM zart_steps").fetchone() == (WARM + 5,)
 
 
+async def test_nothing_is_done_on_the_loop_in_a_transaction_that_somebody_has_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acted: list[int] = []
+    async with alone(tmp_path / "zart.db", monkeypatch) as hand:
+        await hand.let_go()
+        db = connection_of(hand)
+        db.execute("BEGIN")
+        db.execute("DELETE FROM zart_steps")
+        assert hand.writer.run_here(lambda _, number: acted.append(number), 1) is None
+        assert acted == []
+        # Nor is it the thread's, whose own would be that one: what it has done is undone, not committed.
+        await hand.on_the_thread(hand.next())
+        with contextlib.closing(sqlite3.connect(tmp_path / "zart.db")) as other:
+            assert other.execute("SELECT count(*) FROM zart_steps").fetchone() == (WARM + 1,)
+
+
+async def test_a_step_that_was_not_committed_is_left_to_the_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with alone(tmp_path / "zart.db", monkeypatch) as hand:
+        await hand.let_go()
+        connection_of(hand).isolation_level = "DEFERRED"  # Python begins a transaction before the next insert
+        await hand.on_the_thread(hand.next())
+        with contextlib.closing(sqlite3.connect(tmp_path / "zart.db")) as other:
+            assert other.execute("SELECT count(*) FROM zart_steps").fetchone() == (WARM + 1,)
+
+
+def connection_of(hand: Alone) -> sqlite3.Connection:
+    db = hand.writer._db
+    assert db is not None
+    return db
+
+
 async def test_in_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async with alone(":memory:", monkeypatch) as hand:
         await hand.on_the_loop(hand.next())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import datetime
 from functools import partial
 from typing import Any, assert_type
@@ -16,6 +17,7 @@ from zart_core import (
     ExecutionHandle,
     Ok,
     RetryConfig,
+    StartRequest,
     Step,
     TaskContext,
     TaskHandler,
@@ -27,6 +29,13 @@ from zart_core import (
 )
 from zart_core import sleep as durable_sleep
 from zart_core import step as durable_step
+
+
+class Connection:
+    """Stands in for asyncpg's: with a type that is Any to it, mypy cannot choose between the overloads."""
+
+    async def fetchval(self, query: str, *args: object) -> str:
+        return query
 
 
 class Order(Struct):
@@ -58,6 +67,9 @@ class Checkout(TaskHandler[Order, Receipt]):
         assert_type(await ctx.step("many-arguments", self.mix, 1, "b", [2.5]), tuple[int, str])
         assert_type(await ctx.step_or_else("plain", self.charge, data, fallback=lambda error: None), Receipt | None)
         assert_type(await ctx.step_or_else("async", self.charge, data, fallback=self.explain), Receipt | str)
+        assert_type(await ctx.transaction("book", self.book, data), int)
+        assert_type(await ctx.transaction("book-async", self.book_async, data, retry="fixed(3, 1s)"), Receipt)
+        assert_type(await ctx.transaction("look", lambda db: 5, timeout="1s", timeout_scope="per_attempt"), int)
         match await ctx.outcome("charge-again", self.charge, data):
             case Ok(value):
                 assert_type(value, Receipt)
@@ -69,6 +81,13 @@ class Checkout(TaskHandler[Order, Receipt]):
 
     async def charge(self, order: Order) -> Receipt:
         return Receipt(order.order_id)
+
+    def book(self, db: sqlite3.Connection, order: Order) -> int:
+        row: tuple[int] = db.execute("INSERT INTO orders VALUES (?) RETURNING rowid", (order.order_id,)).fetchone()
+        return row[0]
+
+    async def book_async(self, connection: Connection, order: Order) -> Receipt:
+        return Receipt(await connection.fetchval("INSERT INTO orders VALUES ($1) RETURNING id", order.order_id))
 
     async def explain(self, error: BaseException) -> str:
         return str(error)
@@ -133,6 +152,12 @@ async def use() -> Receipt:
     assert_type(await durable.start_and_wait(Checkout, Order("2", 2)), Receipt)
     assert_type(durable.handle("1", Checkout), ExecutionHandle[Receipt])
     assert_type(await handle.result(), Receipt)
+    with sqlite3.connect("zart.db") as db:
+        assert_type(await durable.start(Checkout, Order("4", 2), tx=db), ExecutionHandle[Receipt])
+        assert_type(
+            await durable.start_many([StartRequest(Checkout, Order("5", 2))], tx=db), list[ExecutionHandle[Any]]
+        )
+        await durable.offer_event("4", "approval", tx=db)
     assert_type(await durable.start("checkout", {"order_id": "3"}), ExecutionHandle[Any])
     assert_type(await durable.handle("1").result(), Any)
     registry.register(checkout)

@@ -6,6 +6,7 @@ looks whether mypy and pyright find exactly these lines.
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import timedelta
 
 from msgspec import Struct
@@ -75,12 +76,17 @@ class Checkout(TaskHandler[Order, Receipt]):
         await ctx.step_or("charge", self.charge, data)  # type: ignore[call-overload]
         RetryConfig.fixed("3", "1s")  # type: ignore[arg-type]
         RetryConfig.exponential(3)  # type: ignore[call-arg]
+        # A transaction's arguments are those of its function after the connection, its value is its function's.
+        await ctx.transaction("book", self.book, "order 1")  # type: ignore[arg-type]
+        await ctx.transaction("book", self.book)  # type: ignore[arg-type, call-arg]
+        await ctx.transaction("book", self.book, data, at_most_once=True)  # type: ignore[call-overload]
+        booking: str = await ctx.transaction("book", self.book, data)  # type: ignore[arg-type]
         # Other calls.
         await ctx.sleep("nap", None)  # type: ignore[arg-type]
         await ctx.sleep_until("nap", timedelta(hours=1))  # type: ignore[arg-type]
         await ctx.capture("id", self.charge)  # type: ignore[arg-type, unused-coroutine]
         ctx.execution_id = "another"  # type: ignore[misc]
-        return number, text, sure, several, both, captured, event  # type: ignore[return-value]
+        return number, text, sure, several, both, booking, captured, event  # type: ignore[return-value]
 
     async def on_failure(self, ctx: TaskContext, data: Order, failure: ExecutionFailure) -> Receipt:
         return failure.step  # type: ignore[return-value]
@@ -90,6 +96,9 @@ class Checkout(TaskHandler[Order, Receipt]):
 
     def count(self, text: str, times: int = 1) -> int:
         return len(text) * times
+
+    def book(self, db: sqlite3.Connection, order: Order) -> int:
+        return db.total_changes
 
 
 class OtherInput(TaskHandler[Order, Receipt]):

@@ -152,7 +152,7 @@ class Life:
         run = self.run
         now = run.clock.now()
         error = failures.encode_info(failure.error)
-        attempt = AttemptRow("", 0, run.attempt + 1, self._pass_began, now, error, run.services.worker_id)
+        attempt = AttemptRow("", 0, run.attempt + 1, self._pass_began, now, error, run.services.worker_id, run.attempt)
         run.attempt += 1
         retry = RetryFact(run.run_id, run.epoch, run.attempt, run.replay.undone())
         await run.durable(run.journal.retry(retry, AttemptFact(run.run_id, run.epoch, attempt)))

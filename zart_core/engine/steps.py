@@ -228,7 +228,9 @@ class _Attempts:
         stored = failures.store(
             error.error if isinstance(error, _Misused) else error, kind=kind, attempts=self.attempts
         )
-        attempt = AttemptRow(self.name, self.ordinal, self.attempts, started, finished, stored, run.services.worker_id)
+        attempt = AttemptRow(
+            self.name, self.ordinal, self.attempts, started, finished, stored, run.services.worker_id, run.attempt
+        )
         wake_at = None
         if delay is not None:
             wake_at = later(clock.latest(), delay)

@@ -17,9 +17,16 @@ class Sweeper:
     """Reaps at an interval. Every worker has one; the backend makes it safe that all of them do it at once."""
 
     def __init__(
-        self, scheduler: Scheduler, *, interval: float, max_deliveries: int, freed: Callable[[], None]
+        self,
+        scheduler: Scheduler,
+        worker_id: int,
+        *,
+        interval: float,
+        max_deliveries: int,
+        freed: Callable[[], None],
     ) -> None:
         self._scheduler = scheduler
+        self._worker_id = worker_id
         self._interval = interval
         self._max_deliveries = max_deliveries
         self._freed = freed
@@ -28,7 +35,7 @@ class Sweeper:
         """Sweep until cancelled."""
         while True:
             try:
-                count = await self._scheduler.reap(self._max_deliveries)
+                count = await self._scheduler.reap(self._max_deliveries, self._worker_id)
             except BackendUnavailable as error:
                 logger.warning("sweeping failed, it will be repeated: %s", error)
             else:

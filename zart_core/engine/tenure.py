@@ -26,6 +26,8 @@ logger = logging.getLogger("zart")
 
 _END: Final = 6.0
 """Seconds that abandoned handlers have to end."""
+_SWEEP: Final = 2.0
+"""Most seconds between two looks for dead workers: beside workers with shorter leases a quarter of one's own would be too long."""
 
 
 class Bodies(Protocol):
@@ -95,7 +97,8 @@ class Tenure:
         )
         self.sweeper = Sweeper(
             scheduler,
-            interval=min(options.lease / 4_000_000, 0.5),
+            worker_id,
+            interval=min(options.lease / 4_000_000, _SWEEP),
             max_deliveries=options.max_deliveries,
             freed=self.claims.wake,
         )

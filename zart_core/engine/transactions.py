@@ -61,6 +61,7 @@ class _Transaction(_Attempts):
         key = StepKey(run.services.worker_id, run.run_id, run.epoch, self.name, self.ordinal)
         work = self._async_work if run.services.transactions == "async" else self._plain_work()
         tries = 0
+        asked = _cancellations()
         while True:
             try:
                 row = await run.services.transact(key, work)
@@ -76,6 +77,9 @@ class _Transaction(_Attempts):
                 if tries:
                     raise self._unknown() from None
                 raise
+            # Race: a cancellation beside the commit. The backend answers it with the row; that answer may be lost, too.
+            if _cancellations() > asked:
+                raise self._unknown()
             try:
                 await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES)) - 1] * random.uniform(0.5, 1.5))
             except asyncio.CancelledError:
@@ -133,6 +137,12 @@ class _Transaction(_Attempts):
         self.run.replay.keep(row)
         await self.run.settled(row)
         return row, _stored_value(self.run, row, self.fn, self.options)
+
+
+def _cancellations() -> int:
+    """How often the current task was cancelled, whether or not it has heard of it."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 class _RaisedError(Exception):

@@ -358,8 +358,8 @@ class FaultyScheduler:
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> Sequence[Signals]:
         return await self._through("signals", lambda: self.inner.signals(watches, worker_id))
 
-    async def reap(self, max_deliveries: int) -> int:
-        return await self._through("reap", lambda: self.inner.reap(max_deliveries))
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
+        return await self._through("reap", lambda: self.inner.reap(max_deliveries, worker_id))
 
     async def release(self, worker_id: int, keep: Sequence[int]) -> int:
         return await self._through("release", lambda: self.inner.release(worker_id, keep))

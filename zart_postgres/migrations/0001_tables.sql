@@ -107,9 +107,11 @@ CREATE TABLE {schema}.attempts (
     worker_id   bigint,
     ordinal     integer NOT NULL,
     attempt     integer NOT NULL,
+    -- The handler's attempt during which it was: each of those counts the attempts of its steps from 1 again.
+    handler_attempt integer NOT NULL,
     name        text    COLLATE "C" NOT NULL,     -- empty: the handler's own
     error       bytea   NOT NULL,
-    PRIMARY KEY (run_id, name, ordinal, attempt)
+    PRIMARY KEY (run_id, name, ordinal, handler_attempt, attempt)
 );
 
 CREATE TABLE {schema}.events (

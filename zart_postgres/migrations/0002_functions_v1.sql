@@ -28,7 +28,7 @@ RETURNS TABLE (execution_id text, run_id bigint, created boolean, now bigint)
 LANGUAGE plpgsql
 -- Thousands may come at once, and the planner takes an array for ten: what was added is found among what was given by a hash
 -- join (measured: 10,000 starts took 10 s by a nested loop).
-SET enable_seqscan = off SET enable_nestloop = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -381,7 +381,7 @@ CREATE FUNCTION {schema}.flush_v1(
     s_started_at bigint[], s_finished_at bigint[], s_wake_at bigint[], s_deadline bigint[], s_event_seq integer[],
     s_worker bigint[], s_output bytea[], s_error bytea[], s_details bytea[],
     a_run bigint[], a_name text[], a_ordinal integer[], a_attempt integer[], a_started_at bigint[],
-    a_finished_at bigint[], a_worker bigint[], a_error bytea[],
+    a_finished_at bigint[], a_worker bigint[], a_error bytea[], a_handler_attempt integer[],
     b_run bigint[], b_name text[], b_ordinal integer[], b_kind text[], b_attempts integer[], b_started_at bigint[],
     b_wake_at bigint[], b_deadline bigint[], b_worker bigint[], b_error bytea[], b_details bytea[],
     p_run bigint[], p_key text[], p_value bytea[],
@@ -447,11 +447,13 @@ BEGIN
     END IF;
 
     IF cardinality(a_run) > 0 THEN
-        INSERT INTO {schema}.attempts (run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error)
-        SELECT a.* FROM unnest(a_run, a_name, a_ordinal, a_attempt, a_started_at, a_finished_at, a_worker, a_error)
-        AS a(run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error)
+        INSERT INTO {schema}.attempts (
+            run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
+        SELECT a.* FROM unnest(
+            a_run, a_name, a_ordinal, a_attempt, a_started_at, a_finished_at, a_worker, a_error, a_handler_attempt)
+        AS a(run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
         WHERE v_all OR a.run_id = ANY (v_held)
-        ON CONFLICT (run_id, name, ordinal, attempt) DO NOTHING;
+        ON CONFLICT (run_id, name, ordinal, handler_attempt, attempt) DO NOTHING;
     END IF;
 
     IF cardinality(b_run) > 0 THEN

@@ -42,7 +42,7 @@ SELECT r.execution_id, r.run, s.name, s.ordinal, s.kind, s.status, s.attempts,
 FROM {schema}.steps AS s JOIN {schema}.runs AS r ON r.run_id = s.run_id;
 
 CREATE VIEW {schema}.attempts_readable AS
-SELECT r.execution_id, r.run, t.name, t.ordinal, t.attempt,
+SELECT r.execution_id, r.run, t.name, t.ordinal, t.handler_attempt, t.attempt,
        {schema}.moment(t.started_at) AS started_at, {schema}.moment(t.finished_at) AS finished_at,
        (SELECT w.name FROM {schema}.workers AS w WHERE w.worker_id = t.worker_id) AS worker,
        {schema}.readable(t.error) AS error

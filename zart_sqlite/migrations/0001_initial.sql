@@ -1,6 +1,13 @@
 -- Zart's tables. They carry a prefix because they share the file with the user's own tables (ctx.transaction writes both).
 -- Times are integer microseconds since the Unix epoch (UTC); payloads are blobs nobody here looks into.
 
+-- One row: the latest time that a clock of this file's has shown, about. No process's may be behind it.
+CREATE TABLE zart_clock (
+    only   INTEGER PRIMARY KEY CHECK (only = 1),
+    latest INTEGER NOT NULL
+) STRICT;
+INSERT INTO zart_clock VALUES (1, 0);
+
 -- What was started; append-only. An execution is its run with the highest number.
 -- AUTOINCREMENT: an id that was purged is never given out again, so a write fenced for it can never hit a stranger.
 CREATE TABLE zart_runs (
@@ -105,7 +112,9 @@ CREATE TABLE zart_attempts (
     finished_at INTEGER NOT NULL,
     worker_id   INTEGER,
     error       BLOB    NOT NULL,
-    PRIMARY KEY (run_id, name, ordinal, attempt)
+    -- The handler's attempt during which it was: each of those counts the attempts of its steps from 1 again.
+    handler_attempt INTEGER NOT NULL,
+    PRIMARY KEY (run_id, name, ordinal, handler_attempt, attempt)
 ) STRICT;
 
 CREATE TABLE zart_events (

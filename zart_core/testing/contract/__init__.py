@@ -55,6 +55,7 @@ from zart_core.testing.contract.reading import ReadingContract
 from zart_core.testing.contract.signals import SignalContract
 from zart_core.testing.contract.start import StartContract
 from zart_core.testing.contract.suspend import SuspendContract
+from zart_core.testing.contract.transact import TransactContract
 
 __all__ = ["Backend", "SchedulerContract"]
 
@@ -69,6 +70,7 @@ class SchedulerContract(
     FencingContract,
     FinishContract,
     SuspendContract,
+    TransactContract,
     SignalContract,
     ChildContract,
     CancelContract,

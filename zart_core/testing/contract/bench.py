@@ -39,6 +39,13 @@ class Backend(ABC):
     async def audit(self) -> list[str]:
         """What is wrong in the tables, one finding a line: see behaviour 79. Called while schedulers are open."""
 
+    def connection(self) -> AbstractAsyncContextManager[Any]:
+        """A connection of a user's own to this store's database, with no transaction begun: what is given as ``tx``.
+
+        Skips the tests that need one, unless overridden.
+        """
+        raise unittest.SkipTest("this backend does not say how a user connects to its database")
+
     async def pass_time(self, micros: int) -> None:
         """Let at least ``micros`` pass on the store's clock."""
         if self.clock is None:
@@ -159,6 +166,10 @@ class Bench:
         """A bench with a store of its own, torn down at the end of the test."""
         backend = await self._stack.enter_async_context(self._contract.backend())
         return await self._stack.enter_async_context(Bench(self._contract, backend))
+
+    async def connection(self) -> Any:
+        """A connection of a user's own to the store's database, closed at the end of the test."""
+        return await self._stack.enter_async_context(self.backend.connection())
 
     # --- time ---------------------------------------------------------------------------------------------------------
 

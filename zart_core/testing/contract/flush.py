@@ -124,6 +124,32 @@ class FlushContract(Contract):
         assert sorted((await bench.history("a")).attempts, key=_started) == rows
 
     @on_bench
+    async def test_each_attempt_of_the_handler_keeps_the_failed_attempts_of_its_steps(
+        self, bench: Bench
+    ) -> None:  # B47
+        hand, run = await bench.running("a")
+        rows = [
+            AttemptRow("x", 0, number, at, at + 1, str(at).encode(), hand.worker_id, life)
+            for life, number, at in ((0, 1, 10), (0, 2, 20), (1, 1, 30), (1, 2, 40), (2, 1, 50))
+        ]
+        for life in range(3):
+            facts = [attempt(run, row) for row in rows if row.handler_attempt == life]
+            if life:
+                await hand.record(retry(run, life))
+            await hand.record(*facts)
+            await hand.record(*facts)  # the answer was lost
+        assert (await bench.history("a")).attempts == rows
+
+    @on_bench
+    async def test_failed_attempts_are_told_in_the_order_of_the_handler_s_attempts(self, bench: Bench) -> None:  # B47
+        hand, run = await bench.running("a")
+        # All at the same moment: a fast machine, or a clock that was set back.
+        rows = [AttemptRow("x", 0, number, 10, 10, b"", None, life) for life in range(3) for number in (1, 2)]
+        for row in rows:
+            await hand.record(attempt(run, row))
+        assert (await bench.history("a")).attempts == rows
+
+    @on_bench
     async def test_the_same_attempt_again_changes_nothing(self, bench: Bench) -> None:
         hand, run = await bench.running("a")
         await hand.record(attempt(run, attempt_row("x", error=b"first")))

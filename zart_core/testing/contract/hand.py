@@ -21,6 +21,7 @@ from zart_core.records import (
     Signals,
     Start,
     StepFact,
+    StepKey,
     StepKind,
     StepRow,
     StepStatus,
@@ -113,6 +114,10 @@ class Hand:
         """Flush facts that must all be accepted."""
         flushed = await self.flush(*facts)
         assert flushed == Flushed(), f"not accepted: {flushed}"
+
+    def key(self, run: ClaimedRun, name: str, ordinal: int = 0) -> StepKey:
+        """The step ``name`` of a run that this worker holds, for a transaction."""
+        return StepKey(self.worker_id, run.run_id, run.epoch, name, ordinal)
 
     async def signals(self, *runs: ClaimedRun) -> list[Signals]:
         """What is new for runs since they were claimed."""

@@ -157,6 +157,20 @@ class LeaseContract(Contract):
         assert len(await (await bench.hand()).claim(limit=300)) == 200
 
     @on_bench
+    async def test_a_worker_never_declares_itself_dead(self, bench: Bench) -> None:  # B57
+        late, other = await bench.hand(lease=LAPSE), await bench.hand(lease=LAPSE)
+        _, run = await bench.running("a", late)
+        await bench.running("b", other)
+        await bench.pass_time(2 * LAPSE)
+        assert await bench.scheduler.reap(100, late.worker_id) == 1  # of the other, whose lease has passed as well
+        await late.record(completed(run, "x"))
+        late.lease = LONG
+        await late.heartbeat()
+        assert (await bench.row("a")).worker == late.name
+        with raises(LeaseLost):
+            await other.heartbeat()
+
+    @on_bench
     async def test_a_release_frees_all_but_what_is_kept(self, bench: Bench) -> None:  # B61
         hand = await bench.hand()
         await bench.start("kept", "unknown-1", "unknown-2", "sleeps")
