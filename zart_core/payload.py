@@ -37,6 +37,9 @@ class Codec(Protocol):
 class Payloads:
     """Encodes and decodes; one object serves any number of threads.
 
+    ``codec`` compresses or encrypts what is stored of inputs, results, events, published values and outputs; not of errors, which
+    people have to be able to read.
+
     ``max_size`` is the most bytes one payload may have before the codec, 128 MiB unless given.
     """
 

@@ -1047,3 +1047,33 @@ class Later(TaskHandler[None, None]):
             raise RetryAfter("1m30s")
         if attempt == 2:
             raise RetryAfter(1.5)
+
+
+class Relapsing(TaskHandler[None, str]):
+    """Its step fails in every attempt of the handler."""
+
+    name = "relapsing"
+    max_retries = 2
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        return await ctx.step("s", self.fails, retry="fixed(1, 0s)")
+
+    async def fails(self) -> str:
+        self.calls += 1
+        raise ValueError(f"call {self.calls}")
+
+
+async def test_failed_attempts_of_steps_are_kept_over_the_handler_s_retries(world: World) -> None:  # B47, B51
+    world.register(Relapsing())
+    async with world.worker():
+        handle = await world.client.start(Relapsing, None)
+        assert (await world.client.wait(handle.execution_id, "20s")).status == "failed"
+    history = await world.client.history(handle.execution_id)
+    [step] = history.steps
+    assert [(failure.attempt, failure.error.message) for failure in step.failures] == [
+        (attempt, f"call {2 * life + attempt}") for life in range(3) for attempt in (1, 2)
+    ]
+    assert [failure.attempt for failure in history.failures] == [1, 2]
