@@ -104,10 +104,14 @@ async def test_a_death_before_or_right_after_the_commit_repeats_nothing(place: P
 async def test_in_a_storm_of_kills_bookings_and_rows_never_differ(place: Place) -> None:
     dice = random.Random(54)
     names = [f"e{number}" for number in range(24)]
+    count = 100
+    total = len(names) * count
     over = asyncio.Event()
 
     async def kill_again_and_again() -> None:
         for _ in range(6):
+            if len(booked(place)) > total / 2:  # enough was done under fire; something has to be left for the survivor
+                break
             worker = await launch_worker(place, lease="1s", concurrency=10)
             try:
                 await asyncio.sleep(dice.uniform(0.05, 0.5))
@@ -122,14 +126,14 @@ async def test_in_a_storm_of_kills_bookings_and_rows_never_differ(place: Place) 
             await asyncio.sleep(0.01)
 
     async with connect(place.url) as scheduler:
-        handles = await start(scheduler, *names, count=30)
+        handles = await start(scheduler, *names, count=count)
         await asyncio.gather(kill_again_and_again(), kill_again_and_again(), look())
         before = len(booked(place))
-        assert 0 < before < len(names) * 30, "a storm in which nothing happened, or that came too late, proves nothing"
+        assert 0 < before < total, "a storm in which nothing happened, or that came too late, proves nothing"
         async with worker_process(place, lease="1s"):
             for handle in handles:
-                await ends_whole(place, handle, 30)
-        assert len(booked(place)) == len(names) * 30
-        await until(lambda: len(place.lines("told")) >= len(names) * 30)
+                await ends_whole(place, handle, count)
+        assert len(booked(place)) == total
+        await until(lambda: len(place.lines("told")) >= total)
         audit = getattr(scheduler, "audit")  # noqa: B009 - not part of the contract
         assert await audit() == []
