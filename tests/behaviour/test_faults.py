@@ -330,7 +330,9 @@ async def test_executions_end_right_on_a_store_that_fails_all_the_time(world: Wo
         seed=61,
     )
     faulty = FaultyScheduler(world.scheduler, plan)
-    lives = [life for life in SCENARIOS.values() for _ in range(8)]
+    # Children are not available on Postgres yet.
+    named = [life for name, life in SCENARIOS.items() if name != "children" or STORE == "sqlite"]
+    lives = [life for life in named for _ in range(8)]
 
     async def live(number: int, life: Scenario) -> None:
         name = f"e{number}"
