@@ -5,8 +5,27 @@ survives crashes, restarts and deployments, on the SQLite file or the PostgreSQL
 """
 
 from zart_core.ambient import ExecutionInfo, context
+from zart_core.calls import (
+    capture,
+    loop,
+    now,
+    outcome,
+    patched,
+    publish,
+    run_child,
+    saga,
+    sleep,
+    sleep_until,
+    start_child,
+    step,
+    step_or,
+    step_or_else,
+    transaction,
+    wait_for_event,
+)
 from zart_core.client import DurableScheduler, ExecutionHandle, StartRequest
 from zart_core.connect import connect
+from zart_core.decorators import DurableFunction, StepCall, ZartStep, zart_durable, zart_step
 from zart_core.duration import Duration
 from zart_core.errors import (
     BackendUnavailable,
@@ -47,7 +66,7 @@ from zart_core.execution import (
     WaitingOn,
 )
 from zart_core.handler import TaskHandler
-from zart_core.outcome import BusinessErr, Ok, ZartErr
+from zart_core.outcomes import BusinessErr, Ok, ZartErr
 from zart_core.payload import Codec, Payloads
 from zart_core.records import ErrorInfo, ExecutionFailure
 from zart_core.registry import TaskRegistry
@@ -63,6 +82,7 @@ __all__ = [
     "Codec",
     "DeadlineExceeded",
     "DuplicateStepError",
+    "DurableFunction",
     "DurableScheduler",
     "Duration",
     "ErrorInfo",
@@ -95,6 +115,7 @@ __all__ = [
     "StartRequest",
     "Stats",
     "Step",
+    "StepCall",
     "StepError",
     "StepFailed",
     "StepInterrupted",
@@ -110,6 +131,25 @@ __all__ = [
     "WorkerConfig",
     "ZartErr",
     "ZartError",
+    "ZartStep",
+    "capture",
     "connect",
     "context",
+    "loop",
+    "now",
+    "outcome",
+    "patched",
+    "publish",
+    "run_child",
+    "saga",
+    "sleep",
+    "sleep_until",
+    "start_child",
+    "step",
+    "step_or",
+    "step_or_else",
+    "transaction",
+    "wait_for_event",
+    "zart_durable",
+    "zart_step",
 ]

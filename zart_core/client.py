@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
@@ -14,7 +12,8 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 from msgspec import Struct
 
 from zart_core.completions import Completions
-from zart_core.duration import FOREVER, Duration, instant, micros, positive_micros
+from zart_core.decorators import DurableFunction
+from zart_core.duration import FOREVER, Duration, instant, micros
 from zart_core.errors import (
     BackendUnavailable,
     ExecutionAlreadyExists,
@@ -34,7 +33,8 @@ from zart_core.execution import (
     stats_view,
 )
 from zart_core.failure import decode_failure
-from zart_core.handler import TaskHandler, check_task_name, data_types
+from zart_core.handler import TaskHandler, task_types
+from zart_core.identity import check_execution_id, new_id
 from zart_core.payload import Payloads
 from zart_core.records import FINAL, ExecutionRow, ListQuery, Offer, RunStatus, Start, Started
 from zart_core.scheduler import Scheduler
@@ -50,7 +50,7 @@ _MAX_PAGE: Final = 1_000
 class StartRequest(Struct, frozen=True):
     """One start for :meth:`DurableScheduler.start_many`; the fields are the options of :meth:`DurableScheduler.start`."""
 
-    task: str | type[Any]
+    task: str | type[Any] | DurableFunction[Any, Any]
     data: Any = None
     execution_id: str | None = None
     delay: Duration | None = None
@@ -129,6 +129,22 @@ class DurableScheduler:
     @overload
     async def start(
         self,
+        task: DurableFunction[Data, Output],
+        data: Data,
+        *,
+        execution_id: str | None = ...,
+        if_exists: Literal["attach", "raise"] = ...,
+        delay: Duration | None = ...,
+        at: datetime | None = ...,
+        queue: str = ...,
+        priority: int = ...,
+        tags: dict[str, str] | None = ...,
+        tx: object = ...,
+    ) -> ExecutionHandle[Output]: ...
+
+    @overload
+    async def start(
+        self,
         task: str,
         data: Any = ...,
         *,
@@ -144,7 +160,7 @@ class DurableScheduler:
 
     async def start(
         self,
-        task: str | type[Any],
+        task: str | type[Any] | DurableFunction[Any, Any],
         data: Any = None,
         *,
         execution_id: str | None = None,
@@ -204,6 +220,17 @@ class DurableScheduler:
     @overload
     async def start_and_wait(
         self,
+        task: DurableFunction[Data, Output],
+        data: Data,
+        *,
+        timeout: Duration | None = ...,
+        execution_id: str | None = ...,
+        **options: Any,
+    ) -> Output: ...
+
+    @overload
+    async def start_and_wait(
+        self,
         task: str,
         data: Any = ...,
         *,
@@ -214,7 +241,7 @@ class DurableScheduler:
 
     async def start_and_wait(
         self,
-        task: str | type[Any],
+        task: str | type[Any] | DurableFunction[Any, Any],
         data: Any = None,
         *,
         timeout: Duration | None = None,
@@ -229,11 +256,16 @@ class DurableScheduler:
     def handle(self, execution_id: str, task: type[TaskHandler[Any, Output]]) -> ExecutionHandle[Output]: ...
 
     @overload
+    def handle(self, execution_id: str, task: DurableFunction[Any, Output]) -> ExecutionHandle[Output]: ...
+
+    @overload
     def handle(self, execution_id: str, task: str | None = None) -> ExecutionHandle[Any]: ...
 
-    def handle(self, execution_id: str, task: str | type[Any] | None = None) -> ExecutionHandle[Any]:
+    def handle(
+        self, execution_id: str, task: str | type[Any] | DurableFunction[Any, Any] | None = None
+    ) -> ExecutionHandle[Any]:
         """The handle of an execution that was started elsewhere; asks nobody whether it exists. A handler's class types it."""
-        return ExecutionHandle(self, _check_id(execution_id), _types(task)[1], created=False)
+        return ExecutionHandle(self, check_execution_id(execution_id), _types(task)[1], created=False)
 
     # --- talking to executions -------------------------------------------------------------------------------------
 
@@ -246,7 +278,7 @@ class DurableScheduler:
 
         Raises ``ExecutionNotFound``, ``ExecutionFinished``, ``PayloadError``.
         """
-        _check_id(execution_id)
+        check_execution_id(execution_id)
         if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
             raise ValueError(f"{name!r} cannot name an event: event names are text of 1 to 200 printable characters")
         if event_id is not None:
@@ -267,7 +299,7 @@ class DurableScheduler:
         A queued or waiting one ends at once; of a running one the current step may finish and no further step starts. Its
         ``on_failure`` still runs (kind ``cancelled``). Raises ``ExecutionNotFound``; ``TypeError`` for a ``reason`` that is not text.
         """
-        _check_id(execution_id)
+        check_execution_id(execution_id)
         if reason is not None:
             _check_text(reason, "the reason of a cancellation")
         tries = 0
@@ -287,14 +319,14 @@ class DurableScheduler:
 
     async def resume(self, *, execution_id: str) -> bool:
         """Let an execution run again that was quarantined (status ``paused``) because its workers kept dying. False if it was not."""
-        _check_id(execution_id)
+        check_execution_id(execution_id)
         return await self._persist(lambda: self._scheduler.resume(execution_id))
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
     async def status(self, execution_id: str) -> Execution:
         """How an execution is now. Raises ``ExecutionNotFound``."""
-        row = await self._persist(lambda: self._scheduler.get(_check_id(execution_id)))
+        row = await self._persist(lambda: self._scheduler.get(check_execution_id(execution_id)))
         if row is None:
             raise ExecutionNotFound(f"there is no execution {execution_id!r}")
         return execution_view(row, self._payloads)
@@ -307,7 +339,7 @@ class DurableScheduler:
         self,
         *,
         status: RunStatus | Iterable[RunStatus] | None = None,
-        task: str | type[Any] | None = None,
+        task: str | type[Any] | DurableFunction[Any, Any] | None = None,
         tags: dict[str, str] | None = None,
         search: str | None = None,
         limit: int = 50,
@@ -344,7 +376,7 @@ class DurableScheduler:
 
     async def history(self, execution_id: str, run: int | None = None) -> History:
         """Every step, attempt and event of an execution's latest run, or of the one numbered ``run``. ``ExecutionNotFound``."""
-        row = await self._persist(lambda: self._scheduler.history(_check_id(execution_id), run))
+        row = await self._persist(lambda: self._scheduler.history(check_execution_id(execution_id), run))
         if row is None:
             which = "" if run is None else f" with a run {run}"
             raise ExecutionNotFound(f"there is no execution {execution_id!r}{which}")
@@ -352,7 +384,7 @@ class DurableScheduler:
 
     async def published(self, execution_id: str) -> dict[str, Any]:
         """What an execution has published so far, by key. Raises ``ExecutionNotFound``."""
-        values = await self._persist(lambda: self._scheduler.published(_check_id(execution_id)))
+        values = await self._persist(lambda: self._scheduler.published(check_execution_id(execution_id)))
         if values is None:
             raise ExecutionNotFound(f"there is no execution {execution_id!r}")
         what = f"a published value of execution {execution_id!r}"
@@ -368,9 +400,9 @@ class DurableScheduler:
         """The stored row of an execution once it has finished."""
         seconds = None if timeout is None else max(0, micros(timeout, what="timeout")) / 1_000_000
         if seconds != 0:
-            return await self._completions.wait(_check_id(execution_id), seconds)
+            return await self._completions.wait(check_execution_id(execution_id), seconds)
         # No patience: one look, however long that takes.
-        settled = await self._persist(lambda: self._scheduler.settled([_check_id(execution_id)]))
+        settled = await self._persist(lambda: self._scheduler.settled([check_execution_id(execution_id)]))
         if settled.missing:
             raise ExecutionNotFound(f"there is no execution {execution_id!r}")
         if not settled.finished:
@@ -400,7 +432,7 @@ class DurableScheduler:
             raise TypeError(f"what is to be started is given as StartRequest, not as {request!r}")
         task = _name_of(request.task)
         data_type, _, _, timeout = _types(request.task)
-        execution_id = new_id() if request.execution_id is None else _check_id(request.execution_id)
+        execution_id = new_id() if request.execution_id is None else check_execution_id(request.execution_id)
         what = f"the input of execution {execution_id!r} (task {task!r})"
         data = self._payloads.encode(request.data, what=what)
         if data_type is not Any:
@@ -452,27 +484,7 @@ class DurableScheduler:
         return await operation()
 
 
-def new_id() -> str:
-    """A new id: 32 hex digits, time-ordered (the layout of a UUID version 7), so that indexes grow at their end."""
-    return f"{time.time_ns() // 1_000_000:012x}7{os.urandom(10).hex()[:3]}{8 | os.urandom(1)[0] & 3:x}{os.urandom(8).hex()[:15]}"
-
-
-def _types(task: str | type[Any] | None) -> tuple[Any, Any, str | None, int | None]:
-    """Input type, output type, name and timeout of what was given to start."""
-    if task is None:
-        return Any, Any, None, None
-    if isinstance(task, str):
-        return Any, Any, check_task_name(task), None
-    if not isinstance(task, type) or not issubclass(task, TaskHandler):
-        raise TypeError(f"a task is given by its name or its TaskHandler class, not as {task!r}")
-    handler = cast("type[TaskHandler[Any, Any]]", task)
-    data, output = data_types(handler)
-    given = handler.timeout
-    timeout = None if given is None else positive_micros(given, what=f"the timeout of {handler.__qualname__}")
-    return data, output, None if handler.name is None else check_task_name(handler.name), timeout
-
-
-def _name_of(task: str | type[Any]) -> str:
+def _name_of(task: str | type[Any] | DurableFunction[Any, Any]) -> str:
     name = _types(task)[2]
     if name is None:
         raise ValueError(
@@ -500,9 +512,11 @@ def _check_text(text: object, what: str) -> None:
         raise ValueError(f"{what} has characters that are no text (half a surrogate pair, or NUL): {text!r}")
 
 
-def _check_id(execution_id: object) -> str:
-    if not isinstance(execution_id, str):
-        raise TypeError(f"execution_id must be text, not {type(execution_id).__name__}")
-    if not execution_id.strip() or not execution_id.isprintable() or len(execution_id) > 200:
-        raise ValueError(f"{execution_id!r} cannot be an execution_id: ids are text of 1 to 200 printable characters")
-    return execution_id
+def _types(task: str | type[Any] | DurableFunction[Any, Any] | None) -> tuple[Any, Any, str | None, int | None]:
+    """Input type, output type, name and timeout of what was given to start."""
+    if task is None:
+        return Any, Any, None, None
+    if not isinstance(task, (str, type, DurableFunction)):
+        raise TypeError(f"a task is given by its name or its TaskHandler class, not as {task!r}")
+    types = task_types(task)
+    return types.data, types.output, types.name, types.timeout

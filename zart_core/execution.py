@@ -25,7 +25,13 @@ from zart_core.records import (
     StepStatus,
 )
 
-_WAITING_ON: dict[str, str] = {"sleep": "sleep", "event": "event", "child": "children", "step": "retry"}
+_WAITING_ON: dict[str, str] = {
+    "sleep": "sleep",
+    "event": "event",
+    "child": "children",
+    "step": "retry",
+    "undo": "retry",
+}
 
 
 class WaitingOn(Struct, frozen=True, kw_only=True):
@@ -94,6 +100,8 @@ class Step(Struct, frozen=True, kw_only=True):
     wake_at: datetime | None
     worker: str | None
     failures: list[Attempt]
+    child_id: str | None = None
+    """The execution that was started, of kind ``child``."""
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -185,7 +193,7 @@ def _waiting_on(row: ExecutionRow, error: ErrorInfo | None) -> WaitingOn | None:
     """The wait that ends first; a run that waits because of an error waits for its next try."""
     if row.finished_at is not None:
         return None
-    waits = [wait for wait in row.waits if wait.kind != "step" or wait.until is not None]
+    waits = [wait for wait in row.waits if _WAITING_ON.get(wait.kind) != "retry" or wait.until is not None]
     if row.status == "waiting" and error is not None:
         return WaitingOn(kind="retry", name=error.step or row.task, until=optional_moment(row.wake_at))
     if not waits:
@@ -206,7 +214,7 @@ def _step(
     payloads: Payloads,
 ) -> Step:
     output = row.output
-    error = None if row.error is None else failures.load(row.error).info(row.name)
+    error = None if row.error is None else _step_error(row.kind, row.error, row.name)
     if row.kind == "failure" and output is not None:
         error, output = failures.decode_failure(output).error, None
     if row.event_seq is not None and row.event_seq in events:
@@ -224,7 +232,15 @@ def _step(
         wake_at=optional_moment(row.wake_at),
         worker=_worker(row.worker_id, history.workers),
         failures=attempts.get((row.name, row.ordinal), []),
+        child_id=payloads.decode(row.details, str, what="an execution_id")
+        if row.kind == "child" and row.details is not None
+        else None,
     )
+
+
+def _step_error(kind: StepKind, data: bytes, name: str) -> ErrorInfo:
+    """A child's row holds why its execution failed, any other the exception that ended it."""
+    return failures.decode_failure(data).error if kind == "child" else failures.load(data).info(name)
 
 
 def _sleeps(row: StepRow, history: HistoryRow) -> bool:

@@ -6,9 +6,21 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, ClassVar, Final, Generic, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from zart_core.duration import Duration
+from zart_core.duration import Duration, positive_micros
 from zart_core.errors import ExecutionFailed, PayloadError
 from zart_core.records import ExecutionFailure
 from zart_core.task_context import TaskContext
@@ -93,6 +105,29 @@ def data_types(handler: type[TaskHandler[Any, Any]]) -> tuple[Any, Any]:
     if "return" in hints and not isinstance(hints["return"], TypeVar):
         output = hints["return"]
     return data, output
+
+
+class TaskTypes(NamedTuple):
+    """What is known of a task that was given by its name, its class or a handler; ``timeout`` in microseconds."""
+
+    name: str | None
+    data: Any
+    output: Any
+    timeout: int | None
+
+
+def task_types(task: object) -> TaskTypes:
+    """A task's name, types and timeout. A name alone tells neither types nor timeout. ``TypeError`` for what is no task."""
+    if isinstance(task, str):
+        return TaskTypes(check_task_name(task), Any, Any, None)
+    cls = task if isinstance(task, type) else type(task)
+    if not issubclass(cls, TaskHandler):
+        raise TypeError(f"a task is given by its name or its TaskHandler class, not as {task!r}")
+    handler = cast("type[TaskHandler[Any, Any]]", cls)
+    data, output = data_types(handler)
+    given = handler.timeout
+    timeout = None if given is None else positive_micros(given, what=f"the timeout of {handler.__qualname__}")
+    return TaskTypes(None if handler.name is None else check_task_name(handler.name), data, output, timeout)
 
 
 def _generic_bases(handler: type[Any]) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 RunStatus = Literal["scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled"]
 FinalStatus = Literal["completed", "failed", "cancelled"]
-StepKind = Literal["step", "capture", "sleep", "event", "child", "choice", "patch", "failure"]
+StepKind = Literal["step", "capture", "sleep", "event", "child", "choice", "patch", "failure", "undo"]
 StepStatus = Literal["pending", "completed", "failed"]
 FailureKind = Literal["step", "error", "deadline", "retries", "cancelled", "quarantined"]
 
@@ -77,10 +77,10 @@ class StepRow(Struct, frozen=True, gc=False):
     finished_at: int | None = None
     wake_at: int | None = None  # a sleep's end, a wait's timeout, a retry's next attempt
     deadline: int | None = None  # of a step with a global timeout, fixed at its first attempt
-    event_seq: int | None = None  # the event this wait has consumed: its payload stays in the event's row
+    event_seq: int | None = None  # the event this wait has consumed, whose payload stays in its row; or a child's end
     output: bytes | None = None
     error: bytes | None = None
-    details: bytes | None = None  # the last heartbeat's, of the attempt that did not end
+    details: bytes | None = None  # the last heartbeat's, of the attempt that did not end; a child's execution_id
     worker_id: int | None = None
 
 
@@ -126,6 +126,7 @@ class Start(Struct, frozen=True, kw_only=True):
         None  # deadline = when it may first run + timeout; None: the handler's, set by the first claim
     )
     nonce: int = 0  # of the call that starts it: below 2**63, random; 0: none
+    deadline: int | None = None  # never later than this, whatever ``timeout`` says: a child's, that of its parent
 
 
 class Started(Struct, frozen=True):
@@ -195,6 +196,8 @@ class ClaimedRun(Struct, frozen=True, kw_only=True):
     cancel_reason: str | None
     steps: list[StepRow]
     events: list[EventRow]
+    queue: str = "default"
+    priority: int = 0
 
 
 class Claimed(Struct, frozen=True):
@@ -225,6 +228,22 @@ class StepFact(Struct, frozen=True, gc=False):
     row: StepRow
 
 
+class ChildFact(Struct, frozen=True, gc=False):
+    """Start a child of the run, and write the row of the call that starts it; nothing at all when that row exists.
+
+    With a pending ``row`` the child is awaited: it counts as open, and its end completes or fails the row with the child's output or
+    error (an encoded ``ExecutionFailure``), gives the row the parent's next signal as its ``event_seq``, and counts it down. With a
+    completed one it is detached. When its execution_id exists, an awaited child is not started: its row fails with ``taken``, as if
+    the child had ended; a detached one is left as it is, unless it belongs to another task, which fails the row too.
+    """
+
+    run_id: int
+    epoch: int
+    row: StepRow
+    child: Start
+    taken: bytes
+
+
 class AttemptFact(Struct, frozen=True, gc=False):
     """Add a failed attempt. The same attempt again changes nothing."""
 
@@ -251,11 +270,15 @@ class PublishFact(Struct, frozen=True, gc=False):
 
 
 class RetryFact(Struct, frozen=True, gc=False):
-    """Begin the handler's next attempt: set ``attempt`` and drop the rows of failed steps, which will run again."""
+    """Begin the handler's next attempt: set ``attempt`` and drop the rows of failed steps, which will run again.
+
+    ``drop`` names further rows to drop, by (name, ordinal): steps that were undone, and their undos.
+    """
 
     run_id: int
     epoch: int
     attempt: int
+    drop: tuple[tuple[str, int], ...] = ()
 
 
 class FinishFact(Struct, frozen=True, gc=False):
@@ -274,7 +297,7 @@ class SuspendFact(Struct, frozen=True, gc=False):
     ``compensating``: what ended the handler has been dealt with (on_failure runs). The deadline no longer bounds ``wake_at`` then,
     and an accepted cancellation does not refuse the suspension.
     Refused when a cancellation was accepted, when ``on_signal`` and the run's signal_seq is no longer ``seen``, or when
-    ``on_children`` and no child is open any more: then what is waited for has already happened, and the run goes on.
+    ``on_children`` and no more than ``children_left`` are open: then what is waited for has already happened, and the run goes on.
     """
 
     run_id: int
@@ -286,6 +309,7 @@ class SuspendFact(Struct, frozen=True, gc=False):
     cleanup: bool  # a cancellation has to run the handler once more (undos, on_failure)
     error: bytes | None = None  # an encoded ErrorInfo, shown while the run waits
     compensating: bool = False
+    children_left: int = 0  # with on_children: as soon as no more than this many are open
 
 
 class Flush(Struct, frozen=True, kw_only=True):
@@ -293,6 +317,7 @@ class Flush(Struct, frozen=True, kw_only=True):
 
     worker_id: int
     steps: list[StepFact] = []
+    children: list[ChildFact] = []
     attempts: list[AttemptFact] = []
     details: list[DetailsFact] = []
     published: list[PublishFact] = []
@@ -325,7 +350,10 @@ class Watch(Struct, frozen=True):
 
 
 class Signals(Struct, frozen=True, kw_only=True):
-    """What happened to a watched run since ``seen``. ``lost``: its lease is not this worker's any more."""
+    """What happened to a watched run since ``seen``. ``lost``: its lease is not this worker's any more.
+
+    ``children``: the rows of awaited children that have ended since, in that order.
+    """
 
     run_id: int
     signal_seq: int
@@ -334,6 +362,7 @@ class Signals(Struct, frozen=True, kw_only=True):
     cancel_reason: str | None
     events: list[EventRow]
     lost: bool = False
+    children: list[StepRow] = []
 
 
 class Notification(Struct, frozen=True, kw_only=True):

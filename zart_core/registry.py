@@ -8,16 +8,18 @@ from typing import Any, cast, overload
 
 from zart_core.duration import positive_micros
 from zart_core.engine.run import Run
-from zart_core.handler import TaskHandler, check_task_name, data_types
+from zart_core.handler import TaskHandler, TaskTypes, check_task_name, data_types, task_types
 from zart_core.records import ExecutionFailure
-from zart_core.task_context import TaskContext
+from zart_core.task_context import TaskContext, TypesOf, make_current
 
 
 class TaskRegistry:
     """Handlers by task name. Each worker has one; there is no global registry."""
 
     def __init__(self) -> None:
-        self._bodies: dict[str, HandlerBody] = {}
+        self._bodies: dict[
+            str, dict[str, HandlerBody]
+        ] = {}  # by task, then by version, in the order they were registered
 
     @overload
     def register(self, name: str, handler: TaskHandler[Any, Any], /) -> None: ...
@@ -28,19 +30,34 @@ class TaskRegistry:
     def register(self, name: str | TaskHandler[Any, Any], handler: TaskHandler[Any, Any] | None = None, /) -> None:
         """Add a handler, under ``name`` or under the handler's own.
 
-        Raises ``ValueError`` for a name that is blank, reserved, taken, or differs from the handler's own, and for attributes that
-        make no sense; ``TypeError`` for what is not an instance of a ``TaskHandler`` with an async ``run(self, ctx, data)``.
+        Handlers of one task that differ in their ``version`` stand side by side: an execution goes on with the version it was first
+        run with, a new one runs with the version registered last. One whose version is not registered runs with the last too.
+
+        Raises ``ValueError`` for a name that is blank, reserved, or differs from the handler's own, for a version that is there
+        already, and for attributes that make no sense; ``TypeError`` for what is not an instance of a ``TaskHandler`` with an async
+        ``run(self, ctx, data)``.
         """
         given = None if isinstance(name, TaskHandler) else name
         checked = _check_handler(name if isinstance(name, TaskHandler) else handler)
         task = _task_name(given, checked)
-        if task in self._bodies:
-            raise ValueError(f"a handler for task {task!r} is registered already: {self._bodies[task].handler!r}")
-        self._bodies[task] = HandlerBody(task, checked)
+        body = HandlerBody(task, checked, self._types_of)
+        versions = self._bodies.get(task, {})
+        if body.version in versions:
+            known = versions[body.version].handler
+            raise ValueError(f"a handler for task {task!r} is registered already: {known!r} (version {body.version!r})")
+        self._bodies[task] = {**versions, body.version: body}
 
-    def body(self, task: str) -> HandlerBody:
-        """The adapter of a registered task. ``KeyError`` for an unknown one."""
-        return self._bodies[task]
+    def body(self, task: str, version: str | None = None) -> HandlerBody:
+        """The adapter of a registered task: of ``version`` where that is registered, else the last. ``KeyError`` for an unknown task."""
+        versions = self._bodies[task]
+        return versions.get(version or "") or versions[next(reversed(versions))]
+
+    def _types_of(self, task: object) -> TaskTypes:
+        """What is known of a task that a handler starts as its child: one given by name may be registered here."""
+        if isinstance(task, str) and task in self._bodies:
+            body = self.body(task)
+            return TaskTypes(task, body.data_type, body.output_type, body.timeout)
+        return task_types(task)
 
     def __contains__(self, task: object) -> bool:
         return task in self._bodies
@@ -55,7 +72,8 @@ class TaskRegistry:
 class HandlerBody:
     """A handler as the engine drives it: decodes the input, gives the handler its context, encodes the output."""
 
-    def __init__(self, task: str, handler: TaskHandler[Any, Any]) -> None:
+    def __init__(self, task: str, handler: TaskHandler[Any, Any], types: TypesOf) -> None:
+        self._types = types
         cls: type[TaskHandler[Any, Any]] = type(handler)
         self.handler = handler
         self.task = task
@@ -82,7 +100,9 @@ class HandlerBody:
     def _context(self, run: Run) -> TaskContext:
         what = f"the input of execution {run.execution_id!r} (task {self.task!r})"
         run.begin(run.payloads.decode(run.claimed.input, self.data_type, what=what))
-        return TaskContext(run, scope=self.handler.run)
+        ctx = TaskContext(run, scope=inspect.unwrap(self.handler.run), types=self._types)
+        make_current(ctx)
+        return ctx
 
     def _encode(self, run: Run, output: object) -> bytes:
         what = f"the output of execution {run.execution_id!r} (task {self.task!r})"

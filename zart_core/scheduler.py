@@ -107,6 +107,7 @@ class Scheduler(Protocol):
 
         A run that never ran, or is suspended with nothing to clean up, is finished as cancelled by this very call. Any other is
         marked, its signal_seq raised and, if suspended, made claimable now; from then on only a finish as cancelled is accepted.
+        The same happens to its open awaited children, and theirs, in the same act.
         """
         ...
 
@@ -163,6 +164,9 @@ class Scheduler(Protocol):
 
     async def flush(self, flush: Flush) -> Flushed:
         """Make facts of the worker's runs durable in one commit. Fenced by run: see ``Flushed``.
+
+        A run that finishes ends the row of the call that awaits it, and counts its parent's open children down; a parent that waits for
+        them is woken as soon as no more than its ``children_left`` are open. Its own open children are cancelled. All of it is one act.
 
         Repeating a flush is harmless: finished rows stay, and for a run that the first call already finished or suspended the
         repeated call reports ``lost``.

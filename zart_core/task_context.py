@@ -5,56 +5,63 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
 
-from zart_core.duration import FOREVER, Duration, instant, later, micros, moment, positive_micros
-from zart_core.engine.steps import PLAIN, StepOptions, run_step
+from zart_core.duration import FOREVER, Duration, instant, later, micros, moment
+from zart_core.engine.children import ChildOrder, run_child, start_child
+from zart_core.engine.sagas import Saga, open_saga
+from zart_core.engine.steps import run_step
 from zart_core.engine.transactions import run_transaction
-from zart_core.engine.values import capture, publish
+from zart_core.engine.values import capture, patched, publish
 from zart_core.engine.waits import sleep, wait_for_event
-from zart_core.errors import StepError, StepFailed
+from zart_core.errors import StepError, StepFailed, ZartError
 from zart_core.failure import step_error
-from zart_core.outcome import BusinessErr, Ok, ZartErr
-from zart_core.retry import RetryConfig
+from zart_core.identity import check_execution_id, new_id
+from zart_core.outcomes import BusinessErr, Ok, ZartErr
+from zart_core.step_definition import StepKeywords, TransactionKeywords, options_of, plain_function, undo_of
 
 if TYPE_CHECKING:
     from zart_core.engine.replay import Site
     from zart_core.engine.run import Run
+    from zart_core.records import StepRow
 
 T = TypeVar("T")
 E = TypeVar("E")
 D = TypeVar("D")
 R = TypeVar("R")
+D_contra = TypeVar("D_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 Args = TypeVarTuple("Args")
 
 _logger: Final = logging.getLogger("zart.execution")
+_OURS: Final = frozenset((__name__, "zart_core.calls", "zart_core.decorators"))
+"""Modules whose frames are not the user's."""
 
 
-class StepKeywords(TypedDict, total=False):
-    """The options of a step.
+class Task(Protocol[D_contra, R_co]):
+    """A handler as a call of a child needs to know it: a ``TaskHandler`` is one."""
 
-    ``retry``: a ``RetryConfig`` or its text; no retry unless given. ``timeout`` with ``timeout_scope``: ``"global"`` (the default) is
-    one deadline from the first attempt over all retries, kept over restarts; ``"per_attempt"`` is fresh each time. A timeout is
-    terminal. ``returns``: the result's type, where ``fn``'s annotation does not say it. ``at_most_once``: if the worker dies while the
-    step runs, it is not run again but fails with ``StepInterrupted``.
-    """
-
-    retry: RetryConfig | str | None
-    timeout: Duration | None
-    timeout_scope: Literal["global", "per_attempt"]
-    returns: Any
-    at_most_once: bool
+    async def run(self, ctx: Any, data: D_contra, /) -> R_co: ...
 
 
-class TransactionKeywords(TypedDict, total=False):
-    """The options of a transaction; they mean what they mean for a step, see :class:`StepKeywords`."""
+class _Types(Protocol):
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def output(self) -> Any: ...
+    @property
+    def timeout(self) -> int | None: ...
 
-    retry: RetryConfig | str | None
-    timeout: Duration | None
-    timeout_scope: Literal["global", "per_attempt"]
-    returns: Any
+
+TypesOf = Callable[[object], _Types]
+"""Name, types and timeout of a task given by its name, its class or a handler."""
 
 
 class TaskContext:
@@ -64,12 +71,13 @@ class TaskContext:
     every replay, and is durable when it is returned.
     """
 
-    __slots__ = ("_logger", "_run", "_scope", "_turn")
+    __slots__ = ("__weakref__", "_logger", "_run", "_scope", "_turn", "_types")
 
-    def __init__(self, run: Run, *, scope: Callable[..., Any]) -> None:
+    def __init__(self, run: Run, *, scope: Callable[..., Any], types: TypesOf) -> None:
         self._run = run
         self._turn = run.turn
         self._scope = scope
+        self._types = types
         self._logger: logging.LoggerAdapter[logging.Logger] | None = None
 
     # --- identity --------------------------------------------------------------------------------------------------
@@ -170,7 +178,7 @@ class TaskContext:
 
             receipt = await ctx.step("charge", self.charge, order, retry=RetryConfig.exponential(3, "2s"), timeout="30s")
         """
-        return self._step(_site(), name, fn, args, options)
+        return self._step(user_site(), name, fn, args, options)
 
     @overload
     def transaction(
@@ -210,7 +218,7 @@ class TaskContext:
 
             booking = await ctx.transaction("book", self.book, order)
         """
-        return self._transaction(_site(), name, fn, args, options)
+        return self._transaction(user_site(), name, fn, args, options)
 
     async def _transaction(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: TransactionKeywords
@@ -219,8 +227,8 @@ class TaskContext:
             raise TypeError(
                 f"transaction {name!r} has no option at_most_once: what a crash has cut off has left nothing behind"
             )
-        checked = _options(name, cast(StepKeywords, options))
-        row, value = await run_transaction(self._live(), site, name, _callable(name, fn), args, checked)
+        checked = options_of(name, fn, cast(StepKeywords, options))
+        row, value = await run_transaction(self._live(), site, name, plain_function(_callable(name, fn)), args, checked)
         if row.error is not None:
             raise step_error(row.error, step=name, scopes=(fn, self._scope))
         return value
@@ -228,10 +236,28 @@ class TaskContext:
     async def _step(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
     ) -> Any:
-        row, value = await run_step(self._live(), site, name, _callable(name, fn), args, _options(name, options))
+        row, value = await self._run_step(site, name, fn, args, options)
         if row.error is not None:
-            raise step_error(row.error, step=name, scopes=(fn, self._scope))
+            raise step_error(row.error, step=name, scopes=(plain_function(fn), self._scope))
         return value
+
+    async def run_call(self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """A step with the options of its definition, called from elsewhere: for the decorators."""
+        return await self._step(site, name, fn, args, {})
+
+    async def _run_step(
+        self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
+    ) -> tuple[StepRow, Any]:
+        """The step's finished row and its value; the open saga remembers how to undo it."""
+        run = self._live()
+        saga = open_saga(run)
+        undo = undo_of(name, fn, options, in_saga=saga is not None)
+        row, value = await run_step(
+            run, site, name, plain_function(_callable(name, fn)), args, options_of(name, fn, options)
+        )
+        if undo is not None and saga is not None and row.error is None:
+            saga.finished(undo(row, value, site))
+        return row, value
 
     @overload
     def outcome(
@@ -255,18 +281,18 @@ class TaskContext:
         ``Ok(value)``; ``BusinessErr(error)`` with the exception that the body raised; ``ZartErr(error)`` when the framework ended it
         (``RetryExhausted``, ``StepTimedOut``, ``StepInterrupted``, ``DeadlineExceeded``, ``PayloadError``).
         """
-        return self._outcome(_site(), name, fn, args, options)
+        return self._outcome(user_site(), name, fn, args, options)
 
     async def _outcome(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
     ) -> Ok[Any] | BusinessErr[BaseException] | ZartErr:
         try:
-            row, value = await run_step(self._live(), site, name, _callable(name, fn), args, _options(name, options))
+            row, value = await self._run_step(site, name, fn, args, options)
         except StepError as ended:  # the execution's deadline, before the step could begin
             return ZartErr(ended, name, ended.attempts)
         if row.error is None:
             return Ok(value)
-        error = step_error(row.error, step=name, scopes=(fn, self._scope))
+        error = step_error(row.error, step=name, scopes=(plain_function(fn), self._scope))
         if isinstance(error, StepFailed):
             return BusinessErr(error.error, name, error.attempts)
         return ZartErr(error, name, row.attempts)
@@ -295,7 +321,7 @@ class TaskContext:
         self, name: str, fn: Callable[..., Any], *args: Any, default: Any, **options: Unpack[StepKeywords]
     ) -> Coroutine[Any, Any, Any]:
         """The same step; ``default`` when it failed, for whatever reason."""
-        return self._step_or(_site(), name, fn, args, default, options)
+        return self._step_or(user_site(), name, fn, args, default, options)
 
     async def _step_or(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], default: Any, options: StepKeywords
@@ -348,7 +374,7 @@ class TaskContext:
 
         The fallback, plain or async, is part of the handler, not of the step: it is called on every replay and may use the context.
         """
-        return self._step_or_else(_site(), name, fn, args, fallback, options)
+        return self._step_or_else(user_site(), name, fn, args, fallback, options)
 
     async def _step_or_else(
         self,
@@ -385,7 +411,7 @@ class TaskContext:
 
         Fetch ``items`` in a step, so that they are the same on every replay.
         """
-        return self._loop(_site(), name, items, fn, options)
+        return self._loop(user_site(), name, items, fn, options)
 
     async def _loop(
         self, site: Site, name: str, items: Iterable[Any], fn: Callable[[Any], Any], options: StepKeywords
@@ -399,12 +425,12 @@ class TaskContext:
 
         ``fn`` runs on the event loop, so it must be quick and have no effect outside; that is what steps are for.
         """
-        return self._call(capture, _site(), name, fn, None)
+        return self._call(capture, user_site(), name, fn, None)
 
     def now(self, name: str) -> Coroutine[Any, Any, datetime]:
         """The time when this call was first reached (aware, UTC), stored."""
         run = self._run
-        return self._call(capture, _site(), name, lambda: moment(run.clock.now()), datetime)
+        return self._call(capture, user_site(), name, lambda: moment(run.clock.now()), datetime)
 
     def publish(self, key: str, value: Any) -> Coroutine[Any, Any, None]:
         """Let clients read ``value`` under ``key`` while the execution runs (progress, state).
@@ -412,6 +438,110 @@ class TaskContext:
         Not part of the history: a key may be published any number of times, the last value wins, nothing is written while replaying.
         """
         return self._publish(key, value)
+
+    # --- children --------------------------------------------------------------------------------------------------
+
+    @overload
+    def run_child(
+        self, name: str, handler: str, data: Any = ..., execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    @overload
+    def run_child(
+        self, name: str, handler: type[Task[D, R]], data: D, execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def run_child(
+        self, name: str, handler: Task[D, R], data: D, execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, R]: ...
+
+    def run_child(
+        self, name: str, handler: Any, data: Any = None, execution_id: str | None = None
+    ) -> Coroutine[Any, Any, Any]:
+        """Start another task as this execution's child, once, and wait for its output. Any worker may run it; waiting holds no slot.
+
+        ``handler`` is the task's name, its class, or a handler; the class types the output. The child is cancelled when this execution is
+        cancelled or ends before it, and never outlives its deadline. Its queue and priority are this execution's. ``execution_id`` is a
+        new one unless given.
+
+        Raises ``ExecutionFailed`` (``ExecutionTimedOut``, ``ExecutionCancelled``) when the child did not complete, with what its handler
+        raised in ``failure`` and as the cause; ``ExecutionAlreadyExists`` when ``execution_id`` is some other execution's. A replay
+        raises the same.
+        """
+        return self._run_child(user_site(), name, handler, data, execution_id)
+
+    async def _run_child(self, site: Site, name: str, handler: Any, data: Any, execution_id: str | None) -> Any:
+        order, returns = self._order(name, handler, data, execution_id)
+        return await run_child(self._live(), site, name, order, returns)
+
+    @overload
+    def start_child(
+        self, name: str, handler: str, data: Any = ..., execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, str]: ...
+
+    @overload
+    def start_child(
+        self, name: str, handler: type[Task[D, Any]] | Task[D, Any], data: D, execution_id: str | None = ...
+    ) -> Coroutine[Any, Any, str]: ...
+
+    def start_child(
+        self, name: str, handler: Any, data: Any = None, execution_id: str | None = None
+    ) -> Coroutine[Any, Any, str]:
+        """Start another task, once, and go on without waiting; returns its execution_id.
+
+        It is on its own: neither a cancellation nor a deadline of this execution reaches it. An ``execution_id`` that exists is attached
+        to, as by a client; one of another task raises ``ExecutionAlreadyExists``.
+        """
+        return self._start_child(user_site(), name, handler, data, execution_id)
+
+    async def _start_child(self, site: Site, name: str, handler: Any, data: Any, execution_id: str | None) -> str:
+        order, _ = self._order(name, handler, data, execution_id)
+        return await start_child(self._live(), site, name, order)
+
+    def _order(self, name: str, handler: Any, data: Any, execution_id: str | None) -> tuple[ChildOrder, Any]:
+        run = self._run
+        types = self._types(handler)
+        if types.name is None:
+            raise ValueError(
+                f"child {name!r}: {handler!r} has no name: give the class one (name = ...), or give the task's name"
+            )
+        what = f"the input of child {name!r} of execution {run.execution_id!r}"
+        payload = run.payloads.encode(data, what=what)
+        if types.data is not Any:
+            run.payloads.decode(payload, types.data, what=what)
+        chosen = new_id() if execution_id is None else check_execution_id(execution_id)
+        return ChildOrder(types.name, chosen, payload, types.timeout), types.output
+
+    # --- compensation and change -----------------------------------------------------------------------------------
+
+    def saga(self) -> AbstractAsyncContextManager[Any]:
+        """A block whose finished steps are undone, newest first, when it raises::
+
+            async with ctx.saga():
+                await ctx.step("book-hotel", self.book_hotel, data, undo=self.cancel_hotel)
+                await ctx.step("book-flight", self.book_flight, data, undo=self.cancel_flight)
+
+        ``undo`` is called with the step's result (one that takes no argument, without). Each undo is a step of its own, named
+        ``undo:`` and the step's name: durable, and retried ten times over some minutes unless it is a ``zart_step`` with a policy of
+        its own. Undos run also when the execution was cancelled or its deadline has passed, and go on after a crash.
+
+        The block's error goes on once all undos have run; when an undo fails for good, the others still run, and its error is raised
+        instead. In a saga inside another, what the inner block did is undone by the outer one if that raises later.
+        """
+        return Saga(self._live())
+
+    def patched(self, marker: str) -> bool:
+        """Whether this run takes the way of the code that was deployed with ``marker``; stored, so that a replay decides the same::
+
+            if ctx.patched("two-invoices"):
+                ...                       # the new way
+            else:
+                ...                       # what runs have recorded that came here before
+
+        True for runs that reach this line for the first time; False for a run that has recorded calls beyond it already.
+        """
+        return patched(self._live(), user_site(), marker)
 
     # --- time and events -------------------------------------------------------------------------------------------
 
@@ -422,13 +552,13 @@ class TaskContext:
         """
         run = self._run
         return self._call(
-            sleep, _site(), name, lambda: _after(run, micros(duration, what=f"the duration of sleep {name!r}"))
+            sleep, user_site(), name, lambda: _after(run, micros(duration, what=f"the duration of sleep {name!r}"))
         )
 
     def sleep_until(self, name: str, when: datetime) -> Coroutine[Any, Any, None]:
         """A durable timer until ``when`` (aware; a naive one raises ``ValueError``). A time that has passed ends at once."""
         run = self._run
-        return self._call(sleep, _site(), name, lambda: _at(run, instant(when, what=f"the time of sleep {name!r}")))
+        return self._call(sleep, user_site(), name, lambda: _at(run, instant(when, what=f"the time of sleep {name!r}")))
 
     @overload
     def wait_for_event(self, name: str, type_: type[E], timeout: Duration | None = None) -> Coroutine[Any, Any, E]: ...
@@ -446,7 +576,7 @@ class TaskContext:
         raises it too, and a late event stays for the next wait), ``PayloadError`` when the event is not a ``type_``.
         """
         length = None if timeout is None else max(0, micros(timeout, what=f"the timeout of the wait for {name!r}"))
-        return self._call(wait_for_event, _site(), name, type_, length)
+        return self._call(wait_for_event, user_site(), name, type_, length)
 
 
 def _after(run: Run, length: int) -> int:
@@ -459,9 +589,11 @@ def _at(run: Run, when: int) -> int:
     return max(run.clock.now(), min(when, FOREVER))
 
 
-def _site() -> Site:
-    """Where the user's code called us: two frames up."""
+def user_site() -> Site:
+    """Where the user's code called us: the first frame that is not this library's."""
     frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") in _OURS and frame.f_back is not None:
+        frame = frame.f_back
     return frame.f_code, frame.f_lineno
 
 
@@ -476,28 +608,26 @@ def _callable(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     return fn
 
 
-def _options(name: str, given: StepKeywords) -> StepOptions:
-    """``StepKeywords`` as the engine takes them."""
-    if not given:
-        return PLAIN
-    unknown = given.keys() - StepKeywords.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"step {name!r} has no option {', '.join(sorted(unknown))}")
-    scope = given.get("timeout_scope", "global")
-    if scope not in ("global", "per_attempt"):
-        raise ValueError(f"the timeout_scope of step {name!r} must be 'global' or 'per_attempt', not {scope!r}")
-    timeout = given.get("timeout")
-    try:
-        retry = RetryConfig.of(given.get("retry"))
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"step {name!r}: {error}") from None
-    return StepOptions(
-        retry=retry,
-        timeout=None if timeout is None else positive_micros(timeout, what=f"the timeout of step {name!r}"),
-        scope=scope,
-        returns=given.get("returns"),
-        at_most_once=bool(given.get("at_most_once", False)),
-    )
+# Weak: the loop keeps the context variables of a timer, cancelled or not, until its time, and with them would keep the run.
+_current: Final[ContextVar[weakref.ref[TaskContext] | None]] = ContextVar("zart_task_context", default=None)
+
+
+def make_current(context: TaskContext) -> None:
+    """``context`` is that of the handler that runs here, as long as somebody holds it."""
+    _current.set(weakref.ref(context))
+
+
+def current_context() -> TaskContext | None:
+    """The context of the handler that runs here, if one does. ``ZartError`` where one has run and has ended."""
+    reference = _current.get()
+    if reference is None:
+        return None
+    context = reference()
+    if context is None:
+        raise ZartError(
+            "the handler that this code belongs to does not run here any more: a call was made after its end"
+        )
+    return context
 
 
 class _ReplayLogger(logging.LoggerAdapter[logging.Logger]):

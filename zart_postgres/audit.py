@@ -42,7 +42,7 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         WHERE worker_id IS NULL AND NOT quarantined AND cancel_requested
           AND (wake_at IS NULL OR wake_at > (SELECT now FROM {schema}.now_v1() AS now))
           -- on_failure runs: the cancellation has been dealt with
-          AND NOT EXISTS (SELECT 1 FROM {schema}.steps AS s WHERE s.run_id = active.run_id AND s.kind = 'failure')
+          AND NOT EXISTS (SELECT 1 FROM {schema}.steps AS s WHERE s.run_id = active.run_id AND s.kind IN ('failure', 'undo'))
         """,
     ),
     (
@@ -52,7 +52,7 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         WHERE worker_id IS NULL AND NOT quarantined AND deadline IS NOT NULL
           AND (wake_at IS NULL OR (wake_at > deadline AND wake_at > (SELECT now FROM {schema}.now_v1() AS now)))
           -- on_failure runs: the deadline has been dealt with
-          AND NOT EXISTS (SELECT 1 FROM {schema}.steps AS s WHERE s.run_id = active.run_id AND s.kind = 'failure')
+          AND NOT EXISTS (SELECT 1 FROM {schema}.steps AS s WHERE s.run_id = active.run_id AND s.kind IN ('failure', 'undo'))
         """,
     ),
     ("run {} has fewer than no open children", "SELECT run_id FROM {schema}.active WHERE open_children < 0"),

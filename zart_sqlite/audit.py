@@ -17,11 +17,35 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         """,
     ),
     (
-        "run {} waits for children and has none that is open",
+        "run {} waits for children, and enough of them have ended",
         f"""
         SELECT run_id FROM zart_active
-        WHERE worker_id IS NULL AND NOT quarantined AND waits & {CHILDREN} <> 0 AND open_children = 0
+        WHERE worker_id IS NULL AND NOT quarantined AND waits & {CHILDREN} <> 0 AND open_children <= children_left
           AND (wake_at IS NULL OR wake_at > :now)
+        """,
+    ),
+    (
+        "run {} counts other open children than it has",
+        """
+        SELECT a.run_id FROM zart_active AS a
+        WHERE a.open_children <> (SELECT count(*) FROM zart_active AS c WHERE c.parent_run = a.run_id)
+        """,
+    ),
+    (
+        "run {} waits for a child that is not there",
+        """
+        SELECT s.run_id FROM zart_steps AS s INDEXED BY zart_steps_pending
+        WHERE s.status = 'pending' AND s.finished_at IS NULL AND s.kind = 'child' AND NOT EXISTS (
+            SELECT 1 FROM zart_active AS c
+            WHERE c.parent_run = s.run_id AND c.parent_name = s.name AND c.parent_ordinal = s.ordinal)
+        """,
+    ),
+    (
+        "run {} outlives its parent and was not cancelled",
+        """
+        SELECT c.run_id FROM zart_active AS c
+        WHERE c.parent_run IS NOT NULL AND NOT c.cancel_requested
+          AND NOT EXISTS (SELECT 1 FROM zart_active AS p WHERE p.run_id = c.parent_run)
         """,
     ),
     (
@@ -42,8 +66,8 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         SELECT run_id FROM zart_active
         WHERE worker_id IS NULL AND NOT quarantined AND cancel_requested
           AND (wake_at IS NULL OR wake_at > :now)
-          -- on_failure runs: the cancellation has been dealt with
-          AND NOT EXISTS (SELECT 1 FROM zart_steps AS s WHERE s.run_id = zart_active.run_id AND s.kind = 'failure')
+          -- on_failure or undos run: the cancellation has been dealt with
+          AND NOT EXISTS (SELECT 1 FROM zart_steps AS s WHERE s.run_id = zart_active.run_id AND s.kind IN ('failure', 'undo'))
         """,
     ),
     (
@@ -52,8 +76,8 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         SELECT run_id FROM zart_active
         WHERE worker_id IS NULL AND NOT quarantined AND deadline IS NOT NULL
           AND (wake_at IS NULL OR (wake_at > deadline AND wake_at > :now))
-          -- on_failure runs: the deadline has been dealt with
-          AND NOT EXISTS (SELECT 1 FROM zart_steps AS s WHERE s.run_id = zart_active.run_id AND s.kind = 'failure')
+          -- on_failure or undos run: the deadline has been dealt with
+          AND NOT EXISTS (SELECT 1 FROM zart_steps AS s WHERE s.run_id = zart_active.run_id AND s.kind IN ('failure', 'undo'))
         """,
     ),
     ("run {} has fewer than no open children", "SELECT run_id FROM zart_active WHERE open_children < 0"),

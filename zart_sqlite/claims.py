@@ -145,7 +145,7 @@ _LOAD: Final = f"""
     SELECT json_group_array(json_array(
         a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, {inlined("r.input")}, a.attempt, json(r.tags),
         (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = a.parent_run), r.created_at, a.started_at,
-        a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason))
+        a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason, a.queue, a.priority))
     FROM json_each(?1) AS taken
     CROSS JOIN zart_active AS a ON a.run_id = taken.value
     CROSS JOIN zart_runs AS r ON r.run_id = a.run_id
@@ -171,6 +171,8 @@ class _Loaded(msgspec.Struct, array_like=True, frozen=True):
     open_children: int
     cancel_requested: int
     cancel_reason: str | None
+    queue: str
+    priority: int
 
 
 _decode_found = msgspec.json.Decoder(list[tuple[int, int]]).decode
@@ -298,6 +300,8 @@ def _load(db: sqlite3.Connection, run_ids: list[int]) -> list[ClaimedRun]:
             cancel_reason=run.cancel_reason,
             steps=steps.get(run.run_id, []),
             events=events.get(run.run_id, []),
+            queue=run.queue,
+            priority=run.priority,
         )
         for run in (loaded[run_id] for run_id in run_ids)
     ]

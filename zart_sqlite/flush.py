@@ -19,6 +19,7 @@ from zart_core.records import (
     StepFact,
     SuspendFact,
 )
+from zart_sqlite.children import start_children
 from zart_sqlite.finishes import finish
 from zart_sqlite.rows import ManyRows, as_json
 from zart_sqlite.runs import CHILDREN, SIGNAL
@@ -91,6 +92,12 @@ _PUBLISHED: Final = ManyRows(
 _DROP_FAILED: Final = """
     DELETE FROM zart_steps WHERE status = 'failed' AND run_id IN (SELECT value FROM json_each(?))
 """
+_DROP_NAMED: Final = """
+    DELETE FROM zart_steps WHERE rowid IN (
+        SELECT s.rowid FROM json_each(?) AS dropped CROSS JOIN zart_steps AS s
+            ON s.run_id = json_extract(dropped.value, '$[0]') AND s.name = json_extract(dropped.value, '$[1]')
+            AND s.ordinal = json_extract(dropped.value, '$[2]'))
+"""
 _NEXT_ATTEMPT: Final = ManyRows(
     """
     WITH retry (run_id, attempt) AS (VALUES {rows})
@@ -102,7 +109,7 @@ _NEXT_ATTEMPT: Final = ManyRows(
 # finishes.py.
 SUSPEND: Final = ManyRows(
     f"""
-    WITH parked (run_id, wake_at, waits, seen, cleanup, error, compensating) AS (VALUES {{rows}})
+    WITH parked (run_id, wake_at, waits, seen, cleanup, error, compensating, children_left) AS (VALUES {{rows}})
     UPDATE zart_active SET
         worker_id = NULL,
         wake_at = iif(
@@ -111,14 +118,15 @@ SUSPEND: Final = ManyRows(
             min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at))
         ),
         waits = parked.waits,
+        children_left = parked.children_left,
         cleanup = parked.cleanup,
         error = parked.error
     FROM parked
     WHERE zart_active.run_id = parked.run_id AND (NOT cancel_requested OR parked.compensating)
       AND (parked.waits & {SIGNAL} = 0 OR signal_seq = parked.seen)
-      AND (parked.waits & {CHILDREN} = 0 OR open_children > 0)
+      AND (parked.waits & {CHILDREN} = 0 OR open_children > parked.children_left)
     """,
-    columns=7,
+    columns=8,
 )
 _STILL_HELD: Final = """
     SELECT json_group_array(run_id) FROM zart_active
@@ -148,6 +156,7 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
     """See :meth:`zart_core.scheduler.Scheduler.flush`."""
     facts: list[Sequence[_Fact]] = [
         request.steps,
+        request.children,
         request.attempts,
         request.details,
         request.published,
@@ -166,6 +175,8 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
 
     # Each in the order of Flush's fields.
     STEPS.execute(tx.db, step_rows(kept(request.steps)))
+    if request.children:
+        STEPS.execute(tx.db, step_rows(start_children(tx, kept(request.children))))
     _write_attempts(tx.db, kept(request.attempts))
     _DETAILS.execute(tx.db, step_rows(kept(request.details)))
     _publish(tx.db, kept(request.published))
@@ -181,7 +192,8 @@ def is_lone(request: Flush) -> bool | None:
     ``None`` for one fact of another kind: such an execution has those too.
     """
     others = (
-        len(request.attempts)
+        len(request.children)
+        + len(request.attempts)
         + len(request.details)
         + len(request.published)
         + len(request.retries)
@@ -249,11 +261,13 @@ def _publish(db: sqlite3.Connection, facts: Iterable[PublishFact]) -> None:
     _PUBLISHED.execute(db, [(fact.run_id, fact.key, fact.value) for fact in facts])
 
 
-def _retry(db: sqlite3.Connection, facts: Iterable[RetryFact]) -> None:
+def _retry(db: sqlite3.Connection, facts: Sequence[RetryFact]) -> None:
     attempts = {fact.run_id: fact.attempt for fact in facts}
     if attempts:
         # Also when the attempt stands there already: a repeated flush has just written the failed row once more.
         db.execute(_DROP_FAILED, (as_json(attempts.keys()),))
+        if dropped := [(fact.run_id, name, ordinal) for fact in facts for name, ordinal in fact.drop]:
+            db.execute(_DROP_NAMED, (as_json(dropped),))
         _NEXT_ATTEMPT.execute(db, list(attempts.items()))
 
 
@@ -282,6 +296,7 @@ def _suspend(tx: Transaction, facts: Iterable[SuspendFact], worker_id: int) -> s
             int(fact.cleanup),
             fact.error,
             int(fact.compensating),
+            fact.children_left,
         )
         for fact in facts
     }

@@ -16,11 +16,20 @@ from zart_core.records import AttemptRow, EventRow, StepKind, StepRow, StepStatu
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined, is_large
 from zart_sqlite.rows import as_json
 
-_STEPS: Final = f"""
-    SELECT json_group_array(json_array(
+_COLUMNS: Final = f"""
+    json_group_array(json_array(
         s.rowid, s.run_id, s.name, s.ordinal, s.kind, s.status, s.attempts, s.started_at, s.finished_at, s.wake_at,
         s.deadline, s.event_seq, {inlined("s.output")}, {inlined("s.error")}, {inlined("s.details")}, s.worker_id))
+"""
+_STEPS: Final = f"""
+    SELECT {_COLUMNS}
     FROM json_each(?1) AS wanted CROSS JOIN zart_steps AS s ON s.run_id = wanted.value
+"""
+_ENDED_CHILDREN: Final = f"""
+    SELECT {_COLUMNS}
+    FROM json_each(?1) AS wanted CROSS JOIN zart_steps AS s INDEXED BY zart_steps_ended
+        ON s.run_id = json_extract(wanted.value, '$[0]') AND s.event_seq > json_extract(wanted.value, '$[1]')
+    WHERE s.kind = 'child' AND s.event_seq IS NOT NULL
 """
 _LARGE_STEPS: Final = f"""
     SELECT rowid, output, error, details FROM zart_steps
@@ -52,9 +61,20 @@ _Large = dict[int, tuple[bytes | None, ...]]
 
 def steps(db: sqlite3.Connection, run_ids: Iterable[int]) -> dict[int, list[StepRow]]:
     """The steps of each run, in the order in which they started (then: were recorded)."""
-    found: dict[int, list[StepRow]] = defaultdict(list)
     rows = _decode_steps(db.execute(_STEPS, (as_json(run_ids),)).fetchone()[0])
     rows.sort(key=lambda row: (row[7], row[0]))
+    return _by_run(db, rows)
+
+
+def ended_children(db: sqlite3.Connection, after: Iterable[tuple[int, int]]) -> dict[int, list[StepRow]]:
+    """The rows of awaited children that ended after a signal, in that order. ``after``: pairs of run_id and its number."""
+    rows = _decode_steps(db.execute(_ENDED_CHILDREN, (as_json(after),)).fetchone()[0])
+    rows.sort(key=lambda row: row[11] or 0)
+    return _by_run(db, rows)
+
+
+def _by_run(db: sqlite3.Connection, rows: list[_StepInJson]) -> dict[int, list[StepRow]]:
+    found: dict[int, list[StepRow]] = defaultdict(list)
     large = _fetch_large(db, _LARGE_STEPS, [row[0] for row in rows if LARGE in row[12:15]])
     for row in rows:
         payloads = large.get(row[0]) or (from_json(row[12]), from_json(row[13]), from_json(row[14]))

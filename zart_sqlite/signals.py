@@ -9,25 +9,18 @@ from typing import Final
 import msgspec
 
 from zart_core.errors import ExecutionFinished
-from zart_core.records import ErrorInfo, ExecutionFailure, Offer, Signals, Watch
+from zart_core.records import Offer, Signals, Watch
 from zart_sqlite import history
-from zart_sqlite.finishes import finish
+from zart_sqlite.finishes import Candidate
+from zart_sqlite.finishes import cancel as cancel_runs
 from zart_sqlite.rows import as_json
-from zart_sqlite.runs import SIGNAL, LatestRun, latest
+from zart_sqlite.runs import SIGNAL, latest
 from zart_sqlite.writer import Transaction
 
 _OFFERED: Final = "SELECT 1 FROM zart_events WHERE run_id = ? AND event_id = ?"
 _STORE: Final = "INSERT INTO zart_events (run_id, seq, name, event_id, sent_at, payload) VALUES (?, ?, ?, ?, ?, ?)"
 _COUNT: Final = "UPDATE zart_active SET signal_seq = ? WHERE run_id = ?"
 _WAKE: Final = "UPDATE zart_active SET signal_seq = ?, wake_at = min(?3, coalesce(wake_at, ?3)) WHERE run_id = ?2"
-_CANCEL: Final = """
-    UPDATE zart_active SET
-        cancel_requested = 1,
-        cancel_reason = :reason,
-        signal_seq = signal_seq + 1,
-        wake_at = CASE WHEN worker_id IS NULL THEN min(:now, coalesce(wake_at, :now)) END
-    WHERE run_id = :run_id
-"""
 _WATCHED: Final = """
     SELECT json_group_array(json_array(
         watch.run_id, watch.seen, coalesce(a.worker_id = :worker_id AND a.epoch = watch.epoch, 0), a.signal_seq,
@@ -77,25 +70,9 @@ def cancel(tx: Transaction, execution_id: str, reason: str | None) -> bool:
     run = latest(tx.db, execution_id)
     if not run.live:
         return False
-    # A completion races with this. Both hold the write lock: if it comes first, the run is not live; if it comes later,
-    # it finds cancel_requested, or no active row, and is refused.
-    if _can_end_now(run):
-        text = f"execution {execution_id!r} was cancelled" + (f": {reason}" if reason else "")
-        error = ErrorInfo(type="ExecutionCancelled", message=text)
-        failure = ExecutionFailure(kind="cancelled", error=error, reason=reason)
-        finish(tx, [(run.run_id, "cancelled", None, msgspec.json.encode(failure))])
-    elif not run.cancel_requested:
-        tx.db.execute(_CANCEL, {"run_id": run.run_id, "reason": reason, "now": tx.clock.now()})
-        if run.worker_id is None:
-            tx.happened.ready = True
-        else:
-            tx.happened.signals.add(run.run_id)
+    candidate = Candidate(run.run_id, run.worker_id, run.epoch, run.cleanup, run.quarantined, run.cancel_requested)
+    cancel_runs(tx, [candidate], reason)
     return True
-
-
-def _can_end_now(run: LatestRun) -> bool:
-    """Whether no handler has to hear of the cancellation. A quarantined one must not: its handler kills workers."""
-    return run.worker_id is None and (run.epoch == 0 or not run.cleanup or bool(run.quarantined))
 
 
 def signals(db: sqlite3.Connection, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
@@ -107,7 +84,9 @@ def signals(db: sqlite3.Connection, watches: Sequence[Watch], worker_id: int) ->
     found = _decode_watched(rows)
     if not found:
         return []
-    events = history.events(db, [(run_id, seen) for run_id, seen, held, *_ in found if held])
+    since = [(run_id, seen) for run_id, seen, held, *_ in found if held]
+    events = history.events(db, since)
+    ended = history.ended_children(db, since)
     return [
         Signals(
             run_id=run_id,
@@ -117,6 +96,7 @@ def signals(db: sqlite3.Connection, watches: Sequence[Watch], worker_id: int) ->
             cancel_reason=reason if held else None,
             events=events.get(run_id, []),
             lost=not held,
+            children=ended.get(run_id, []),
         )
         for run_id, seen, held, seq, children, cancel_requested, reason in found
     ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -24,61 +24,97 @@ _EXISTING: Final = """
 """
 _INSERT_RUNS: Final = ManyRows(
     """
-    INSERT INTO zart_runs (run_id, execution_id, run, task, queue, priority, created_at, tags, input, nonce)
+    INSERT INTO zart_runs (run_id, execution_id, run, task, queue, priority, created_at, tags, input, nonce, parent_run)
     VALUES {rows}
     """,
-    columns=10,
+    columns=11,
 )
 _INSERT_ACTIVE: Final = ManyRows(
-    "INSERT INTO zart_active (run_id, queue, task, priority, wake_at, version, deadline) VALUES {rows}", columns=7
+    """
+    INSERT INTO zart_active (
+        run_id, queue, task, priority, wake_at, version, deadline, parent_run, parent_name, parent_ordinal
+    ) VALUES {rows}
+    """,
+    columns=10,
 )
 
 _decode_existing = msgspec.json.Decoder(list[tuple[str, int, str, int | None]]).decode
 
 
+class Call(NamedTuple):
+    """The call of a parent that starts a child. An awaited child knows it, and answers it when it ends."""
+
+    run_id: int
+    name: str
+    ordinal: int
+    awaited: bool
+
+
 def start(tx: Transaction, starts: Sequence[Start]) -> list[Started]:
     """See :meth:`zart_core.scheduler.Scheduler.start`."""
-    ids = dict.fromkeys(new.execution_id for new in starts)
-    # Two starts of one id, by any process, race here: the write lock is held, so what this read does not find is not
-    # there before the insert either.
-    last_id, existing = tx.db.execute(_EXISTING, (as_json(ids),)).fetchone()
-    known = {execution_id: (run_id, task, nonce) for execution_id, run_id, task, nonce in _decode_existing(existing)}
-    now = tx.clock.now()
-    runs: list[tuple[object, ...]] = []
-    active: list[tuple[object, ...]] = []
-    answers: list[Started] = []
-    for new in starts:
-        created = new.execution_id not in known
-        if created:
-            last_id += 1
-            known[new.execution_id] = (last_id, new.task, None)
-            wake_at = new.wake_at if new.wake_at is not None else later(now, new.delay or 0)
-            deadline = None if new.timeout is None else later(wake_at, new.timeout)
-            tags = mapping_as_json(new.tags)
-            runs.append(
-                (
-                    last_id,
-                    new.execution_id,
-                    FIRST_RUN,
-                    new.task,
-                    new.queue,
-                    new.priority,
-                    now,
-                    tags,
-                    new.input,
-                    new.nonce or None,
-                )
-            )
-            first = wake_at if deadline is None else min(wake_at, deadline)
-            active.append((last_id, new.queue, new.task, new.priority, first, new.version, deadline))
-        run_id, task, nonce = known[new.execution_id]
-        if task != new.task:
+    news = Newcomers(tx, [new.execution_id for new in starts])
+    answers = [news.add(new) for new in starts]
+    for new, answer in zip(starts, answers, strict=True):
+        if answer.task != new.task:
             raise ExecutionAlreadyExists(
-                f"execution {new.execution_id!r} exists already, for task {task!r} and not for {new.task!r}"
+                f"execution {new.execution_id!r} exists already, for task {answer.task!r} and not for {new.task!r}"
             )
-        answers.append(Started(new.execution_id, run_id, task, created or (nonce is not None and nonce == new.nonce)))
-    if runs:
-        _INSERT_RUNS.execute(tx.db, runs)
-        _INSERT_ACTIVE.execute(tx.db, active)
-        tx.happened.ready = True
+    news.store()
     return answers
+
+
+class Newcomers:
+    """Executions that are to be stored in this transaction, all at once."""
+
+    def __init__(self, tx: Transaction, execution_ids: Iterable[str]) -> None:
+        self._tx = tx
+        self._now = tx.clock.now()
+        # Two starts of one id, by any process, race here: the write lock is held, so what this read does not find is not
+        # there before the insert either.
+        ids = as_json(dict.fromkeys(execution_ids))
+        self._last_id, existing = tx.db.execute(_EXISTING, (ids,)).fetchone()
+        self._known = {name: (run_id, task, nonce) for name, run_id, task, nonce in _decode_existing(existing)}
+        self._runs: list[tuple[object, ...]] = []
+        self._active: list[tuple[object, ...]] = []
+
+    def add(self, new: Start, call: Call | None = None) -> Started:
+        """Take ``new`` up, unless its id exists."""
+        created = new.execution_id not in self._known
+        if created:
+            self._last_id += 1
+            self._known[new.execution_id] = (self._last_id, new.task, None)
+            self._add(self._last_id, new, call)
+        run_id, task, nonce = self._known[new.execution_id]
+        return Started(new.execution_id, run_id, task, created or (nonce is not None and nonce == new.nonce))
+
+    def _add(self, run_id: int, new: Start, call: Call | None) -> None:
+        wake_at = new.wake_at if new.wake_at is not None else later(self._now, new.delay or 0)
+        limits = [] if new.timeout is None else [later(wake_at, new.timeout)]
+        if new.deadline is not None:
+            limits.append(new.deadline)
+        deadline = min(limits, default=None)
+        self._runs.append(
+            (
+                run_id,
+                new.execution_id,
+                FIRST_RUN,
+                new.task,
+                new.queue,
+                new.priority,
+                self._now,
+                mapping_as_json(new.tags),
+                new.input,
+                new.nonce or None,
+                None if call is None else call.run_id,
+            )
+        )
+        first = wake_at if deadline is None else min(wake_at, deadline)
+        parent = (call.run_id, call.name, call.ordinal) if call is not None and call.awaited else (None, None, None)
+        self._active.append((run_id, new.queue, new.task, new.priority, first, new.version, deadline, *parent))
+
+    def store(self) -> None:
+        """Write what was taken up."""
+        if self._runs:
+            _INSERT_RUNS.execute(self._tx.db, self._runs)
+            _INSERT_ACTIVE.execute(self._tx.db, self._active)
+            self._tx.happened.ready = True

@@ -81,6 +81,43 @@ class Counted(TaskHandler[int, int]):
         return number
 
 
+class Brood(TaskHandler[int, int]):
+    """``data`` children at once, each :class:`Counted` with two steps; their ids are this one's with a number."""
+
+    name = "brood"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        own = ctx.execution_id
+        children = (ctx.run_child(f"child-{n}", "counted", 2, f"{own}-{n}") for n in range(data))
+        return sum(await asyncio.gather(*children))
+
+
+class Retreat(TaskHandler[int, int]):
+    """``data`` steps and then a failure that takes them back; leaves lines ``step ID N PID`` and ``undo ID N PID``."""
+
+    name = "retreat"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        async with ctx.saga():
+            for number in range(data):
+                await ctx.step(f"step-{number}", self.leave, "step", number, undo=self.take_back)
+            raise RuntimeError("no further")
+
+    async def take_back(self, number: int) -> None:
+        await self.leave("undo", number)
+
+    async def leave(self, word: str, number: int) -> int:
+        self.place.write(word, context().execution_id, number)
+        await asyncio.sleep(0.002)
+        return number
+
+
 class Gated(TaskHandler[None, int]):
     """A step that waits for the gate of its execution (``ID``) or of its process (``ID-PID``), between two quick ones."""
 
@@ -273,7 +310,7 @@ def _micros() -> int:
 def registry(place: Place) -> TaskRegistry:
     """Every handler of this module."""
     tasks = TaskRegistry()
-    for handler in (Counted, Gated, Stuck, Blocking, Waiting, Napping, Mixed, Booking):
+    for handler in (Counted, Brood, Retreat, Gated, Stuck, Blocking, Waiting, Napping, Mixed, Booking):
         tasks.register(handler(place))
     return tasks
 

@@ -17,7 +17,7 @@ import pytest
 from msgspec import Struct
 
 from tests.behaviour.programs import Counted, Gated, Napping, Place, Waiting, registry, until
-from tests.behaviour.world import REPLAY, World
+from tests.behaviour.world import REPLAY, STORE, World
 from zart_core import (
     BackendUnavailable,
     DurableScheduler,
@@ -141,6 +141,37 @@ class Cancelled(Steps):
         return 0
 
 
+class Compensating(Steps):
+    name = "compensating"
+
+    async def run(self, ctx: TaskContext, data: str) -> int:
+        async with ctx.saga():
+            await ctx.step("a", self.note, "a", undo=self.take_back)
+            await ctx.step("b", self.note, "b", undo=self.take_back)
+            raise ValueError("no")
+
+    async def take_back(self) -> None:
+        await self.note(str(context().step_name))
+
+
+class Leaf(Steps):
+    name = "leaf"
+
+    async def run(self, ctx: TaskContext, data: str) -> int:
+        return await ctx.step("leaf", self.note, "leaf")
+
+
+class Branching(Steps):
+    name = "branching"
+
+    async def run(self, ctx: TaskContext, data: str) -> int:
+        own = ctx.execution_id
+        pair = asyncio.gather(*(ctx.run_child(f"c{n}", Leaf, "", f"{own} c{n}") for n in range(2)))
+        total = sum(await pair)
+        await ctx.start_child("d", Leaf, "", f"{own} d")
+        return total + await ctx.run_child("c2", Leaf, "", f"{own} c2") + await ctx.step("s", self.note, "s")
+
+
 class Scenario(Struct, frozen=True):
     """One life of an execution: what is done to it, and how it must end whatever the store does."""
 
@@ -159,12 +190,32 @@ async def offers(world: World, handle: ExecutionHandle[Any]) -> None:
     await handle.offer_event("word", "two")
 
 
+async def ends_of_children(world: World, handle: ExecutionHandle[Any]) -> None:
+    """The detached child is waited for by nobody else."""
+    await until(lambda: world.ledger.count(f"{handle.execution_id} d leaf"))
+
+
 async def cancels(world: World, handle: ExecutionHandle[Any]) -> None:
     await until(lambda: world.ledger.count(f"{handle.execution_id} a"))
     assert await handle.cancel(reason="changed my mind") is True
 
 
 SCENARIOS = {
+    "saga": Scenario(
+        Compensating,
+        "failed",
+        None,
+        ("a", "b", "undo:a", "undo:b"),
+        tuple((name, "completed", 1) for name in ("a", "b", "undo:a", "undo:b")),
+    ),
+    "children": Scenario(
+        Branching,
+        "completed",
+        4,
+        ("c0", "c1", "c2", "d", "s"),
+        (*((name, "completed", 0) for name in ("c0", "c1", "c2", "d")), ("s", "completed", 1)),
+        ends_of_children,
+    ),
     "steps": Scenario(
         Steps,
         "completed",
@@ -205,6 +256,8 @@ SCENARIOS = {
     ),
 }
 SWEPT = {
+    "saga": ("claim", "flush"),
+    "children": ("claim", "flush", "signals"),
     "steps": ("start", "claim", "flush", "signals", "reap", "settled", "deregister"),
     "sleep": ("claim", "flush"),
     "event": ("offer_event", "claim", "flush", "signals"),
@@ -217,11 +270,18 @@ ALWAYS_CALLED = ("start", "claim", "flush", "offer_event", "cancel", "settled", 
 
 
 @pytest.mark.parametrize(
-    ("scenario", "method"), [(scenario, method) for scenario, methods in SWEPT.items() for method in methods]
+    ("scenario", "method"),
+    # Children are not available on Postgres yet.
+    [
+        (scenario, method)
+        for scenario, methods in SWEPT.items()
+        for method in methods
+        if scenario != "children" or STORE == "sqlite"
+    ],
 )
 async def test_an_execution_ends_as_if_no_call_had_failed(world: World, scenario: str, method: str) -> None:  # B61
     life = SCENARIOS[scenario]
-    world.register(life.handler(world))
+    world.register(life.handler(world), Leaf(world))
     cases: list[tuple[Moment, int]] = [
         (moment, number) for moment in ("before", "after") for number in range(1, DEPTH.get(method, 3) + 1)
     ]
@@ -261,6 +321,7 @@ async def _live(world: World, life: Scenario, method: str, moment: Moment, numbe
 async def test_executions_end_right_on_a_store_that_fails_all_the_time(world: World) -> None:  # B61
     for life in SCENARIOS.values():
         world.register(life.handler(world))
+    world.register(Leaf(world))
     plan = FaultPlan(
         fail("*", rate=0.1),
         fail("*", rate=0.1, moment="after"),
@@ -269,7 +330,9 @@ async def test_executions_end_right_on_a_store_that_fails_all_the_time(world: Wo
         seed=61,
     )
     faulty = FaultyScheduler(world.scheduler, plan)
-    lives = [life for life in SCENARIOS.values() for _ in range(8)]
+    # Children are not available on Postgres yet.
+    named = [life for name, life in SCENARIOS.items() if name != "children" or STORE == "sqlite"]
+    lives = [life for life in named for _ in range(8)]
 
     async def live(number: int, life: Scenario) -> None:
         name = f"e{number}"

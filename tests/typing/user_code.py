@@ -9,6 +9,7 @@ from typing import Any, assert_type
 
 from msgspec import Struct
 
+import zart_core
 from zart_core import (
     BusinessErr,
     DurableScheduler,
@@ -23,7 +24,11 @@ from zart_core import (
     TaskRegistry,
     ZartErr,
     connect,
+    zart_durable,
+    zart_step,
 )
+from zart_core import sleep as durable_sleep
+from zart_core import step as durable_step
 
 
 class Connection:
@@ -94,6 +99,50 @@ class Checkout(TaskHandler[Order, Receipt]):
         return len(text) * times
 
 
+@zart_step("charge-{order_id}", retry="exponential(3, 2s)", timeout="30s")
+async def charge_card(order_id: str, amount: int, *, currency: str = "EUR") -> Receipt:
+    return Receipt(f"{order_id}{amount}{currency}")
+
+
+@zart_step("count-{text}")
+def count(text: str) -> int:
+    return len(text)
+
+
+@zart_durable("checkout-function", timeout="10m")
+async def checkout(data: Order) -> Receipt:
+    assert_type(await charge_card(data.order_id, data.amount, currency="USD"), Receipt)
+    assert_type(await charge_card(data.order_id, 2).named("again"), Receipt)
+    assert_type(await count("a"), int)
+    await durable_sleep("settle", "60s")
+    assert_type(await durable_step("free", count.fn, "a"), Any)
+    assert_type(await zart_core.outcome("free-outcome", count, "a"), Ok[int] | BusinessErr[BaseException] | ZartErr)
+    return Receipt("1")
+
+
+@zart_durable("with-context")
+async def with_context(ctx: TaskContext, data: Order) -> int:
+    assert_type(await ctx.step("renamed", charge_card, data.order_id, 1), Receipt)
+    async with ctx.saga():
+        await ctx.step("undoable", count, "a", undo=count)
+    assert_type(ctx.patched("marker"), bool)
+    assert_type(await ctx.run_child("child", Checkout, data), Receipt)
+    assert_type(await ctx.run_child("function", checkout, data, "an-id"), Receipt)
+    assert_type(await ctx.run_child("by-name", "checkout", {"order_id": "1"}), Any)
+    assert_type(await ctx.start_child("detached", Checkout, data), str)
+    return 1
+
+
+class Shop:
+    @zart_step("sell-{item}")
+    async def sell(self, item: str) -> Receipt:
+        return Receipt(item)
+
+
+async def sell(shop: Shop) -> None:
+    assert_type(await shop.sell("apple"), Receipt)
+
+
 async def use() -> Receipt:
     registry = TaskRegistry()
     registry.register(Checkout())
@@ -111,6 +160,9 @@ async def use() -> Receipt:
         await durable.offer_event("4", "approval", tx=db)
     assert_type(await durable.start("checkout", {"order_id": "3"}), ExecutionHandle[Any])
     assert_type(await durable.handle("1").result(), Any)
+    registry.register(checkout)
+    assert_type(await durable.start_and_wait(checkout, Order("4", 2)), Receipt)
+    assert_type(await durable.start(with_context, Order("5", 2)), ExecutionHandle[int])
     assert_type(await durable.wait("1"), Execution)
     assert_type((await durable.history("1")).steps, list[Step])
     return await handle.result(timeout="60s")

@@ -23,6 +23,9 @@ from zart_core import (
     Worker,
     WorkerConfig,
     connect,
+    run_child,
+    zart_durable,
+    zart_step,
 )
 
 
@@ -108,6 +111,26 @@ class OtherOutput(TaskHandler[Order, Receipt]):
         return data
 
 
+@zart_step("count-{text}")
+def count(text: str) -> int:
+    return len(text)
+
+
+@zart_durable("function")
+async def function(data: Order) -> Receipt:
+    count(1)  # type: ignore[arg-type]
+    count("a", 2)  # type: ignore[call-arg]
+    text: str = await count("a")  # type: ignore[assignment]
+    text = await count("a").named("b")  # type: ignore[assignment]
+    count("a").named(2)  # type: ignore[arg-type]
+    await run_child("child", function, "order 1")  # type: ignore[misc]
+    await run_child("child", Checkout)  # type: ignore[call-overload]
+    return Receipt(text)
+
+
+zart_step("x", retries=3)  # type: ignore[call-arg]
+
+
 class Idle(TaskHandler[Order, Receipt]):
     name = "idle"
 
@@ -131,6 +154,7 @@ async def use(durable: DurableScheduler, registry: TaskRegistry) -> None:
     number: int = await durable.handle("1", Checkout).result()  # type: ignore[assignment]
     (await handle.status()).finished_at.isoformat()  # type: ignore[union-attr]
     await durable.list(status="done")  # type: ignore[arg-type]
+    await durable.start(function, "order 1")  # type: ignore[misc]
     # Running.
     DurableScheduler("sqlite://")  # type: ignore[arg-type]
     Worker(registry, connect("sqlite://"))  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from zart_core.duration import later
 from zart_core.errors import BackendUnavailable, LeaseLost
 from zart_core.records import (
     AttemptFact,
+    ChildFact,
     DetailsFact,
     FinishFact,
     Flush,
@@ -72,6 +73,10 @@ class Journal:
 
     def step(self, fact: StepFact) -> Durable:
         self._pending.steps.append(fact)
+        return self._expect(fact.run_id)
+
+    def child(self, fact: ChildFact) -> Durable:
+        self._pending.children.append(fact)
         return self._expect(fact.run_id)
 
     def failed_attempt(self, attempt: AttemptFact, step: StepFact | None = None) -> Durable:

@@ -148,13 +148,13 @@ class Life:
         )
 
     async def _retry(self, failure: ExecutionFailure) -> None:
-        """Begin the handler's next attempt: completed steps are kept, failed ones will run again."""
+        """Begin the handler's next attempt: completed steps are kept, failed and undone ones will run again."""
         run = self.run
         now = run.clock.now()
         error = failures.encode_info(failure.error)
         attempt = AttemptRow("", 0, run.attempt + 1, self._pass_began, now, error, run.services.worker_id, run.attempt)
         run.attempt += 1
-        retry = RetryFact(run.run_id, run.epoch, run.attempt)
+        retry = RetryFact(run.run_id, run.epoch, run.attempt, run.replay.undone())
         await run.durable(run.journal.retry(retry, AttemptFact(run.run_id, run.epoch, attempt)))
         logger.info("execution %r: attempt %d of the handler failed, trying again", run.execution_id, run.attempt)
         run.begin_again()

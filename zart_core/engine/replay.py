@@ -14,18 +14,25 @@ Site = tuple[CodeType, int]
 FAILURE_ORDINAL = -32_768
 """The row of this ordinal marks that on_failure has begun; it holds the failure. Ordinals below zero are on_failure's own."""
 FAILURE_NAME = "on_failure"
+UNDO = "undo:"
+"""The undo of step ``charge`` is recorded under ``undo:charge``."""
+
+Key = tuple[str, int]
+"""A row's name and ordinal."""
 
 
 class Replay:
     """The recorded rows of one run. Identity is (name, ordinal), never position, so code may change around steps."""
 
-    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id")
+    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id", "open_children")
 
     def __init__(self, execution_id: str, rows: Iterable[StepRow]) -> None:
         self.execution_id = execution_id
         self._rows = {(row.name, row.ordinal): row for row in rows}
         self._unmet = sum(1 for row in self._rows.values() if row.ordinal != FAILURE_ORDINAL)
-        self._used: dict[tuple[str, int], tuple[str, Site]] = {}
+        self.open_children = sum(map(_is_open_child, self._rows.values()))
+        """Awaited children that have not ended, as far as is known here."""
+        self._used: dict[Key, tuple[str, Site]] = {}
         self._waits: dict[str, int] = {}
 
     @property
@@ -69,7 +76,28 @@ class Replay:
 
     def keep(self, row: StepRow) -> None:
         """Remember what has just been recorded, for a pass that starts again in this worker."""
-        self._rows[row.name, row.ordinal] = row
+        key = row.name, row.ordinal
+        self.open_children += _is_open_child(row) - _is_open_child(self._rows.get(key))
+        self._rows[key] = row
+
+    def undone(self) -> tuple[Key, ...]:
+        """The steps whose undo has completed, and these undos: in the handler's next attempt they have not happened."""
+        keys: list[Key] = []
+        for (name, ordinal), row in self._rows.items():
+            if row.kind == "undo" and row.status == "completed" and ordinal >= 0:
+                keys += [(name.removeprefix(UNDO), ordinal), (name, ordinal)]
+        return tuple(keys)
+
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Forget rows."""
+        for key in keys:
+            self._rows.pop(key, None)
+
+    def ahead(self, *, compensating: bool) -> bool:
+        """Whether anything is recorded that this pass has not met, by this half of the handler (run, or on_failure)."""
+        return any(
+            key not in self._used and key[1] != FAILURE_ORDINAL and (key[1] < 0) == compensating for key in self._rows
+        )
 
     def rewind(self, *, drop_failed: bool) -> None:
         """Begin another pass. ``drop_failed``: failed steps will run again (the handler is retried)."""
@@ -82,6 +110,10 @@ class Replay:
     def get(self, name: str, ordinal: int) -> StepRow | None:
         """A row by its key, without meeting it."""
         return self._rows.get((name, ordinal))
+
+
+def _is_open_child(row: StepRow | None) -> bool:
+    return row is not None and row.kind == "child" and row.status == "pending"
 
 
 def _where(site: Site) -> str:

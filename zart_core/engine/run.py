@@ -8,9 +8,10 @@ run waits for has happened already; then nothing was unwound and the run simply 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
@@ -22,7 +23,7 @@ from zart_core.engine.halt import Abandoned, Halt, Suspended
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import DONE, LOST, Durable, Journal
 from zart_core.engine.lease import Lease
-from zart_core.engine.replay import Replay, Site
+from zart_core.engine.replay import UNDO, Key, Replay, Site
 from zart_core.engine.timer import Timer
 from zart_core.errors import (
     DeadlineExceeded,
@@ -106,9 +107,27 @@ class Services:
 class Parked:
     """A call that waits in memory."""
 
-    __slots__ = ("due", "future", "hold", "name", "on_signal", "timer", "wake_at")
+    __slots__ = (
+        "_run",
+        "children",
+        "due",
+        "future",
+        "hold",
+        "name",
+        "needed",
+        "on_signal",
+        "timer",
+        "wake_at",
+        "woken",
+    )
 
-    def __init__(self, name: str, wake_at: int | None, on_signal: bool, hold: bool) -> None:
+    def __init__(self, run: Run, name: str, wake_at: int | None, on_signal: bool, hold: bool) -> None:
+        self._run = run
+        self.woken = False
+        self.children: set[Key] = set()
+        """The calls of open children that it waits for …"""
+        self.needed = 0
+        """… and how many of them have to end."""
         self.name = name
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.wake_at = wake_at
@@ -117,19 +136,33 @@ class Parked:
         self.due = False
         self.timer: Timer | None = None
 
+    def ended(self, child: Key) -> None:
+        """A child has ended. Wakes the call when that was the last it needs."""
+        if child in self.children:
+            self.children.remove(child)
+            self.needed -= 1
+            if self.needed <= 0:
+                self.wake()
+
     def wake(self) -> None:
         if not self.future.done():
             self.future.set_result(None)
+            self._mark()
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+            self._mark()
+
+    def _mark(self) -> None:
+        self.woken = True
+        self._run.woken += 1
 
 
 class Run:
     """Drives one claimed run until it finishes, is suspended, or is lost."""
 
-    def __init__(self, claimed: ClaimedRun, body: Body, services: Services) -> None:
+    def __init__(self, claimed: ClaimedRun, body: Body, services: Services) -> None:  # noqa: PLR0915 - all of its state, in one place
         self.claimed = claimed
         self.run_id = claimed.run_id
         self.epoch = claimed.epoch
@@ -170,7 +203,13 @@ class Run:
         self._calls = 0
         self.bodies = 0
         """Step bodies that run now."""
+        self.undoable = 0
+        """Finished steps of open sagas that have an undo: a cancellation has to run the handler for them."""
+        self._undoing: set[str] = set()  # the names of undos under way: they run whatever ended the handler
         self._parked: set[Parked] = set()
+        self.woken = 0
+        """Parked calls that have been woken and have not run yet."""
+        self._awaiting: dict[Key, set[Parked]] = {}  # parked calls by the children that they wait for
         self._suspending: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._stale = False  # a suspension was refused for a signal that is not here yet
@@ -243,7 +282,8 @@ class Run:
         return self.halt or Abandoned(self.execution_id)
 
     def begin_again(self) -> None:
-        """The handler has failed and gets another attempt: completed steps are kept, failed ones will run again."""
+        """The handler has failed and gets another attempt: completed steps are kept, failed and undone ones will run again."""
+        self.replay.drop(self.replay.undone())
         self.replay.rewind(drop_failed=True)
         current_execution.set(self.info())
 
@@ -289,7 +329,8 @@ class Run:
     def meet(self, name: str, ordinal: int, kind: StepKind, site: Site) -> StepRow | None:
         """The first thing every call does: may it be made at all, and what is recorded of it?"""
         self.check()
-        if type(name) is not str or not name.isprintable() or not 0 < len(name) <= 200 or name.isspace():
+        longest = 200 if kind != "undo" else 200 + len(UNDO)
+        if type(name) is not str or not name.isprintable() or not 0 < len(name) <= longest or name.isspace():
             raise self.bad_name(name, kind)
         return self.replay.meet(name, ordinal, kind, site)
 
@@ -354,7 +395,7 @@ class Run:
             return self.halt
         if self._ending:
             return Abandoned(self.execution_id)
-        if self.compensating:
+        if self.compensating or name in self._undoing:
             return None
         if self.cancelled:
             return self.cancel_error()
@@ -362,9 +403,11 @@ class Run:
 
     def _interrupt(self) -> None:
         """Let parked calls raise what has ended this pass. While a suspension is under way its answer decides first."""
-        if self._suspending is None and self._reason_known and self._over(None) is not None:
+        if self._suspending is None and self._reason_known:
             for parked in list(self._parked):
-                parked.fail(self._over(parked.name) or Abandoned())
+                error = self._over(parked.name)
+                if error is not None:
+                    parked.fail(error)
 
     def enter(self) -> None:
         """A call begins that is not answered from the history."""
@@ -384,6 +427,30 @@ class Run:
         quiet, self._quiet = self._quiet, None
         if quiet is not None and not quiet.done():
             quiet.set_result(None)
+
+    @property
+    def over(self) -> BaseException | None:
+        """What has ended the handler (a cancellation, its deadline, a halt), if anything has; undos run all the same."""
+        return self._over(None)
+
+    @property
+    def shutting_down(self) -> bool:
+        """Whether the event loop is being shut down around the run: then nothing new may begin, undos included."""
+        return self.root is not None and self.root.cancelling() > 0 and not self.overdue
+
+    @contextlib.contextmanager
+    def undoing(self, name: str) -> Generator[None]:
+        """While the block runs, the undo ``name`` may run, wait and be suspended although the handler has ended."""
+        self._undoing.add(name)
+        try:
+            yield
+        finally:
+            self._undoing.discard(name)
+
+    @property
+    def _unwinding(self) -> bool:
+        """Whether what ended the handler is being dealt with: it does not bound or refuse a suspension any more."""
+        return self.compensating or (bool(self._undoing) and (self.cancelled or self.overdue))
 
     async def record(self, row: StepRow) -> None:
         """Make a call's row durable. Raises ``Halt`` when the run is not this worker's any more."""
@@ -408,11 +475,18 @@ class Run:
 
     async def park(self, name: str, *, wake_at: int | None, on_signal: bool = False) -> None:
         """Wait in memory until ``wake_at``, or until a signal comes; the run may be suspended meanwhile. ``name``: the call's."""
-        await self._park(Parked(name, wake_at, on_signal, hold=False))
+        await self._park(Parked(self, name, wake_at, on_signal, hold=False))
+
+    async def park_for_children(self, name: str, children: Iterable[Key], needed: int) -> None:
+        """Wait in memory until ``needed`` of these calls' children have ended; the run may be suspended meanwhile."""
+        parked = Parked(self, name, None, on_signal=False, hold=False)
+        parked.children = set(children)
+        parked.needed = needed
+        await self._park(parked)
 
     async def hold(self, name: str) -> None:
         """Wait for the run to be suspended and claimed anew: this pass goes no further."""
-        await self._park(Parked(name, None, on_signal=False, hold=True))
+        await self._park(Parked(self, name, None, on_signal=False, hold=True))
 
     async def _park(self, parked: Parked) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
@@ -420,7 +494,13 @@ class Run:
         error = self._over(parked.name)
         if error is not None:
             raise error
+        keys = tuple(parked.children)
         self._parked.add(parked)
+        for key in list(parked.children):
+            self._awaiting.setdefault(key, set()).add(parked)
+            child = self.replay.get(*key)
+            if child is not None and child.status != "pending":
+                parked.ended(key)  # while the lines above waited
         if parked.wake_at is not None:
             parked.timer = Timer(self.clock, parked.wake_at, functools.partial(self._due, parked))
         self._look()
@@ -428,6 +508,13 @@ class Run:
             await parked.future
         finally:
             self._parked.discard(parked)
+            self.woken -= parked.woken
+            for key in keys:
+                waiting = self._awaiting.get(key)
+                if waiting is not None:
+                    waiting.discard(parked)
+                    if not waiting:
+                        del self._awaiting[key]
             if parked.timer is not None:
                 parked.timer.cancel()
             self._no_longer_idle()
@@ -450,6 +537,7 @@ class Run:
             and len(self._parked) == self._calls
             and self._suspending is None
             and self.halt is None
+            and not self.woken  # quick, where thousands are parked; what is left are tasks that were cancelled
             and not any(parked.future.done() for parked in self._parked)
         )
 
@@ -498,7 +586,8 @@ class Run:
         wake_at = self._wake_at()
         if wake_at is not None and wake_at - self.clock.now() <= self.services.linger:
             return False
-        return self.services.signal_linger <= 0 or not any(parked.on_signal for parked in self._parked)
+        awaits_news = any(parked.on_signal or parked.children for parked in self._parked)
+        return self.services.signal_linger <= 0 or not awaits_news
 
     def _linger_over(self) -> None:
         self._linger = None
@@ -523,21 +612,24 @@ class Run:
 
     def _suspend(self) -> None:
         deadline = self.claimed.deadline
-        if deadline is not None and not self.compensating and deadline <= self.clock.now():
+        if deadline is not None and not (self.compensating or self.overdue) and deadline <= self.clock.now():
             self.deadline_passed()  # its timer is about to say so
             return
         self._no_longer_idle()
         self._suspending = self.loop.create_future()
         self.gated = True
+        needed = [parked.needed for parked in self._parked if parked.children]
         fact = SuspendFact(
             self.run_id,
             self.epoch,
             self._wake_at(),
             on_signal=any(parked.on_signal for parked in self._parked),
-            on_children=False,
+            on_children=bool(needed),
             seen=self.seen,
-            cleanup=self.body.handles_failure,
-            compensating=self.compensating,
+            cleanup=self.body.handles_failure or self.undoable > 0 or bool(self._undoing),
+            compensating=self._unwinding,
+            # Whichever children end: before so many have, no call has what it needs. Woken for others than its own, it waits on.
+            children_left=max(0, self.replay.open_children - min(needed)) if needed else 0,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
 
@@ -587,8 +679,12 @@ class Run:
             self.seen = signals.signal_seq
             self.inbox.add(signals.events)
             for parked in list(self._parked):
-                if parked.on_signal:
+                if parked.on_signal and signals.events:
                     parked.wake()  # it looks whether the event is for it, and parks again if not
+            for row in signals.children:
+                self.replay.keep(row)
+                for parked in self._awaiting.get((row.name, row.ordinal), ()):
+                    parked.ended((row.name, row.ordinal))
         if signals.cancel_requested:
             self.cancel(signals.cancel_reason)
         self._caught_up()
@@ -648,6 +744,9 @@ class Run:
 
     def _expel(self) -> None:
         """Cancel the task of a handler that goes on after its end."""
+        if self._undoing:
+            self.loop.call_later(1.0, self._expel)
+            return
         if (
             not self._closed
             and not self._ending

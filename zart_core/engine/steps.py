@@ -47,6 +47,7 @@ class StepOptions(Struct, frozen=True):
     scope: Literal["global", "per_attempt"] = "global"
     returns: Any = None
     at_most_once: bool = False
+    kind: Literal["step", "undo"] = "step"
 
 
 PLAIN: Final = StepOptions()
@@ -60,7 +61,7 @@ async def run_step(
     On return the row is durable. Raises what ends the execution (``Halt``, a cancellation, its deadline), and the errors of
     wrong use.
     """
-    row = run.meet(name, run.own(0), "step", site)
+    row = run.meet(name, run.own(0), options.kind, site)
     if row is None or row.status == "pending":
         run.enter()
         try:
@@ -161,8 +162,9 @@ class _Attempts:
         if options.timeout is not None and options.scope == "global" and self.deadline is None:
             # One deadline over all attempts, kept over restarts.
             self.deadline = later(self.run.clock.latest(), options.timeout)
-        elif not options.at_most_once:
+        elif not options.at_most_once and (options.kind != "undo" or self.row is not None):
             return
+        # An undo's row says from its begin that compensation is on: no later pass may take another way.
         # For at_most_once whoever finds the row must see that this attempt has begun: without a wake_at, unlike a back-off's.
         await self.run.record(self._row("pending"))
 
@@ -179,7 +181,7 @@ class _Attempts:
         return StepRow(
             self.name,
             self.ordinal,
-            "step",
+            self.options.kind,
             "completed",
             self.attempts + 1,
             self.first_started,
@@ -280,7 +282,7 @@ class _Attempts:
         return StepRow(
             self.name,
             self.ordinal,
-            "step",
+            self.options.kind,
             status,
             self.attempts,
             self.first_started,
@@ -360,7 +362,7 @@ class _Attempts:
         until = self.deadline
         if options.timeout is not None and options.scope == "per_attempt":
             until = later(run.clock.latest(), options.timeout)
-        overall = None if run.compensating else run.claimed.deadline
+        overall = None if run.compensating or options.kind == "undo" else run.claimed.deadline
         if overall is not None and (until is None or overall < until):
             return overall, "deadline"
         return (0, None) if until is None else (until, "timed_out")

@@ -31,9 +31,9 @@ _SWEEP: Final = 2.0
 
 
 class Bodies(Protocol):
-    """Bodies by task name."""
+    """Bodies by task name and version."""
 
-    def body(self, task: str) -> Body: ...
+    def body(self, task: str, version: str | None = None) -> Body: ...
 
 
 class TenureOptions(Struct, frozen=True, kw_only=True):
@@ -213,7 +213,7 @@ class Tenure:
         self.wakeups.forget_strays()
 
     def _begin(self, claimed: ClaimedRun) -> None:
-        run = Run(claimed, self._bodies.body(claimed.task), self._services)
+        run = Run(claimed, self._bodies.body(claimed.task, claimed.version), self._services)
         key = (run.run_id, run.epoch)
         self.runs[key] = run
         self._begun += 1

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from zart_core.payload import return_type
-from zart_core.records import PublishFact, StepRow
+from zart_core.records import PublishFact, StepFact, StepRow
 
 if TYPE_CHECKING:
     from zart_core.engine.replay import Site
     from zart_core.engine.run import Run
+
+_YES: Final = b"true"
+_NO: Final = b"false"
 
 
 async def capture(run: Run, site: Site, name: str, fn: Callable[[], Any], returns: Any) -> Any:
@@ -42,6 +45,41 @@ async def capture(run: Run, site: Site, name: str, fn: Callable[[], Any], return
         await run.record(row)
         await run.settled(row)
         return value
+    finally:
+        run.leave()
+
+
+def patched(run: Run, site: Site, marker: str) -> bool:
+    """Whether this run goes the way of the code that has ``marker``; decided once, when a pass first comes here, and stored.
+
+    A run that has recorded anything that this pass has not met got here with the code of before: it goes on with that.
+    """
+    row = run.meet(marker, run.own(0), "patch", site)
+    if row is not None:
+        return row.output != _NO
+    ended = run.over
+    if ended is not None:
+        raise ended
+    run.enter()
+    try:
+        new = not run.replay.ahead(compensating=run.compensating)
+        now = run.clock.now()
+        row = StepRow(
+            marker,
+            run.own(0),
+            "patch",
+            "completed",
+            0,
+            now,
+            now,
+            output=_YES if new else _NO,
+            worker_id=run.services.worker_id,
+        )
+        # Not awaited: facts are written in the order in which they are appended, so nothing that follows from the decision
+        # can become durable without it.
+        run.journal.step(StepFact(run.run_id, run.epoch, row))
+        run.replay.keep(row)
+        return new
     finally:
         run.leave()
 

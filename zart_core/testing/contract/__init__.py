@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from zart_core.testing.contract.bench import Backend
 from zart_core.testing.contract.cancel import CancelContract
+from zart_core.testing.contract.children import ChildContract
 from zart_core.testing.contract.claim import ClaimContract
 from zart_core.testing.contract.crowds import CrowdContract
 from zart_core.testing.contract.deadlines import DeadlineContract
@@ -71,6 +72,7 @@ class SchedulerContract(
     SuspendContract,
     TransactContract,
     SignalContract,
+    ChildContract,
     CancelContract,
     LeaseContract,
     QuarantineContract,

@@ -241,6 +241,18 @@ class FlushContract(Contract):
         assert other.execution.attempt == 0
 
     @on_bench
+    async def test_a_retry_drops_the_rows_it_names(self, bench: Bench) -> None:
+        hand, a = await bench.running("a")
+        _, b = await bench.running("b", hand)
+        for run in (a, b):
+            await hand.record(completed(run, "x"), completed(run, "undo:x"), completed(run, "y"))
+        again = hand.gather(retry(a, 1, ("x", 0), ("undo:x", 0), ("y", 1), ("z", 0)))
+        for _ in range(2):  # a repeated flush changes nothing more
+            assert await bench.scheduler.flush(again) == Flushed()
+        assert [row.name for row in (await bench.history("a")).steps] == ["y"]
+        assert [row.name for row in (await bench.history("b")).steps] == ["x", "undo:x", "y"]
+
+    @on_bench
     async def test_facts_take_effect_in_the_order_of_the_fields(self, bench: Bench) -> None:
         hand, run = await bench.running("a")
         await hand.record(

@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 from zart_core.records import (
     AttemptFact,
     AttemptRow,
+    ChildFact,
     Claim,
     Claimed,
     ClaimedRun,
@@ -18,6 +19,7 @@ from zart_core.records import (
     PublishFact,
     RetryFact,
     Signals,
+    Start,
     StepFact,
     StepKey,
     StepKind,
@@ -32,7 +34,7 @@ from zart_core.scheduler import Scheduler
 TASK: Final = TaskOffer("task", "1", None)
 """The task of every execution and worker that does not say otherwise."""
 
-Fact = StepFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | SuspendFact
+Fact = StepFact | ChildFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | SuspendFact
 FactT = TypeVar("FactT", bound=Fact)
 
 
@@ -99,6 +101,7 @@ class Hand:
         return Flush(
             worker_id=self.worker_id,
             steps=_only(StepFact, facts),
+            children=_only(ChildFact, facts),
             attempts=_only(AttemptFact, facts),
             details=_only(DetailsFact, facts),
             published=_only(PublishFact, facts),
@@ -199,6 +202,14 @@ def failed(run: ClaimedRun, name: str) -> StepFact:
     return step(run, step_row(name, "failed", error=b"error"))
 
 
+def child(run: ClaimedRun, name: str, start: Start, *, detached: bool = False) -> ChildFact:
+    """Start a child by the call ``name`` of ``run``."""
+    row = step_row(
+        name, kind="child", status="completed" if detached else "pending", output=b"id" if detached else None
+    )
+    return ChildFact(run.run_id, run.epoch, row, start, b"taken")
+
+
 def attempt(run: ClaimedRun, row: AttemptRow) -> AttemptFact:
     return AttemptFact(run.run_id, run.epoch, row)
 
@@ -212,8 +223,8 @@ def publish(run: ClaimedRun, key: str, value: bytes) -> PublishFact:
     return PublishFact(run.run_id, run.epoch, key, value)
 
 
-def retry(run: ClaimedRun, number: int) -> RetryFact:
-    return RetryFact(run.run_id, run.epoch, number)
+def retry(run: ClaimedRun, number: int, *drop: tuple[str, int]) -> RetryFact:
+    return RetryFact(run.run_id, run.epoch, number, drop)
 
 
 def finish(
@@ -232,6 +243,7 @@ def suspend(
     cleanup: bool = False,
     error: bytes | None = None,
     compensating: bool = False,
+    children_left: int = 0,
 ) -> SuspendFact:
     """Give ``run`` up; ``seen`` is the signal it was claimed with unless given."""
     return SuspendFact(
@@ -244,6 +256,7 @@ def suspend(
         cleanup=cleanup,
         error=error,
         compensating=compensating,
+        children_left=children_left,
     )
 
 

@@ -1,0 +1,20 @@
+"""Ids of executions: making new ones, and checking those that are given."""
+
+from __future__ import annotations
+
+import os
+import time
+
+
+def new_id() -> str:
+    """A new id: 32 hex digits, time-ordered (the layout of a UUID version 7), so that indexes grow at their end."""
+    return f"{time.time_ns() // 1_000_000:012x}7{os.urandom(10).hex()[:3]}{8 | os.urandom(1)[0] & 3:x}{os.urandom(8).hex()[:15]}"
+
+
+def check_execution_id(execution_id: object) -> str:
+    """``execution_id`` when it can be one: text of 1 to 200 printable characters, not blank."""
+    if not isinstance(execution_id, str):
+        raise TypeError(f"execution_id must be text, not {type(execution_id).__name__}")
+    if not execution_id.strip() or not execution_id.isprintable() or len(execution_id) > 200:
+        raise ValueError(f"{execution_id!r} cannot be an execution_id: ids are text of 1 to 200 printable characters")
+    return execution_id
