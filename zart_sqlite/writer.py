@@ -46,6 +46,7 @@ logger: Final = logging.getLogger("zart")
 
 _MOST_JOBS: Final = 512  # in one transaction: keeps the first of them from waiting for ever more
 _WATCH: Final = 0.05  # seconds between looks for other processes' commits, while anybody listens
+_COMPARE: Final = 0.02  # seconds between looks at the time that other processes have shown
 _REST: Final = 1.0  # seconds of idleness before the log is copied into the database
 
 # On an event loop nothing is waited for, and the log is not merged: others would have to wait for both.
@@ -118,6 +119,7 @@ class Writer:
         # Of the thread alone:
         self._version = 0
         self._look_at = 0.0
+        self._compare_at = 0.0
 
     def start(self) -> None:
         """Open the file in the thread; :attr:`opened` tells how it went."""
@@ -317,7 +319,12 @@ class Writer:
         # race between the checks of a job and its writes, with other processes as well.
         self._undo(db)  # none is open, and if one were, it would be nobody's
         self._database.patiently(lambda: db.execute("BEGIN IMMEDIATE"))
-        catch_up(db, self._clock)
+        now = time.monotonic()
+        if now >= self._compare_at or any(job.lone is None for job in jobs):
+            # Whoever renews a lease or judges others looks each time. The flushes of a busy worker need not: hundreds a second,
+            # and the statement costs as much as a row.
+            self._compare_at = now + _COMPARE
+            catch_up(db, self._clock)
         transaction = Transaction(db, self._clock, overheard=self._notices.wanted)
         for job in jobs:
             job.result, job.error = None, None
