@@ -2,8 +2,8 @@
 
 Each process has a clock of its own, which never goes back. When the system's is set back, the clocks of the processes that
 run stay ahead, and that of one which is started then would not: it would find its timers far away, and its leases would have
-passed in the eyes of the others. So the time is kept in the file by whatever renews a lease, and whoever writes looks there
-first. Clocks that are injected are left alone.
+passed in the eyes of the others. So the time is kept in the file by whatever renews a lease, and a process looks there before
+it renews or judges a lease, and every 20 ms while it only writes results. Clocks that are injected are left alone.
 """
 
 from __future__ import annotations

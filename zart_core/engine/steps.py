@@ -68,28 +68,28 @@ async def run_step(
             if run.gated or run.services.lease.lapsed:
                 await run.ready(name)
             run.replay.leave()
-            row, value = await _Attempts(run, name, fn, args, options, row).finish()
+            row, value = await Attempts(run, name, fn, args, options, row).finish()
         finally:
             run.leave()
     else:
-        value = _stored_value(run, row, fn, options)
+        value = stored_value(run, row, fn, options)
     if options.at_most_once and row.error is not None and failures.load(row.error).kind in _UNKNOWN:
         run.unrepeatable = True
     return row, value
 
 
-def _stored_value(run: Run, row: StepRow, fn: Callable[..., Any], options: StepOptions) -> Any:
+def stored_value(run: Run, row: StepRow, fn: Callable[..., Any], options: StepOptions) -> Any:
     if row.status != "completed" or row.output is None:
         return None
     what = f"the recorded result of step {row.name!r} of execution {run.execution_id!r}"
-    return run.payloads.decode(row.output, _type_of(fn, options), what=what)
+    return run.payloads.decode(row.output, type_of(fn, options), what=what)
 
 
-def _type_of(fn: Callable[..., Any], options: StepOptions) -> Any:
+def type_of(fn: Callable[..., Any], options: StepOptions) -> Any:
     return return_type(fn) if options.returns is None else options.returns
 
 
-class _Attempts:
+class Attempts:
     """One step from its first attempt here to its durable end."""
 
     __slots__ = (
@@ -171,7 +171,7 @@ class _Attempts:
     async def _completed(self, value: Any, finished: int) -> tuple[StepRow, Any]:
         run = self.run
         what = f"the result of step {self.name!r} of execution {run.execution_id!r}"
-        output, decoded = run.payloads.round_trip(value, _type_of(self.fn, self.options), what=what)
+        output, decoded = run.payloads.round_trip(value, type_of(self.fn, self.options), what=what)
         row = self._completed_row(output, finished)
         await run.record(row)
         await run.settled(row)
@@ -339,7 +339,7 @@ class _Attempts:
 
     async def _call(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
         """The body's error or value. It may also raise its error."""
-        if _is_async(fn):
+        if is_async(fn):
             return None, await fn(*self.args)
         return await self._in_thread(fn)
 
@@ -453,7 +453,7 @@ def _call(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[BaseException 
         return raised, None
 
 
-def _is_async(fn: Callable[..., Any]) -> bool:
+def is_async(fn: Callable[..., Any]) -> bool:
     code = getattr(fn, "__code__", None)
     if code is not None:
         return bool(code.co_flags & _COROUTINE)

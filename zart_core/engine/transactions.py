@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zart_core.ambient import current_step
 from zart_core.engine.halt import Halt
-from zart_core.engine.steps import StepOptions, _Attempts, _is_async, _stored_value, _type_of
+from zart_core.engine.steps import Attempts, StepOptions, is_async, stored_value, type_of
 from zart_core.errors import BackendUnavailable
 from zart_core.records import StepKey, StepRow
 
@@ -27,9 +27,9 @@ async def run_transaction(
     """:func:`~zart_core.engine.steps.run_step` for ``fn(connection, *args)``. On return both its writes and its row are durable."""
     row = run.meet(name, run.own(0), "step", site)
     if row is not None and row.status != "pending":
-        return row, _stored_value(run, row, fn, options)
+        return row, stored_value(run, row, fn, options)
     wanted = run.services.transactions
-    if _is_async(fn) != (wanted == "async"):
+    if is_async(fn) != (wanted == "async"):
         kind = "an async function" if wanted == "async" else "a plain function, not an async one"
         raise TypeError(f"transaction {name!r} of execution {run.execution_id!r} needs {kind} with this backend")
     run.enter()
@@ -42,7 +42,7 @@ async def run_transaction(
         run.leave()
 
 
-class _Transaction(_Attempts):
+class _Transaction(Attempts):
     """The attempts of one transaction. A failed one has left nothing behind but the record of its failure."""
 
     __slots__ = ("_stored",)
@@ -127,7 +127,7 @@ class _Transaction(_Attempts):
             raise info.misused
         run = self.run
         what = f"the result of transaction {self.name!r} of execution {run.execution_id!r}"
-        output, _ = run.payloads.round_trip(value, _type_of(self.fn, self.options), what=what)
+        output, _ = run.payloads.round_trip(value, type_of(self.fn, self.options), what=what)
         return self._completed_row(output, run.clock.now())
 
     async def _completed(self, value: Any, finished: int) -> tuple[StepRow, Any]:
@@ -136,7 +136,7 @@ class _Transaction(_Attempts):
         row = self._stored
         self.run.replay.keep(row)
         await self.run.settled(row)
-        return row, _stored_value(self.run, row, self.fn, self.options)
+        return row, stored_value(self.run, row, self.fn, self.options)
 
 
 def _cancellations() -> int:
