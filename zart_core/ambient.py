@@ -10,10 +10,12 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
+from msgspec import Struct
+
 from zart_core.errors import ZartError
 
 
-class ExecutionInfo:
+class ExecutionInfo(Struct, eq=False):
     """What code inside an execution may know of where it runs: see :func:`context`.
 
     ``execution_id``, ``task_name`` and ``data`` (the input) tell the execution; ``step_name`` the step (``None`` in the
@@ -21,42 +23,20 @@ class ExecutionInfo:
     retry policy allows, ``None`` where that cannot be told. ``heartbeat_details`` are the last ones of the previous attempt.
     """
 
-    __slots__ = (
-        "_beat",
-        "_key",
-        "_misuse",
-        "current_attempt",
-        "data",
-        "execution_id",
-        "heartbeat_details",
-        "max_retries",
-        "step_name",
-        "task_name",
-    )
+    execution_id: str
+    task_name: str
+    data: Any
+    step_name: str | None
+    current_attempt: int
+    max_retries: int | None
+    _key: tuple[str | int, ...]
+    heartbeat_details: Any = None
+    _beat: Callable[[Any], None] | None = None
+    _misuse: ZartError | None = None
 
-    def __init__(
-        self,
-        *,
-        execution_id: str,
-        task_name: str,
-        data: Any,
-        step_name: str | None,
-        current_attempt: int,
-        max_retries: int | None,
-        key: str,
-        heartbeat_details: Any = None,
-        beat: Callable[[Any], None] | None = None,
-    ) -> None:
-        self.execution_id = execution_id
-        self.task_name = task_name
-        self.data = data
-        self.step_name = step_name
-        self.current_attempt = current_attempt
-        self.max_retries = max_retries
-        self.heartbeat_details = heartbeat_details
-        self._key = key
-        self._beat = beat
-        self._misuse: ZartError | None = None
+    def __repr__(self) -> str:
+        step = "" if self.step_name is None else f", step {self.step_name!r}"
+        return f"<{self.task_name!r} {self.execution_id!r}{step}>"  # not the data, which may be secret
 
     def misuse(self, text: str) -> ZartError:
         """The step did what a step must not do: it fails with this error, also when its own code catches it."""
@@ -79,7 +59,8 @@ class ExecutionInfo:
 
         Give it to services that accept one: a step that is run again after a crash then has its effect once.
         """
-        return hashlib.blake2b(self._key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        key = "\x00".join(map(str, self._key))
+        return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def heartbeat(self, details: Any = None) -> None:
         """Store ``details`` (any encodable value) for the next attempt of this step. Works from a thread too; returns at once.

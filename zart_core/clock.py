@@ -45,15 +45,21 @@ class ProcessClock:
 
     def now(self) -> int:
         with self._lock:
-            return self._show(0)
+            wall = time.time_ns() // 1_000
+            if wall < self._last:
+                return self._show(wall, 0)
+            # What _show would do, for what is nearly always so: every step asks.
+            self._last = wall
+            self._read = time.monotonic_ns() // 1_000
+            return wall
 
     def catch_up(self, at: int) -> None:
         """Show at least ``at`` from now on: another process's clock has shown it."""
         with self._lock:
-            self._show(at)
+            self._show(time.time_ns() // 1_000, at)
 
-    def _show(self, least: int) -> int:
-        wall, read = time.time_ns() // 1_000, time.monotonic_ns() // 1_000
+    def _show(self, wall: int, least: int) -> int:
+        read = time.monotonic_ns() // 1_000
         if wall < self._last:
             self._last += (read - self._read) * 9 // 10
         self._last = max(self._last, wall, least)

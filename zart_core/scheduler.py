@@ -173,6 +173,14 @@ class Scheduler(Protocol):
         """
         ...
 
+    def flush_at_once(self, flush: Flush) -> bool:
+        """:meth:`flush` here and now, if that takes no waiting: whether it was done. For whoever has nobody to share a commit with.
+
+        True: all of it is durable, no run was lost, no finish or suspension refused, and no cancellation waits for any of the runs.
+        False: nothing has happened, and ``flush`` can do it. A backend that always has to wait answers False.
+        """
+        ...
+
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         """Run ``work(connection)`` in a transaction of its own, and store the row that it returns in the same commit.
 

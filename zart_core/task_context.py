@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from datetime import datetime
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from zart_core.duration import FOREVER, Duration, instant, later, micros, moment
 from zart_core.engine.children import ChildOrder, run_child, start_child
 from zart_core.engine.sagas import Saga, open_saga
-from zart_core.engine.steps import run_step
+from zart_core.engine.steps import PLAIN, run_step
 from zart_core.engine.transactions import run_transaction
 from zart_core.engine.values import capture, patched, publish
 from zart_core.engine.waits import sleep, wait_for_event
@@ -41,6 +42,8 @@ Args = TypeVarTuple("Args")
 _logger: Final = logging.getLogger("zart.execution")
 _OURS: Final = frozenset((__name__, "zart_core.calls", "zart_core.decorators"))
 """Modules whose frames are not the user's."""
+_FUNCTIONS: Final = frozenset((FunctionType, MethodType))
+"""What brings nothing along but itself."""
 
 
 class Task(Protocol[D_contra, R_co]):
@@ -236,7 +239,11 @@ class TaskContext:
     async def _step(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepKeywords
     ) -> Any:
-        row, value = await self._run_step(site, name, fn, args, options)
+        if options or type(fn) not in _FUNCTIONS:
+            row, value = await self._run_step(site, name, fn, args, options)
+        else:
+            # Nothing was said but what to run: no definition, no options, so no undo either.
+            row, value = await run_step(self._live(), site, name, fn, args, PLAIN)
         if row.error is not None:
             raise step_error(row.error, step=name, scopes=(plain_function(fn), self._scope))
         return value

@@ -254,6 +254,10 @@ class PostgresScheduler:
 
         return await self._do(work)
 
+    def flush_at_once(self, flush: Flush) -> bool:
+        """Never: the server is always waited for."""
+        return False
+
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         """``work`` gets an asyncpg connection. Its transaction is READ COMMITTED; nested ones are savepoints."""
         calls = await self._use()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -137,7 +137,6 @@ _decode_held = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 _decode_ids = msgspec.json.Decoder(list[int]).decode
 
 
-_ALL_WRITTEN: Final = Flushed()
 _SMALL: Final = 8192  # bytes; a larger row takes time of its own to be written
 
 
@@ -205,11 +204,11 @@ def is_lone(request: Flush) -> bool | None:
     return None if others or len(request.steps[0].row.output or b"") > _SMALL else True
 
 
-def flush_lone(db: sqlite3.Connection, request: Flush) -> Flushed | None:
+def flush_lone(db: sqlite3.Connection, request: Flush) -> Literal[True] | None:
     """:func:`flush` for such a request, outside a transaction. ``None``: nothing was written, ``flush`` knows why."""
     [fact] = request.steps
     values = (*_step_row(fact), fact.run_id, request.worker_id, fact.epoch)
-    return _ALL_WRITTEN if db.execute(LONE_STEP, values).rowcount == 1 else None
+    return True if db.execute(LONE_STEP, values).rowcount == 1 else None
 
 
 def step_rows(facts: Iterable[StepFact | DetailsFact]) -> list[tuple[Any, ...]]:

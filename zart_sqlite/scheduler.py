@@ -209,11 +209,15 @@ class SqliteScheduler:
 
     async def flush(self, flush: Flush) -> Flushed:
         lone = is_lone(flush)
-        if lone and self._writer is not None:
-            flushed = self._writer.run_here(flush_lone, flush)
-            if flushed is not None:
-                return flushed
+        if lone and self._flush_here(flush):
+            return Flushed()
         return await self._write(lambda tx: write_facts(tx, flush), lone=lone)
+
+    def flush_at_once(self, flush: Flush) -> bool:
+        return is_lone(flush) is True and self._flush_here(flush)
+
+    def _flush_here(self, flush: Flush) -> bool:
+        return self._writer is not None and self._writer.run_here(flush_lone, flush) is True
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         """Runs ``work`` in the writer's thread: other writes of this file wait for its end, so it had better be short."""

@@ -677,6 +677,42 @@ async def test_closing_after_a_failed_opening_leaves_nothing(tmp_path: Path) -> 
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 
+class Restless(TaskHandler[int, int]):
+    """Many steps that never wait for anything but their own commits."""
+
+    name = "restless"
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        for number in range(data):
+            await ctx.step(f"step-{number}", self.one)
+        return data
+
+    async def one(self) -> None:
+        pass
+
+
+async def test_an_execution_that_is_alone_and_never_waits_leaves_the_event_loop_its_turns(world: World) -> None:  # B59
+    """Its commits may be done on the loop itself: heartbeats and the rest of the application go on all the same."""
+    world.register(Restless())
+    longest = 0.0
+
+    async def application() -> None:
+        nonlocal longest
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0)
+            longest = max(longest, time.monotonic() - began)
+
+    async with world.worker():
+        busy = asyncio.create_task(application())
+        began = time.monotonic()
+        handle = await world.client.start(Restless, 500)
+        assert await handle.result("30s") == 500
+        took = time.monotonic() - began
+        busy.cancel()
+    assert longest < took / 2
+
+
 class Holding(TaskHandler[None, str]):
     """One step that ends when the test says so, in a thread, so that its end needs no event loop."""
 

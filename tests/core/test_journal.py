@@ -17,12 +17,14 @@ from zart_core.failure import decode_info
 from zart_core.records import (
     AttemptFact,
     AttemptRow,
+    ChildFact,
     DetailsFact,
     FinishFact,
     Flush,
     Flushed,
     PublishFact,
     RetryFact,
+    Start,
     StepFact,
     StepRow,
     SuspendFact,
@@ -49,6 +51,10 @@ def details(run_id: int = 1, value: bytes = b"1", name: str = "step") -> Details
     return DetailsFact(run_id, 1, row(name, value))
 
 
+def child_fact(run_id: int) -> ChildFact:
+    return ChildFact(run_id, 1, row("call"), Start(execution_id="child", task="t", input=b""), b"")
+
+
 class StoppedClock:
     def latest(self) -> int:
         return NOW
@@ -64,6 +70,7 @@ class Store:
         self.open.set()
         self.entered = asyncio.Event()
         self.refuses: str | None = None
+        self.at_once = False
         self.clock = StoppedClock()
 
     async def flush(self, flush: Flush) -> Flushed:
@@ -76,6 +83,11 @@ class Store:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def flush_at_once(self, flush: Flush) -> bool:
+        if self.at_once:
+            self.flushes.append(flush)
+        return self.at_once
 
     def steps(self) -> list[list[str]]:
         return [[fact.row.name for fact in flush.steps] for flush in self.flushes]
@@ -380,3 +392,64 @@ async def _until(condition: Any) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)
+
+
+# --- at once ---------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_has_the_worker_to_itself_is_written_at_once() -> None:
+    async with bench() as at:
+        at.store.at_once = True
+        at.journal.writers = 1
+        await asyncio.sleep(0)  # the journal begins to wait
+        assert at.journal.step_at_once(step(1, "x"))
+        assert at.store.steps() == [["x"]]
+        assert at.journal.flushes == 1
+
+
+async def test_nothing_is_written_at_once_beside_other_runs() -> None:
+    """They go into one commit."""
+    async with bench() as at:
+        at.store.at_once = True
+        at.journal.writers = 2
+        await asyncio.sleep(0)
+        assert not at.journal.step_at_once(step(1, "x"))
+        assert at.store.steps() == []
+
+
+async def test_nothing_overtakes_what_was_recorded_before_it() -> None:
+    async with bench() as at:
+        at.store.at_once = True
+        at.journal.writers = 1
+        await asyncio.sleep(0)
+        first = at.journal.publish(PublishFact(1, 1, "key", b"1"))
+        assert not at.journal.step_at_once(step(1, "while something waits to be flushed"))
+        assert await first == DONE
+        under_way = await at.under_way()
+        assert not at.journal.step_at_once(step(1, "while a flush is under way"))
+        at.store.open.set()
+        assert await under_way == DONE
+        at.journal.details(details())
+        assert not at.journal.step_at_once(step(1, "while heartbeat details wait"))
+        at.journal.fence()
+        assert not at.journal.step_at_once(step(1, "after the lease was lost"))
+
+
+async def test_what_the_store_does_not_write_at_once_is_left_to_a_flush() -> None:
+    async with bench() as at:
+        at.journal.writers = 1
+        await asyncio.sleep(0)
+        assert not at.journal.step_at_once(step(1, "x"))
+        assert await at.journal.step(step(1, "x")) == DONE
+        assert at.store.steps() == [["x"]]
+
+
+async def test_a_child_that_the_store_refuses_beside_others_is_not_taken_for_started() -> None:  # B37, B61
+    async with bench() as at:
+        at.store.refuses = "bad"
+        under_way = await at.under_way()
+        bad, child, good = at.journal.step(step(2, "bad")), at.journal.child(child_fact(3)), at.journal.step(step(1))
+        at.store.open.set()
+        assert await under_way == DONE
+        assert [await bad, await child, await good] == [LOST, DONE, DONE]
+        assert [[fact.run_id for fact in flush.children] for flush in at.store.flushes] == [[], [3], [], [], [], [3]]

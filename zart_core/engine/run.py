@@ -310,13 +310,13 @@ class Run:
 
     def info(self) -> ExecutionInfo:
         return ExecutionInfo(
-            execution_id=self.execution_id,
-            task_name=self.claimed.task,
-            data=self.data,
-            step_name=None,
-            current_attempt=self.attempt,
-            max_retries=self.body.max_retries,
-            key=f"{self.execution_id}\x00{self.claimed.run}",
+            self.execution_id,
+            self.claimed.task,
+            self.data,
+            None,
+            self.attempt,
+            self.body.max_retries,
+            (self.execution_id, self.claimed.run),
         )
 
     def begin(self, data: Any) -> None:
@@ -412,7 +412,7 @@ class Run:
     def enter(self) -> None:
         """A call begins that is not answered from the history."""
         self._calls += 1
-        if not self._concurrent and asyncio.current_task() is not self.root:
+        if not self._concurrent and asyncio.current_task(self.loop) is not self.root:
             self._concurrent = True
 
     def leave(self) -> None:
@@ -454,11 +454,17 @@ class Run:
 
     async def record(self, row: StepRow) -> None:
         """Make a call's row durable. Raises ``Halt`` when the run is not this worker's any more."""
-        promise = self.journal.step(StepFact(self.run_id, self.epoch, row))
+        fact = StepFact(self.run_id, self.epoch, row)
+        if not self._concurrent and self.journal.step_at_once(fact):
+            self.replay.keep(row)
+            await self.journal.breath()
+            return
+        promise = self.journal.step(fact)
         # Race: the call is cancelled (a sibling failed) while its row is on its way. The row will be stored, so a pass that begins
         # now has to find it; whatever that pass writes comes behind it in the journal.
         self.replay.keep(row)
-        await self.durable(promise)
+        if await promise == LOST:  # as in durable(): one coroutine less for each step that waits
+            raise self.abandon()
 
     async def durable(self, promise: Durable) -> None:
         """Wait until a fact is durable. Raises ``Halt`` when the run is not this worker's any more."""

@@ -138,8 +138,10 @@ class Attempts:
         if row is not None and row.wake_at is not None and row.wake_at > run.clock.now():
             await self._back_off(row.wake_at)
         while True:
-            await self._announce()
-            started = run.clock.now()
+            if self.options is not PLAIN:
+                await self._announce()
+            # The first attempt begins with its step.
+            started = self.first_started if row is None and not self.attempts else run.clock.now()
             until, limit = self._time_limit()
             if limit is not None and until <= started:
                 return await self._out_of_time(limit), None
@@ -174,7 +176,8 @@ class Attempts:
         output, decoded = run.payloads.round_trip(value, type_of(self.fn, self.options), what=what)
         row = self._completed_row(output, finished)
         await run.record(row)
-        await run.settled(row)
+        if run.services.replay_always:
+            await run.settled(row)
         return row, decoded
 
     def _completed_row(self, output: bytes, finished: int) -> StepRow:
@@ -299,17 +302,16 @@ class Attempts:
     async def _attempt(self, until: int, limit: _Limit | None) -> tuple[BaseException | None, Any]:
         """Run the body once: its error or its value. Raises only what stops the handler itself."""
         run = self.run
-        task = asyncio.current_task()
         info = ExecutionInfo(
-            execution_id=run.execution_id,
-            task_name=run.claimed.task,
-            data=run.data,
-            step_name=self.name,
-            current_attempt=self.attempts,
-            max_retries=self.options.retry.max_retries,
-            key=f"{run.execution_id}\x00{run.claimed.run}\x00{self.ordinal}\x00{self.name}",
-            heartbeat_details=self._previous_details(),
-            beat=self._heartbeat,
+            run.execution_id,
+            run.claimed.task,
+            run.data,
+            self.name,
+            self.attempts,
+            self.options.retry.max_retries,
+            (run.execution_id, run.claimed.run, self.ordinal, self.name),
+            None if self.details is None else self._previous_details(self.details),
+            self._heartbeat,
         )
         fn, intercept = self.fn, run.services.intercept
         if intercept is not None:
@@ -322,7 +324,9 @@ class Attempts:
             else:
                 error, value = await self._call(fn)
         except BaseException as raised:
-            if being_closed(raised, task) or (isinstance(raised, asyncio.CancelledError) and self._stopped()):
+            if being_closed(raised, asyncio.current_task()) or (
+                isinstance(raised, asyncio.CancelledError) and self._stopped()
+            ):
                 raise
             error, value = raised, None
         finally:
@@ -412,10 +416,8 @@ class Attempts:
                 raise
             return raised, None
 
-    def _previous_details(self) -> Any:
-        if self.details is None:
-            return None
-        return self.run.payloads.decode(self.details, Any, what=f"heartbeat details of step {self.name!r}")
+    def _previous_details(self, details: bytes) -> Any:
+        return self.run.payloads.decode(details, Any, what=f"heartbeat details of step {self.name!r}")
 
     def _heartbeat(self, details: Any) -> None:
         run = self.run

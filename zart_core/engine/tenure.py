@@ -216,6 +216,7 @@ class Tenure:
         run = Run(claimed, self._bodies.body(claimed.task, claimed.version), self._services)
         key = (run.run_id, run.epoch)
         self.runs[key] = run
+        self.journal.writers = len(self.runs)
         self._begun += 1
         task = spawn(run, f"zart execution {run.execution_id} ({claimed.task})")
         self._tasks.add(task)
@@ -227,6 +228,7 @@ class Tenure:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             run = self.runs.pop(key, None)
+            self.journal.writers = len(self.runs)
             if (run is None or not run.released) and not self.lease.lost:
                 # Stopped without having given the lease up: if the backend still holds the run for this worker, nobody else
                 # gets it as long as the worker lives.

@@ -355,6 +355,10 @@ class FaultyScheduler:
     async def flush(self, flush: Flush) -> Flushed:
         return await self._through("flush", lambda: self.inner.flush(flush))
 
+    def flush_at_once(self, flush: Flush) -> bool:
+        """Never: every flush goes where the plan can strike."""
+        return False
+
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> Sequence[Signals]:
         return await self._through("signals", lambda: self.inner.signals(watches, worker_id))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from zart_core.records import ClaimedRun, Flushed, HistoryRow
+from zart_core.records import ClaimedRun, Flush, Flushed, HistoryRow, StepFact
 from zart_core.testing.contract.bench import LAPSE, Bench, Contract, on_bench
 from zart_core.testing.contract.hand import (
     Fact,
@@ -128,6 +128,36 @@ class FencingContract(Contract):
             assert await hand.flush(*facts) == Flushed(lost=frozenset((unknown.run_id,))), name
 
     @on_bench
+    async def test_what_is_written_at_once_is_stored_and_fenced_like_any_flush(self, bench: Bench) -> None:
+        """A backend may always decline; what it does must be right."""
+        mortal = await bench.hand(lease=LAPSE)
+        _, run = await _held(bench, mortal)
+        for name in ("first", "second", "third", "fourth"):  # one may only be written at once after some like it
+            await mortal.record(completed(run, name))
+            before = await _names(bench)
+            if _at_once(bench, mortal, completed(run, f"at once {name}")):
+                before.add(f"at once {name}")
+            assert await _names(bench) == before
+        stored = await _state(bench, run.execution_id)
+        stranger = await bench.hand(name="stranger")
+        for hand, taken in ((mortal, replace(run, epoch=run.epoch + 1)), (stranger, run)):
+            assert not _at_once(bench, hand, completed(taken, "zombie"))
+        assert await _state(bench, run.execution_id) == stored
+        await bench.bury(mortal)
+        assert not _at_once(bench, mortal, completed(run, "zombie"))
+        assert await _names(bench) == {step.name for step in stored[0].steps}
+
+    @on_bench
+    async def test_what_a_cancelled_run_records_is_not_written_at_once(self, bench: Bench) -> None:
+        """So that the flush which writes it tells of the cancellation."""
+        hand, run = await _held(bench)
+        for name in ("first", "second", "third", "fourth"):
+            await hand.record(completed(run, name))
+        await bench.scheduler.cancel("a", None)
+        assert not _at_once(bench, hand, completed(run, "x"))
+        assert await hand.flush(completed(run, "x")) == Flushed(cancelled=frozenset((run.run_id,)))
+
+    @on_bench
     async def test_a_lost_run_does_not_keep_others_from_being_written(self, bench: Bench) -> None:
         mortal = await bench.hand(lease=LAPSE)
         await bench.start("a", "b")
@@ -179,6 +209,14 @@ async def _held(bench: Bench, hand: Hand | None = None) -> tuple[Hand, ClaimedRu
 
 async def _state(bench: Bench, execution_id: str) -> tuple[HistoryRow, dict[str, bytes] | None]:
     return await bench.history(execution_id), await bench.scheduler.published(execution_id)
+
+
+def _at_once(bench: Bench, hand: Hand, fact: StepFact) -> bool:
+    return bench.scheduler.flush_at_once(Flush(worker_id=hand.worker_id, steps=[fact]))
+
+
+async def _names(bench: Bench) -> set[str]:
+    return {step.name for step in (await bench.history("a")).steps}
 
 
 async def _writes_nothing(bench: Bench, hand: Hand, run: ClaimedRun) -> None:
