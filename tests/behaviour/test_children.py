@@ -9,7 +9,7 @@ import pytest
 from msgspec import Struct
 
 import zart_core
-from tests.behaviour.world import STORE, World
+from tests.behaviour.world import World
 from zart_core import (
     ExecutionAlreadyExists,
     ExecutionCancelled,
@@ -190,7 +190,6 @@ async def test_children_of_branches_all_run_and_the_parent_is_woken_once() -> No
     assert family.passes <= 3, "each child has woken its parent"
 
 
-@pytest.mark.skipif(STORE != "sqlite", reason="children are not available on Postgres yet")
 async def test_a_parent_whose_worker_died_finds_its_child(world: World) -> None:  # B41
     child, parent = Child(), Parent()
     world.register(child, parent)

@@ -100,7 +100,7 @@ CREATE FUNCTION {schema}.lease_v1(
     p_forever bigint)
 RETURNS bigint[]
 LANGUAGE plpgsql
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_taken bigint[];
@@ -146,7 +146,7 @@ RETURNS TABLE (
     step_event_seqs integer[], step_outputs bytea[], step_errors bytea[], step_details bytea[], step_workers bigint[],
     event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_nestloop = off SET enable_hashjoin = on
 SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column

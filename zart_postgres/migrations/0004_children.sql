@@ -381,7 +381,7 @@ CREATE FUNCTION {schema}.cancel_v1(
     p_execution_id text, p_reason text, p_failure jsonb,
     OUT o_now bigint, OUT o_outcome text, OUT o_ready boolean, OUT o_signals bigint[], OUT o_finished text[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_run bigint;
@@ -428,7 +428,7 @@ CREATE FUNCTION {schema}.flush_v1(
     OUT o_now bigint, OUT o_lost bigint[], OUT o_refused bigint[], OUT o_cancelled bigint[], OUT o_ready boolean,
     OUT o_signals bigint[], OUT o_finished text[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_held bigint[];
