@@ -222,7 +222,9 @@ async def _a_family(d: Desk, hand: Hand, name: str) -> None:
     )
     runs = {run.execution_id: run for run in await hand.claim()}
     first, second, third, _ = (runs[f"{name}-child-{n}"] for n in range(4))
-    await hand.record(child(third, "call", new(f"{name}-grandchild")), suspend(third, FAR, on_children=True, cleanup=True))
+    await hand.record(
+        child(third, "call", new(f"{name}-grandchild")), suspend(third, FAR, on_children=True, cleanup=True)
+    )
     await hand.record(finish(first), finish(second, "failed", error=b"e"), finish(runs[f"{name}-detached"]))
     await hand.signals(parent)
     await hand.record(retry(parent, 1, ("call-0", 0)))
@@ -317,14 +319,16 @@ async def test_a_reads_plan_for_any_parameters_seeks(full: str, statement: str) 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
-    for child in plan.get("Plans", ()):
-        yield from _nodes(child)
+    for below in plan.get("Plans", ()):
+        yield from _nodes(below)
 
 
 async def test_ten_thousand_starts_take_no_time_out_of_proportion() -> None:  # B8
     async with desk() as d:
         await d.sql.execute("SET statement_timeout = '8s'")
-        statement = "SELECT count(*) FROM zart.start_v1($1, $2, $3, $4, $5, $6, $4, $7, $7, $7, $7, $7, 253402300799999999)"
+        statement = (
+            "SELECT count(*) FROM zart.start_v1($1, $2, $3, $4, $5, $6, $4, $7, $7, $7, $7, $7, 253402300799999999)"
+        )
         size = 10_000
         for n in range(2):
             ids = [f"{n}-{m}" for m in range(size)]
