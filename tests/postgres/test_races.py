@@ -26,6 +26,7 @@ async def holding(d: Desk, query: str, *arguments: object) -> AsyncIterator[Any]
             yield sql
 
 
+_DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 _ROW = "SELECT 1 FROM active WHERE run_id = $1 FOR NO KEY UPDATE"
 
 
@@ -203,8 +204,7 @@ async def test_flushes_that_name_the_same_runs_in_any_order_do_not_deadlock() ->
     async with desk() as d, PostgresScheduler(d.url) as other:
         hand = await d.hand()
         runs = await d.running(hand, *(f"a-{n}" for n in range(50)))
-        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-        before = await d.value(deadlocks)
+        before = await d.value(_DEADLOCKS)
 
         async def write(scheduler: PostgresScheduler, number: int) -> None:
             for n in range(8):
@@ -213,7 +213,7 @@ async def test_flushes_that_name_the_same_runs_in_any_order_do_not_deadlock() ->
 
         await asyncio.gather(*(write((d.scheduler, other)[n % 2], n) for n in range(4)))
         await d.sql.execute("SELECT pg_stat_clear_snapshot()")
-        assert await d.value(deadlocks) == before
+        assert await d.value(_DEADLOCKS) == before
         assert await d.value("SELECT count(*) FROM steps") == 4 * 8 * 50
 
 
@@ -302,18 +302,24 @@ async def test_a_cancellation_that_meets_a_newcomer_of_lower_number_is_repeated(
             f"wake_at = 0, epoch = 0 WHERE run_id = {early.run_id}; "
             f"UPDATE active SET open_children = 1 WHERE run_id = {middle.run_id}"
         )
+        before = await d.value(_DEADLOCKS)
         async with holding(d, late):
             cancelling = asyncio.create_task(d.scheduler.cancel("top", "enough"))
             await d.blocked()
+            # This one locks the newcomer first, and then what the cancellation holds: in the order in which everybody locks.
+            writing = asyncio.create_task(hand.flush(completed(early, "x"), completed(middle, "x")))
+            await d.blocked(2)
         assert await cancelling
+        await writing
         assert await d.value("SELECT status FROM results WHERE run_id = $1", early.run_id) == "cancelled"
+        await d.sql.execute("SELECT pg_stat_clear_snapshot()")
+        assert await d.value(_DEADLOCKS) == before
 
 
 async def test_families_that_end_and_are_cancelled_at_once_do_not_deadlock() -> None:  # B36, B52
     async with desk() as d, PostgresScheduler(d.url) as other:
         hands = [await d.hand(), await d.hand(other)]
-        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-        before = await d.value(deadlocks)
+        before = await d.value(_DEADLOCKS)
         for turn in range(4):
             parents = await d.running(hands[0], *(f"p{turn}-{n}" for n in range(6)))
             calls = [child(run, f"call-{n}", new(f"{run.execution_id}-{n}")) for run in parents for n in range(8)]
@@ -335,7 +341,7 @@ async def test_families_that_end_and_are_cancelled_at_once_do_not_deadlock() -> 
             await hands[0].flush(*(finish(run, "cancelled" if run.cancel_requested else "completed") for run in woken))
             assert await d.scheduler.audit() == []
         await d.sql.execute("SELECT pg_stat_clear_snapshot()")
-        assert await d.value(deadlocks) == before
+        assert await d.value(_DEADLOCKS) == before
 
 
 async def test_of_two_parents_that_start_a_child_of_one_id_one_gets_it() -> None:  # B3
