@@ -16,11 +16,35 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         """,
     ),
     (
-        "run {} waits for children and has none that is open",
+        "run {} waits for children, and enough of them have ended",
         """
         SELECT run_id FROM {schema}.active
-        WHERE worker_id IS NULL AND NOT quarantined AND waits & 4 <> 0 AND open_children = 0
+        WHERE worker_id IS NULL AND NOT quarantined AND waits & 4 <> 0 AND open_children <= children_left
           AND (wake_at IS NULL OR wake_at > (SELECT now FROM {schema}.now_v1() AS now))
+        """,
+    ),
+    (
+        "run {} counts other open children than it has",
+        """
+        SELECT a.run_id FROM {schema}.active AS a
+        WHERE a.open_children <> (SELECT count(*) FROM {schema}.active AS c WHERE c.parent_run = a.run_id)
+        """,
+    ),
+    (
+        "run {} waits for a child that is not there",
+        """
+        SELECT s.run_id FROM {schema}.steps AS s
+        WHERE s.status = 'pending' AND s.finished_at IS NULL AND s.kind = 'child' AND NOT EXISTS (
+            SELECT 1 FROM {schema}.active AS c
+            WHERE c.parent_run = s.run_id AND c.parent_name = s.name AND c.parent_ordinal = s.ordinal)
+        """,
+    ),
+    (
+        "run {} outlives its parent and was not cancelled",
+        """
+        SELECT c.run_id FROM {schema}.active AS c
+        WHERE c.parent_run IS NOT NULL AND NOT c.cancel_requested
+          AND NOT EXISTS (SELECT 1 FROM {schema}.active AS p WHERE p.run_id = c.parent_run)
         """,
     ),
     (

@@ -249,7 +249,7 @@ class PostgresScheduler:
     async def flush(self, flush: Flush) -> Flushed:
         async def work(calls: Connections) -> Flushed:
             outcome = await calls.flush.run(lambda db: write_facts(db, flush))
-            self._tell(calls, Happened(ready=outcome.ready, signals=outcome.parents, finished=outcome.finished))
+            self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
             return outcome.flushed
 
         return await self._do(work)
