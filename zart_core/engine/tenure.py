@@ -14,7 +14,8 @@ from zart_core.engine.claims import Claims
 from zart_core.engine.journal import Journal
 from zart_core.engine.lease import Lease
 from zart_core.engine.life import spawn
-from zart_core.engine.run import Body, Run, Services
+from zart_core.engine.run import Run
+from zart_core.engine.services import Body, Services
 from zart_core.engine.steps import Intercept
 from zart_core.engine.sweeper import Sweeper
 from zart_core.engine.wakeups import WakeUps
