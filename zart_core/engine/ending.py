@@ -75,7 +75,12 @@ class Ending:
         self.undoable = 0
         """Finished steps of open sagas that have an undo: a cancellation has to run the handler for them."""
         self._undoing: set[str] = set()  # the names of undos under way: they run whatever ended the handler
+        self.tasks: set[asyncio.Task[None]] = set()
+        """Tasks of the engine's own that make calls of this run: parallel branches."""
+        self.branches: dict[Key, Any] = {}
+        """What this pass has set going and may wait for: see branches.py."""
         self._parked: set[Parked] = set()
+        self._root_parked = 0
         self.woken = 0
         """Parked calls that have been woken and have not run yet."""
         self._awaiting: dict[Key, set[Parked]] = {}  # parked calls by the children that they wait for
@@ -247,12 +252,20 @@ class Ending:
             for parked in list(self._parked):
                 parked.fail(halt)
             abandoned = isinstance(halt, Abandoned)
+            if abandoned:
+                self._cancel_tasks()
             if self.root is not None and not self.root.done():
                 if abandoned and self.root is not asyncio.current_task():
                     self.root.cancel()
                 else:
                     self._grace = self.loop.call_later(_GRACE, self._cancel_stopped)
         return self.halt
+
+    def _cancel_tasks(self) -> None:
+        current = asyncio.current_task()
+        for task in list(self.tasks):
+            if task is not current:
+                task.cancel()
 
     def _cancel_stopped(self) -> None:
         if self.root is not None and not self.root.done():

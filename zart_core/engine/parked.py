@@ -19,13 +19,15 @@ class Parked:
 
     __slots__ = (
         "_run",
-        "children",
+        "awaited",
+        "by_root",
         "due",
         "future",
         "hold",
         "name",
         "needed",
         "on_signal",
+        "remote",
         "timer",
         "wake_at",
         "woken",
@@ -34,10 +36,14 @@ class Parked:
     def __init__(self, run: _Waker, name: str, wake_at: int | None, on_signal: bool, hold: bool) -> None:
         self._run = run
         self.woken = False
-        self.children: set[Key] = set()
-        """The calls of open children that it waits for …"""
+        self.by_root = False
+        """Whether the handler's own task waits here."""
+        self.awaited: set[Key] = set()
+        """The open calls that it waits for …"""
         self.needed = 0
-        """… and how many of them have to end."""
+        """… how many of them have to end …"""
+        self.remote = False
+        """… and whether any of them is a run of its own, which ends wherever it is driven."""
         self.name = name
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.wake_at = wake_at
@@ -46,10 +52,10 @@ class Parked:
         self.due = False
         self.timer: Timer | None = None
 
-    def ended(self, child: Key) -> None:
-        """A child has ended. Wakes the call when that was the last it needs."""
-        if child in self.children:
-            self.children.remove(child)
+    def ended(self, call: Key) -> None:
+        """A call that it waits for has ended. Wakes it when that was the last it needs."""
+        if call in self.awaited:
+            self.awaited.remove(call)
             self.needed -= 1
             if self.needed <= 0:
                 self.wake()

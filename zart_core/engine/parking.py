@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from zart_core.duration import later
 from zart_core.engine.ending import Ending
@@ -57,29 +57,48 @@ class Parking(Ending):
         """Wait in memory until ``wake_at``, or until a signal comes; the run may be suspended meanwhile. ``name``: the call's."""
         await self._park(Parked(self, name, wake_at, on_signal, hold=False))
 
-    async def park_for_children(self, name: str, children: Iterable[Key], needed: int) -> None:
-        """Wait in memory until ``needed`` of these calls' children have ended; the run may be suspended meanwhile."""
-        parked = Parked(self, name, None, on_signal=False, hold=False)
-        parked.children = set(children)
+    async def park_for(
+        self,
+        name: str,
+        calls: Iterable[Key],
+        needed: int,
+        *,
+        remote: bool,
+        is_open: Callable[[Key], bool],
+        wake_at: int | None = None,
+    ) -> None:
+        """Wait in memory until ``needed`` of these calls have ended, or until ``wake_at``; the run may be suspended meanwhile.
+
+        ``remote``: some of them are runs of their own. ``is_open`` tells whether a call has not ended yet.
+        """
+        parked = Parked(self, name, wake_at, on_signal=False, hold=False)
+        parked.awaited = set(calls)
         parked.needed = needed
-        await self._park(parked)
+        parked.remote = remote
+        await self._park(parked, is_open)
+
+    def ended(self, call: Key) -> None:
+        """A call that others may wait for has ended."""
+        for parked in self._awaiting.get(call, ()):
+            parked.ended(call)
 
     async def hold(self, name: str) -> None:
         """Wait for the run to be suspended and claimed anew: this pass goes no further."""
         await self._park(Parked(self, name, None, on_signal=False, hold=True))
 
-    async def _park(self, parked: Parked) -> None:
+    async def _park(self, parked: Parked, is_open: Callable[[Key], bool] | None = None) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
         await self.learn_reason()
         error = self._over(parked.name)
         if error is not None:
             raise error
-        keys = tuple(parked.children)
+        keys = tuple(parked.awaited)
         self._parked.add(parked)
-        for key in list(parked.children):
+        parked.by_root = asyncio.current_task() is self.root
+        self._root_parked += parked.by_root
+        for key in keys:
             self._awaiting.setdefault(key, set()).add(parked)
-            child = self.replay.get(*key)
-            if child is not None and child.status != "pending":
+            if is_open is not None and not is_open(key):
                 parked.ended(key)  # while the lines above waited
         if parked.wake_at is not None:
             parked.timer = Timer(self.clock, parked.wake_at, functools.partial(self._due, parked))
@@ -88,6 +107,7 @@ class Parking(Ending):
             await parked.future
         finally:
             self._parked.discard(parked)
+            self._root_parked -= parked.by_root
             self.woken -= parked.woken
             for key in keys:
                 waiting = self._awaiting.get(key)
@@ -136,7 +156,7 @@ class Parking(Ending):
         if self._idle_check is not None or self._stale or not self.idle:
             return
         self.services.changed()
-        if not self._concurrent and self._suspend_at_once():
+        if not self._unaccounted and self._suspend_at_once():
             # The handler's own task waits and no other ever made a call: nothing else can move it. The row of the wait that was
             # just appended and the suspension go in one flush.
             self._suspend()
@@ -159,12 +179,12 @@ class Parking(Ending):
     def _suspend_at_once(self) -> bool:
         if self._draining or self.services.linger <= 0 or any(parked.hold for parked in self._parked):
             return True
-        if self._concurrent:
+        if self._unaccounted:
             return False  # another branch may be in a plain await: only time can tell
         wake_at = self._wake_at()
         if wake_at is not None and wake_at - self.clock.now() <= self.services.linger:
             return False
-        awaits_news = any(parked.on_signal or parked.children for parked in self._parked)
+        awaits_news = any(parked.on_signal or parked.remote for parked in self._parked)
         return self.services.signal_linger <= 0 or not awaits_news
 
     def _linger_over(self) -> None:
@@ -174,8 +194,13 @@ class Parking(Ending):
 
     def evict(self) -> None:
         """Another run may need this slot: suspend without lingering on. Does nothing to a run that may not be idle."""
-        if self.idle and not self._stale and not self._concurrent:
+        if self.idle and not self._stale and not self._unaccounted:
             self._suspend()
+
+    @property
+    def _unaccounted(self) -> bool:
+        """Whether user code may be busy outside of any call of the context."""
+        return self._concurrent or (bool(self.tasks) and not self._root_parked)
 
     def _wake_at(self) -> int | None:
         if any(parked.hold for parked in self._parked):
@@ -191,7 +216,7 @@ class Parking(Ending):
         self._no_longer_idle()
         self._suspending = self.loop.create_future()
         self.gated = True
-        needed = [parked.needed for parked in self._parked if parked.children]
+        needed = [parked.needed for parked in self._parked if parked.remote]
         fact = SuspendFact(
             self.run_id,
             self.epoch,

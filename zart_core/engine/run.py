@@ -45,11 +45,13 @@ class Run(Parking):
             self._grace.cancel()  # it would keep this run, and all that it has read, in memory
         for parked in list(self._parked):  # calls in tasks that the handler left behind
             parked.fail(Abandoned(self.execution_id))
+        self._cancel_tasks()
 
     def begin_turn(self) -> None:
         """A pass through the handler, or through on_failure, begins."""
         self._ending = False
         self._concurrent = False
+        self.branches.clear()
         self._regate()
 
     async def end_turn(self) -> None:
@@ -149,8 +151,14 @@ class Run(Parking):
     def enter(self) -> None:
         """A call begins that is not answered from the history."""
         self._calls += 1
-        if not self._concurrent and asyncio.current_task() is not self.root:
-            self._concurrent = True
+        if not self._concurrent:
+            task = asyncio.current_task()
+            if task is not self.root and task not in self.tasks:
+                self._concurrent = True
+
+    def enter_branch(self) -> None:
+        """A call begins that a task of the engine's own will make: counted from now, whoever sets it going."""
+        self._calls += 1
 
     def leave(self) -> None:
         """… and has ended."""
@@ -188,8 +196,7 @@ class Run(Parking):
                     parked.wake()  # it looks whether the event is for it, and parks again if not
             for row in signals.children:
                 self.replay.keep(row)
-                for parked in self._awaiting.get((row.name, row.ordinal), ()):
-                    parked.ended((row.name, row.ordinal))
+                self.ended((row.name, row.ordinal))
         if signals.cancel_requested:
             self.cancel(signals.cancel_reason)
         self._caught_up()

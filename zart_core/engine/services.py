@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from zart_core.clock import Clock
 from zart_core.engine.journal import Journal
 from zart_core.engine.lease import Lease
+from zart_core.engine.orders import StepOrder
 from zart_core.payload import Payloads
 from zart_core.records import ExecutionFailure, StepKey, StepRow
+
+if TYPE_CHECKING:
+    from zart_core.engine.steps import StepOptions
 
 
 class Body(Protocol):
@@ -32,6 +36,14 @@ class Body(Protocol):
     @property
     def handles_failure(self) -> bool:
         """Whether there is anything to run when the execution has failed or was cancelled."""
+        ...
+
+    def begin(self, run: Any, data: bytes) -> None:
+        """Decode the input for whoever asks for it."""
+        ...
+
+    def step(self, order: StepOrder) -> tuple[Callable[..., Any], StepOptions]:
+        """The function and the options of a step that was sent here. ``LookupError``: this code has no such step."""
         ...
 
     async def run(self, run: Any) -> bytes:
@@ -61,6 +73,9 @@ class Services:
     """For tests: (task, execution id, step, function) to the function that runs instead."""
     transactions: Literal["async", "plain"]
     transact: Callable[[StepKey, Callable[[Any], Any]], Awaitable[StepRow | None]]
+    cancel_children: Callable[[int, int, int, Sequence[tuple[str, int]], str | None], Awaitable[None]]
+    input_of: Callable[[str, int], Awaitable[bytes | None]]
+    """The input of an execution's run, for a part of it that could not take it along."""
     refresh: Callable[[Any], None]
     """Ask the backend for this run's signals; :meth:`Run.deliver` gets the answer."""
     changed: Callable[[], None]
