@@ -122,7 +122,8 @@ def child_fact(run: Run, name: str, order: ChildOrder, *, awaited: bool) -> Chil
 async def _ended(run: Run, row: StepRow, recorded: Durable | None) -> StepRow:
     """The row of a child once that has ended."""
     while row.status == "pending":
-        await run.park_for(row.name, [(row.name, row.ordinal)], 1, remote=True, is_open=run.replay.is_open)
+        call = (row.name, row.ordinal)
+        await run.park_for(row.name, (call,), 1, remote=(call,), is_open=run.replay.is_open)
         if recorded is not None:
             await run.durable(recorded)
             recorded = None

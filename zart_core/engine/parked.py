@@ -42,8 +42,8 @@ class Parked:
         """The open calls that it waits for …"""
         self.needed = 0
         """… how many of them have to end …"""
-        self.remote = False
-        """… and whether any of them is a run of its own, which ends wherever it is driven."""
+        self.remote: set[Key] = set()
+        """… and which of them are runs of their own, that end wherever they are driven."""
         self.name = name
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.wake_at = wake_at
@@ -56,6 +56,7 @@ class Parked:
         """A call that it waits for has ended. Wakes it when that was the last it needs."""
         if call in self.awaited:
             self.awaited.remove(call)
+            self.remote.discard(call)
             self.needed -= 1
             if self.needed <= 0:
                 self.wake()

@@ -63,18 +63,18 @@ class Parking(Ending):
         calls: Iterable[Key],
         needed: int,
         *,
-        remote: bool,
+        remote: Iterable[Key],
         is_open: Callable[[Key], bool],
         wake_at: int | None = None,
     ) -> None:
         """Wait in memory until ``needed`` of these calls have ended, or until ``wake_at``; the run may be suspended meanwhile.
 
-        ``remote``: some of them are runs of their own. ``is_open`` tells whether a call has not ended yet.
+        ``remote``: those that are runs of their own. ``is_open`` tells whether a call has not ended yet.
         """
         parked = Parked(self, name, wake_at, on_signal=False, hold=False)
         parked.awaited = set(calls)
         parked.needed = needed
-        parked.remote = remote
+        parked.remote = set(remote)
         await self._park(parked, is_open)
 
     def ended(self, call: Key) -> None:

@@ -120,7 +120,7 @@ async def _park(run: Run, name: str, still: list[Branch], missing: int) -> None:
         name,
         others,
         max(1, min(missing, len(others))),
-        remote=any(branch.remote for branch in others.values()),
+        remote=[branch.key for branch in others.values() if branch.remote],
         is_open=lambda key: others[key].finished_at is None,
         wake_at=wake_at,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from zart_core.clock import Clock
 from zart_core.engine.journal import Journal
@@ -13,9 +13,6 @@ from zart_core.engine.lease import Lease
 from zart_core.engine.orders import StepOrder
 from zart_core.payload import Payloads
 from zart_core.records import ExecutionFailure, StepKey, StepRow
-
-if TYPE_CHECKING:
-    from zart_core.engine.steps import StepOptions
 
 
 class Body(Protocol):
@@ -42,8 +39,8 @@ class Body(Protocol):
         """Decode the input for whoever asks for it."""
         ...
 
-    def step(self, order: StepOrder) -> tuple[Callable[..., Any], StepOptions]:
-        """The function and the options of a step that was sent here. ``LookupError``: this code has no such step."""
+    def step(self, order: StepOrder) -> tuple[Callable[..., Any], Any]:
+        """The function and the ``StepOptions`` of a step that was sent here. ``LookupError``: this code has no such step."""
         ...
 
     async def run(self, run: Any) -> bytes:

@@ -355,6 +355,12 @@ class FaultyScheduler:
     async def flush(self, flush: Flush) -> Flushed:
         return await self._through("flush", lambda: self.inner.flush(flush))
 
+    async def cancel_children(
+        self, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
+    ) -> None:
+        cancel = self.inner.cancel_children
+        await self._through("cancel_children", lambda: cancel(worker_id, run_id, epoch, calls, reason))
+
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> Sequence[Signals]:
         return await self._through("signals", lambda: self.inner.signals(watches, worker_id))
 
