@@ -60,7 +60,7 @@ _WAITS: Final = """
     ) ORDER BY started_at, place
 """
 _RUN: Final = """
-    SELECT run_id FROM zart_runs WHERE execution_id = ?1 AND run = coalesce(?2, run) ORDER BY run DESC LIMIT 1
+    SELECT run_id FROM zart_runs WHERE execution_id = ?1 AND run = coalesce(?2, run) AND run > 0 ORDER BY run DESC LIMIT 1
 """
 _SETTLED: Final = """
     SELECT json_group_array(json_array(

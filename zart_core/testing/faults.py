@@ -80,6 +80,7 @@ METHODS: Final = frozenset(
         "release",
         "deregister",
         "transact",
+        "cancel_children",
     )
 )
 """What can fail: every call of a scheduler that goes to its store."""
