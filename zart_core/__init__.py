@@ -8,12 +8,17 @@ from zart_core.ambient import ExecutionInfo, context
 from zart_core.calls import (
     capture,
     loop,
+    map,
     now,
     outcome,
     patched,
     publish,
     run_child,
     saga,
+    schedule,
+    schedule_child,
+    schedule_event,
+    schedule_sleep,
     sleep,
     sleep_until,
     start_child,
@@ -21,6 +26,10 @@ from zart_core.calls import (
     step_or,
     step_or_else,
     transaction,
+    wait,
+    wait_all,
+    wait_any,
+    wait_first,
     wait_for_event,
 )
 from zart_core.client import DurableScheduler, ExecutionHandle, StartRequest
@@ -67,6 +76,7 @@ from zart_core.execution import (
 )
 from zart_core.handler import TaskHandler
 from zart_core.outcomes import BusinessErr, Ok, ZartErr
+from zart_core.parallel_calls import StepHandle
 from zart_core.payload import Codec, Payloads
 from zart_core.records import ErrorInfo, ExecutionFailure
 from zart_core.registry import TaskRegistry
@@ -118,6 +128,7 @@ __all__ = [
     "StepCall",
     "StepError",
     "StepFailed",
+    "StepHandle",
     "StepInterrupted",
     "StepNotFound",
     "StepStatusMismatch",
@@ -136,12 +147,17 @@ __all__ = [
     "connect",
     "context",
     "loop",
+    "map",
     "now",
     "outcome",
     "patched",
     "publish",
     "run_child",
     "saga",
+    "schedule",
+    "schedule_child",
+    "schedule_event",
+    "schedule_sleep",
     "sleep",
     "sleep_until",
     "start_child",
@@ -149,6 +165,10 @@ __all__ = [
     "step_or",
     "step_or_else",
     "transaction",
+    "wait",
+    "wait_all",
+    "wait_any",
+    "wait_first",
     "wait_for_event",
     "zart_durable",
     "zart_step",

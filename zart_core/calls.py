@@ -42,6 +42,10 @@ class _CurrentContext(TaskContext):
     def _types(self) -> TypesOf:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         return _context()._types
 
+    @property
+    def _handler(self) -> object:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        return _context()._handler
+
 
 def _context() -> TaskContext:
     context = current_context()
@@ -63,6 +67,15 @@ publish = _current.publish
 transaction = _current.transaction
 run_child = _current.run_child
 start_child = _current.start_child
+schedule = _current.schedule
+schedule_sleep = _current.schedule_sleep
+schedule_event = _current.schedule_event
+schedule_child = _current.schedule_child
+wait = _current.wait
+wait_all = _current.wait_all
+wait_any = _current.wait_any
+wait_first = _current.wait_first
+map = _current.map  # the builtin of this name stays what it is elsewhere
 saga = _current.saga
 patched = _current.patched
 sleep = _current.sleep

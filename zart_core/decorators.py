@@ -8,11 +8,12 @@ import string
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
+from zart_core.call_site import user_site
 from zart_core.duration import Duration, positive_micros
 from zart_core.engine.replay import Site
 from zart_core.handler import TaskHandler, check_task_name
 from zart_core.step_definition import StepDefinition, StepKeywords, options_of, plain_function
-from zart_core.task_context import TaskContext, current_context, user_site
+from zart_core.task_context import TaskContext, current_context
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,6 +117,7 @@ class _BoundStep(ZartStep[P, T_co]):
         self._unbound = step
         self._instance = instance
         super().__init__(step.template, step.fn.__get__(instance), step.keywords)
+        self.bound_to = instance
 
     def name_for(self, arguments: dict[str, Any]) -> str:
         owner = next(iter(self._unbound._signature.parameters))

@@ -29,6 +29,7 @@ _WAITING_ON: dict[str, str] = {
     "sleep": "sleep",
     "event": "event",
     "child": "children",
+    "parallel": "children",
     "step": "retry",
     "undo": "retry",
 }
@@ -222,7 +223,7 @@ def _step(
     sleeping = row.kind == "sleep" and history.execution.finished_at is None and _sleeps(row, history)
     return Step(
         name=row.name,
-        kind=row.kind,
+        kind="step" if row.kind == "parallel" else row.kind,
         status="pending" if sleeping else row.status,
         attempts=row.attempts,
         output=None if output is None else payloads.decode(output, Any, what=f"the result of step {row.name!r}"),
@@ -239,8 +240,11 @@ def _step(
 
 
 def _step_error(kind: StepKind, data: bytes, name: str) -> ErrorInfo:
-    """A child's row holds why its execution failed, any other the exception that ended it."""
-    return failures.decode_failure(data).error if kind == "child" else failures.load(data).info(name)
+    """A child's row holds why its execution failed, as may that of a step that ran by itself; any other the exception that ended it."""
+    if kind == "child":
+        return failures.decode_failure(data).error
+    failure = failures.run_failure(data) if kind == "parallel" else None
+    return failures.load(data).info(name) if failure is None else failure.error
 
 
 def _sleeps(row: StepRow, history: HistoryRow) -> bool:

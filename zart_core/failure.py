@@ -31,7 +31,9 @@ from zart_core.errors import (
 )
 from zart_core.records import ErrorInfo, ExecutionFailure
 
-ErrorKind = Literal["failed", "exhausted", "timed_out", "interrupted", "deadline", "payload", "event_timeout"]
+ErrorKind = Literal[
+    "failed", "exhausted", "timed_out", "interrupted", "deadline", "payload", "event_timeout", "cancelled"
+]
 
 _MESSAGE_LIMIT: Final = 16_384
 _TRACEBACK_LIMIT: Final = 32_768
@@ -103,6 +105,8 @@ def step_error(data: bytes, *, step: str, scopes: Iterable[Callable[..., Any]] =
             return unusable
         case "event_timeout":
             return EventTimeout(text, name=step)
+        case "cancelled":
+            return StepError(text, step=step, attempts=attempts)
     error.__cause__ = cause
     error.cause_traceback = stored.traceback
     return error
@@ -159,6 +163,14 @@ def encode_failure(failure: ExecutionFailure) -> bytes:
 def decode_failure(data: bytes) -> ExecutionFailure:
     """The failure of a finished run."""
     return _FAILURE.decode(data)
+
+
+def run_failure(data: bytes) -> ExecutionFailure | None:
+    """The failure of a run that ended before its step could say why; ``None``: ``data`` is the step's own error."""
+    try:
+        return _FAILURE.decode(data)
+    except msgspec.ValidationError:
+        return None
 
 
 def encode_info(info: ErrorInfo) -> bytes:

@@ -83,6 +83,21 @@ class Payloads:
         except Exception as error:
             raise PayloadError(f"{what} does not decode to {_name(type_)}: {_text(error)}") from error
 
+    def dump(self, value: object) -> bytes:
+        """``value`` as the part of a payload: not checked, and without the codec."""
+        return _ENCODER.encode(value)
+
+    def parse(self, data: bytes | msgspec.Raw, type_: Any, *, what: str) -> Any:
+        """The value of type ``type_`` that a part of a decoded payload holds. ``PayloadError`` as for :meth:`decode`."""
+        try:
+            decoder = self._decoders[type_]
+        except (KeyError, TypeError):
+            decoder = self._decoder(type_, what)
+        try:
+            return decoder.decode(data)
+        except Exception as error:
+            raise PayloadError(f"{what} does not decode to {_name(type_)}: {_text(error)}") from error
+
     def round_trip(self, value: object, type_: Any, *, what: str) -> tuple[bytes, Any]:
         """The bytes to store, and the value that any replay will decode from them."""
         data = self.encode(value, what=what)

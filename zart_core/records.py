@@ -22,7 +22,7 @@ from msgspec import Struct
 
 RunStatus = Literal["scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled"]
 FinalStatus = Literal["completed", "failed", "cancelled"]
-StepKind = Literal["step", "capture", "sleep", "event", "child", "choice", "patch", "failure", "undo"]
+StepKind = Literal["step", "parallel", "capture", "sleep", "event", "child", "choice", "patch", "failure", "undo"]
 StepStatus = Literal["pending", "completed", "failed"]
 FailureKind = Literal["step", "error", "deadline", "retries", "cancelled", "quarantined"]
 
@@ -180,7 +180,7 @@ class ClaimedRun(Struct, frozen=True, kw_only=True):
     run_id: int
     epoch: int
     execution_id: str
-    run: int
+    run: int  # 1 for an execution's first; below zero for a part of one, see ChildFact
     task: str
     version: str | None
     input: bytes
@@ -235,6 +235,13 @@ class ChildFact(Struct, frozen=True, gc=False):
     error (an encoded ``ExecutionFailure``), gives the row the parent's next signal as its ``event_seq``, and counts it down. With a
     completed one it is detached. When its execution_id exists, an awaited child is not started: its row fails with ``taken``, as if
     the child had ended; a detached one is left as it is, unless it belongs to another task, which fails the row too.
+
+    A row of kind ``parallel`` starts a *part*: one step of the run, for any worker to drive. Its execution_id is the run's own and its
+    number below zero, so it is no execution of its own: no client sees it, and at its end nothing is left of it but the row of its call,
+    which then tells when and by whom it was run, and its failed attempts, which become that row's.
+
+    ``lane``: of the children of this run in the same lane no more than ``at_once`` may be claimed at once. The others are held back, and
+    released one by one, in the order of their start, by the act that ends one.
     """
 
     run_id: int
@@ -242,6 +249,8 @@ class ChildFact(Struct, frozen=True, gc=False):
     row: StepRow
     child: Start
     taken: bytes
+    lane: str | None = None
+    at_once: int = 0
 
 
 class AttemptFact(Struct, frozen=True, gc=False):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast, overload
 
 from zart_core.duration import positive_micros
+from zart_core.engine.orders import StepOrder
 from zart_core.engine.run import Run
+from zart_core.engine.steps import StepOptions
 from zart_core.handler import TaskHandler, TaskTypes, check_task_name, data_types, task_types
 from zart_core.records import ExecutionFailure
+from zart_core.retry import RetryConfig
+from zart_core.step_definition import options_of, plain_function
+from zart_core.step_reference import find_step
 from zart_core.task_context import TaskContext, TypesOf, make_current
 
 
@@ -87,6 +92,23 @@ class HandlerBody:
         self.handles_failure = cls.on_failure is not TaskHandler[Any, Any].on_failure
         self.data_type, self.output_type = data_types(cls)
 
+    def begin(self, run: Run, data: bytes) -> None:
+        """Decode the input for whoever asks for it."""
+        what = f"the input of execution {run.execution_id!r} (task {self.task!r})"
+        run.begin(run.payloads.decode(data, self.data_type, what=what))
+
+    def step(self, order: StepOrder) -> tuple[Callable[..., Any], StepOptions]:
+        """The function and the options of a step that was sent here. ``LookupError``: this code has no such step."""
+        fn = find_step(order.fn, self.handler)
+        own = options_of(order.name, fn, {})
+        options = StepOptions(
+            retry=own.retry if order.retry is None else RetryConfig.of(order.retry),
+            timeout=order.timeout,
+            scope="per_attempt" if order.per_attempt else "global",
+            at_most_once=order.at_most_once,
+        )
+        return plain_function(fn), options
+
     async def run(self, run: Run) -> bytes:
         ctx = self._context(run)
         output = await self.handler.run(ctx, ctx.data)
@@ -98,9 +120,8 @@ class HandlerBody:
         return self._encode(run, output)
 
     def _context(self, run: Run) -> TaskContext:
-        what = f"the input of execution {run.execution_id!r} (task {self.task!r})"
-        run.begin(run.payloads.decode(run.claimed.input, self.data_type, what=what))
-        ctx = TaskContext(run, scope=inspect.unwrap(self.handler.run), types=self._types)
+        self.begin(run, run.claimed.input)
+        ctx = TaskContext(run, scope=inspect.unwrap(self.handler.run), types=self._types, handler=self.handler)
         make_current(ctx)
         return ctx
 

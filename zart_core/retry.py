@@ -64,17 +64,21 @@ class RetryConfig:
     retry: Callable[[RetryCallState], bool] = _EXCEPTIONS
     max_retries: int | None = None
     """How many re-tries the policy allows, where that is known: for :func:`zart_core.context`."""
+    text: str | None = None
+    """The policy as :meth:`parse` reads it, where it can be said so: by that it travels to another worker."""
 
     @classmethod
     def none(cls) -> RetryConfig:
         """Never: the first failure is final."""
-        return cls(max_retries=0)
+        return cls(max_retries=0, text="none")
 
     @classmethod
     def fixed(cls, retries: int, delay: Duration) -> RetryConfig:
         """At most ``retries`` re-tries (so at most ``retries + 1`` runs), ``delay`` apart."""
         count = _count(retries)
-        return cls(stop=stop_after_attempt(count + 1), wait=wait_fixed(_seconds(delay, "delay")), max_retries=count)
+        seconds = _seconds(delay, "delay")
+        text = f"fixed({count}, {seconds:.6f})"
+        return cls(stop=stop_after_attempt(count + 1), wait=wait_fixed(seconds), max_retries=count, text=text)
 
     @classmethod
     def exponential(
@@ -86,8 +90,11 @@ class RetryConfig:
         """
         count = _count(retries)
         limit = None if max_delay is None else _seconds(max_delay, "max_delay")
-        wait = _Exponential(_seconds(initial, "initial delay"), limit, jitter)
-        return cls(stop=stop_after_attempt(count + 1), wait=wait, max_retries=count)
+        first = _seconds(initial, "initial delay")
+        most = "" if limit is None else f", max_delay={limit:.6f}"
+        text = f"exponential({count}, {first:.6f}{most}, jitter={str(bool(jitter)).lower()})"
+        wait = _Exponential(first, limit, jitter)
+        return cls(stop=stop_after_attempt(count + 1), wait=wait, max_retries=count, text=text)
 
     @classmethod
     def parse(cls, text: str) -> RetryConfig:

@@ -181,6 +181,15 @@ class Scheduler(Protocol):
         """
         ...
 
+    async def cancel_children(
+        self, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
+    ) -> None:
+        """Cancel the children that these calls (name and ordinal) of a claimed run have started, as far as they are open.
+
+        Fenced: nothing is done when the run is not this worker's any more. Each is cancelled as by :meth:`cancel`.
+        """
+        ...
+
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         """Run ``work(connection)`` in a transaction of its own, and store the row that it returns in the same commit.
 

@@ -8,11 +8,9 @@ from typing import Any, Literal, TypedDict
 from msgspec.structs import replace
 
 from zart_core.duration import Duration, positive_micros
-from zart_core.engine.replay import Site
-from zart_core.engine.sagas import UNDO_RETRY, Undo
+from zart_core.engine.sagas import UNDO_RETRY, MakeUndo, Undo
 from zart_core.engine.steps import PLAIN, StepOptions
 from zart_core.errors import ZartError
-from zart_core.records import StepRow
 from zart_core.retry import RetryConfig
 
 
@@ -49,13 +47,12 @@ class StepDefinition:
     def __init__(self, fn: Callable[..., Any], keywords: StepKeywords) -> None:
         self.fn = fn
         self.keywords = keywords
+        self.bound_to: Any = None
+        """The object whose method it is, if it was got from one."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function itself."""
         return self.fn(*args, **kwargs)
-
-
-MakeUndo = Callable[[StepRow, Any, Site], Undo]
 
 
 def plain_function(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from contextlib import AbstractAsyncContextManager
@@ -13,6 +12,7 @@ from datetime import datetime
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
 
+from zart_core.call_site import user_site
 from zart_core.duration import FOREVER, Duration, instant, later, micros, moment
 from zart_core.engine.children import ChildOrder, run_child, start_child
 from zart_core.engine.sagas import Saga, open_saga
@@ -24,6 +24,7 @@ from zart_core.errors import StepError, StepFailed, ZartError
 from zart_core.failure import step_error
 from zart_core.identity import check_execution_id, new_id
 from zart_core.outcomes import BusinessErr, Ok, ZartErr
+from zart_core.parallel_calls import ParallelCalls, Task, check_callable
 from zart_core.step_definition import StepKeywords, TransactionKeywords, options_of, plain_function, undo_of
 
 if TYPE_CHECKING:
@@ -35,21 +36,11 @@ T = TypeVar("T")
 E = TypeVar("E")
 D = TypeVar("D")
 R = TypeVar("R")
-D_contra = TypeVar("D_contra", contravariant=True)
-R_co = TypeVar("R_co", covariant=True)
 Args = TypeVarTuple("Args")
 
 _logger: Final = logging.getLogger("zart.execution")
-_OURS: Final = frozenset((__name__, "zart_core.calls", "zart_core.decorators"))
-"""Modules whose frames are not the user's."""
 _FUNCTIONS: Final = frozenset((FunctionType, MethodType))
 """What brings nothing along but itself."""
-
-
-class Task(Protocol[D_contra, R_co]):
-    """A handler as a call of a child needs to know it: a ``TaskHandler`` is one."""
-
-    async def run(self, ctx: Any, data: D_contra, /) -> R_co: ...
 
 
 class _Types(Protocol):
@@ -67,20 +58,21 @@ TypesOf = Callable[[object], _Types]
 """Name, types and timeout of a task given by its name, its class or a handler."""
 
 
-class TaskContext:
+class TaskContext(ParallelCalls):
     """What a handler uses to do durable work. Valid while its handler runs; see the rules in ``docs/concepts``.
 
     Every call is known by its name, once per run. The value it returns is the stored value decoded again, on the first pass as on
     every replay, and is durable when it is returned.
     """
 
-    __slots__ = ("__weakref__", "_logger", "_run", "_scope", "_turn", "_types")
+    __slots__ = ("__weakref__", "_handler", "_logger", "_run", "_scope", "_turn", "_types")
 
-    def __init__(self, run: Run, *, scope: Callable[..., Any], types: TypesOf) -> None:
+    def __init__(self, run: Run, *, scope: Callable[..., Any], types: TypesOf, handler: object = None) -> None:
         self._run = run
         self._turn = run.turn
         self._scope = scope
         self._types = types
+        self._handler = handler
         self._logger: logging.LoggerAdapter[logging.Logger] | None = None
 
     # --- identity --------------------------------------------------------------------------------------------------
@@ -231,7 +223,9 @@ class TaskContext:
                 f"transaction {name!r} has no option at_most_once: what a crash has cut off has left nothing behind"
             )
         checked = options_of(name, fn, cast(StepKeywords, options))
-        row, value = await run_transaction(self._live(), site, name, plain_function(_callable(name, fn)), args, checked)
+        row, value = await run_transaction(
+            self._live(), site, name, plain_function(check_callable(name, fn)), args, checked
+        )
         if row.error is not None:
             raise step_error(row.error, step=name, scopes=(fn, self._scope))
         return value
@@ -260,7 +254,7 @@ class TaskContext:
         saga = open_saga(run)
         undo = undo_of(name, fn, options, in_saga=saga is not None)
         row, value = await run_step(
-            run, site, name, plain_function(_callable(name, fn)), args, options_of(name, fn, options)
+            run, site, name, plain_function(check_callable(name, fn)), args, options_of(name, fn, options)
         )
         if undo is not None and saga is not None and row.error is None:
             saga.finished(undo(row, value, site))
@@ -594,25 +588,6 @@ def _after(run: Run, length: int) -> int:
 def _at(run: Run, when: int) -> int:
     """The deadline of a sleep until ``when``: a time that has passed is now, one beyond the calendar its end."""
     return max(run.clock.now(), min(when, FOREVER))
-
-
-def user_site() -> Site:
-    """Where the user's code called us: the first frame that is not this library's."""
-    frame = sys._getframe(2)
-    while frame.f_globals.get("__name__") in _OURS and frame.f_back is not None:
-        frame = frame.f_back
-    return frame.f_code, frame.f_lineno
-
-
-def _callable(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-    if not callable(fn):
-        if inspect.iscoroutine(fn):
-            fn.close()
-            raise TypeError(
-                f"step {name!r} was given a coroutine: give the function and its arguments, step(name, fn, *args)"
-            )
-        raise TypeError(f"step {name!r} was given {type(fn).__name__!r} object instead of a function")
-    return fn
 
 
 # Weak: the loop keeps the context variables of a timer, cancelled or not, until its time, and with them would keep the run.

@@ -33,6 +33,14 @@ _COUNT_UP: Final = ManyRows(
     columns=3,
 )
 
+_LANES: Final = """
+    SELECT json_group_array(json_array(
+        lane.parent_run, lane.name,
+        (SELECT count(*) FROM zart_active AS a WHERE a.parent_run = lane.parent_run AND a.lane = lane.name AND a.held = 0)))
+    FROM (SELECT json_extract(value, '$[0]') AS parent_run, json_extract(value, '$[1]') AS name FROM json_each(?)) AS lane
+"""
+
+_decode_lanes = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
 _decode_calls = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
 _decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
 
@@ -48,16 +56,33 @@ def start_children(tx: Transaction, facts: Iterable[ChildFact]) -> list[StepFact
     return _start(tx, list(calls.values())) if calls else []
 
 
+def _busy(tx: Transaction, facts: Iterable[ChildFact]) -> Counter[tuple[int, str]]:
+    """How many may be claimed or are, of each lane that these are to go into."""
+    lanes = {(fact.run_id, fact.lane) for fact in facts if fact.lane is not None}
+    if not lanes:
+        return Counter()
+    found = _decode_lanes(tx.db.execute(_LANES, (as_json(lanes),)).fetchone()[0])
+    return Counter({(run_id, lane): count for run_id, lane, count in found})
+
+
 def _start(tx: Transaction, facts: Sequence[ChildFact]) -> list[StepFact]:
     news = Newcomers(tx, [fact.child.execution_id for fact in facts])
     signals = dict(_decode_pairs(tx.db.execute(_SIGNALS, (as_json({fact.run_id for fact in facts}),)).fetchone()[0]))
+    busy = _busy(tx, facts)
     started: Counter[int] = Counter()
     refused: Counter[int] = Counter()
     rows: list[StepFact] = []
     for fact in facts:
         row = fact.row
         awaited = row.status == "pending"
-        answer = news.add(fact.child, Call(fact.run_id, row.name, row.ordinal, awaited))
+        call = Call(fact.run_id, row.name, row.ordinal, awaited, row.kind == "parallel", fact.lane)
+        if fact.lane is not None:
+            # Race: one of the lane ends beside this. Both need the write lock: it comes before, and is not counted here, or after,
+            # and releases one of those that are held here.
+            lane = fact.run_id, fact.lane
+            call = call._replace(held=busy[lane] >= fact.at_once)
+            busy[lane] += not call.held
+        answer = news.add(fact.child, call)
         if answer.created:
             started[fact.run_id] += awaited
         elif awaited or answer.task != fact.child.task:

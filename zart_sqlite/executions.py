@@ -60,7 +60,7 @@ _WAITS: Final = """
     ) ORDER BY started_at, place
 """
 _RUN: Final = """
-    SELECT run_id FROM zart_runs WHERE execution_id = ?1 AND run = coalesce(?2, run) ORDER BY run DESC LIMIT 1
+    SELECT run_id FROM zart_runs WHERE execution_id = ?1 AND run = coalesce(?2, run) AND run > 0 ORDER BY run DESC LIMIT 1
 """
 _SETTLED: Final = """
     SELECT json_group_array(json_array(
@@ -112,9 +112,12 @@ _LIST_BAD: Final = f"""
         WHERE e.status IN ('failed', 'cancelled') AND {_MATCHES} ORDER BY e.run_id DESC LIMIT :limit)
 """
 
+# Parts are no executions: of what has a parent, only those runs count that have a number.
 _COUNT_LIVE: Final = f"""
     SELECT {_STATUS}, count(*)
-    FROM zart_active AS a LEFT JOIN zart_results AS e ON e.run_id = a.run_id GROUP BY 1
+    FROM zart_active AS a LEFT JOIN zart_results AS e ON e.run_id = a.run_id
+    WHERE a.parent_run IS NULL OR EXISTS (SELECT 1 FROM zart_runs AS r WHERE r.run_id = a.run_id AND r.run > 0)
+    GROUP BY 1
 """
 _COUNT_FINISHED: Final = "SELECT status, count(*) FROM zart_results INDEXED BY zart_results_status GROUP BY status"
 # Runs that a later one of the same execution has replaced; all of those are finished.

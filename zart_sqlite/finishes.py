@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -26,18 +27,26 @@ _RECORD: Final = ManyRows(
     """,
     columns=5,
 )
-_PARENTS: Final = """
-    SELECT json_group_array(DISTINCT parent_run) FROM zart_active
-    WHERE run_id IN (SELECT value FROM json_each(?)) AND parent_run IS NOT NULL
+_CHILDREN: Final = """
+    SELECT json_group_array(json_array(a.run_id, a.parent_run, r.run < 0, a.lane, a.held))
+    FROM json_each(?) AS gone CROSS JOIN zart_active AS a ON a.run_id = gone.value
+    CROSS JOIN zart_runs AS r ON r.run_id = a.run_id
+    WHERE a.parent_run IS NOT NULL
 """
 # What a parent's call gets of its child: the output or the error, and the parent's next signal, so that a parent in memory can ask
 # for what is new. It is copied, so that a child can be purged as soon as it has ended.
 _ANSWER: Final = """
     UPDATE zart_steps SET
         status = iif(ended.status = 'completed', 'completed', 'failed'), finished_at = :now,
-        output = ended.output, error = ended.error, event_seq = ended.seq
+        output = ended.output, error = ended.error, event_seq = ended.seq,
+        started_at = iif(kind = 'parallel', coalesce(ended.started_at, zart_steps.started_at), zart_steps.started_at),
+        worker_id = iif(kind = 'parallel', ended.worker_id, zart_steps.worker_id),
+        attempts = iif(
+            kind = 'parallel',
+            (ended.status = 'completed') + (SELECT count(*) FROM zart_attempts AS t WHERE t.run_id = ended.run_id),
+            attempts)
     FROM (
-        SELECT c.parent_run, c.parent_name, c.parent_ordinal, e.status, e.output, e.error,
+        SELECT c.run_id, c.parent_run, c.parent_name, c.parent_ordinal, c.worker_id, e.status, e.output, e.error, e.started_at,
                p.signal_seq + row_number() OVER (PARTITION BY c.parent_run ORDER BY c.run_id) AS seq
         FROM json_each(:ended) AS gone
         CROSS JOIN zart_active AS c ON c.run_id = gone.value
@@ -63,9 +72,34 @@ _COUNT_DOWN: Final = f"""
     ) AS ended
     WHERE zart_active.run_id = ended.parent_run
 """
+# The oldest of those that are held back in a lane, as many as have left it.
+_RELEASE: Final = """
+    UPDATE zart_active SET held = 0, wake_at = min(?1, coalesce(deadline, ?1))
+    WHERE run_id IN (
+        SELECT run_id FROM zart_active WHERE parent_run = ?2 AND lane = ?3 AND held = 1 ORDER BY run_id LIMIT ?4)
+"""
+# What is left of a part: its failed attempts, with the row of its call.
+_KEEP_ATTEMPTS: Final = """
+    INSERT INTO zart_attempts (
+        run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
+    SELECT r.parent_run, t.name, t.ordinal, t.attempt, t.started_at, t.finished_at, t.worker_id, t.error, t.handler_attempt
+    FROM json_each(?) AS gone CROSS JOIN zart_runs AS r ON r.run_id = gone.value
+    CROSS JOIN zart_attempts AS t ON t.run_id = r.run_id
+    WHERE true ON CONFLICT DO NOTHING
+"""
+_FORGET: Final = tuple(
+    f"DELETE FROM {table} WHERE run_id IN (SELECT value FROM json_each(?))"
+    for table in ("zart_attempts", "zart_steps", "zart_results", "zart_runs")
+)
 _OPEN_CHILDREN: Final = """
     SELECT json_group_array(json_array(c.run_id, c.worker_id, c.epoch, c.cleanup, c.quarantined, c.cancel_requested))
     FROM json_each(?) AS parent CROSS JOIN zart_active AS c INDEXED BY zart_active_parent ON c.parent_run = parent.value
+"""
+_CALLED: Final = """
+    SELECT json_group_array(json_array(c.run_id, c.worker_id, c.epoch, c.cleanup, c.quarantined, c.cancel_requested))
+    FROM zart_active AS c INDEXED BY zart_active_parent
+    WHERE c.parent_run = ?1 AND (c.parent_name, c.parent_ordinal) IN (
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?2))
 """
 _MARK_CANCELLED: Final = """
     UPDATE zart_active SET
@@ -82,7 +116,7 @@ _END_WAITS: Final = """
     WHERE run_id IN (SELECT value FROM json_each(?)) AND status = 'pending' AND finished_at IS NULL
 """
 _NAMES: Final = """
-    SELECT json_group_array(execution_id) FROM zart_runs WHERE run_id IN (SELECT value FROM json_each(?))
+    SELECT json_group_array(execution_id) FROM zart_runs WHERE run_id IN (SELECT value FROM json_each(?)) AND run > 0
 """
 
 _NAMED: Final = """
@@ -109,7 +143,7 @@ class Candidate(msgspec.Struct, array_like=True, frozen=True):
 
 _decode_candidates = msgspec.json.Decoder(list[Candidate]).decode
 _decode_named = msgspec.json.Decoder(list[tuple[int, str]]).decode
-_decode_ids = msgspec.json.Decoder(list[int]).decode
+_decode_children = msgspec.json.Decoder(list[tuple[int, int, int, str | None, int]]).decode
 _decode_names = msgspec.json.Decoder(list[str]).decode
 
 
@@ -118,17 +152,43 @@ def finish(tx: Transaction, endings: Sequence[Ending]) -> None:
     now = tx.clock.now()
     ended = as_json(ending[0] for ending in endings)
     _RECORD.execute(tx.db, [(*ending, now) for ending in endings])
-    parents = _decode_ids(tx.db.execute(_PARENTS, (ended,)).fetchone()[0])
-    if parents:
+    children = _decode_children(tx.db.execute(_CHILDREN, (ended,)).fetchone()[0])
+    if children:
         tx.db.execute(_ANSWER, {"ended": ended, "now": now})
         tx.db.execute(_COUNT_DOWN, {"ended": ended, "now": now})
         tx.happened.ready = True
-        tx.happened.signals.update(parents)
+        tx.happened.signals.update(parent for _, parent, *_ in children)
     tx.db.execute(_REMOVE, (ended,))
     tx.db.execute(_END_WAITS, (now, ended))
+    if children:
+        _let_others_in(
+            tx, Counter((parent, lane) for _, parent, _, lane, held in children if lane is not None and not held)
+        )
+        _forget(tx, [run_id for run_id, _, part, *_ in children if part])
     if tx.overheard:
         tx.happened.finished.update(_decode_names(tx.db.execute(_NAMES, (ended,)).fetchone()[0]))
     cancel_children(tx, [ending[0] for ending in endings], "its parent has ended")
+
+
+def _let_others_in(tx: Transaction, left: Counter[tuple[int, str]]) -> None:
+    """Some have left their lanes: release as many of those that are held back there."""
+    now = tx.clock.now()
+    for (parent, lane), count in left.items():
+        tx.db.execute(_RELEASE, (now, parent, lane, count))
+
+
+def _forget(tx: Transaction, parts: Sequence[int]) -> None:
+    """Parts have ended: the rows of their calls hold all that is to be known of them."""
+    if parts:
+        ids = as_json(parts)
+        for statement in (_KEEP_ATTEMPTS, *_FORGET):
+            tx.db.execute(statement, (ids,))
+
+
+def cancel_calls(tx: Transaction, run_id: int, calls: Iterable[tuple[str, int]], reason: str | None) -> None:
+    """Cancel the open children that these calls of a run have started, and theirs."""
+    found = tx.db.execute(_CALLED, (run_id, as_json(calls))).fetchone()[0]
+    cancel(tx, _decode_candidates(found), reason)
 
 
 def cancel_children(tx: Transaction, run_ids: Iterable[int], reason: str | None) -> None:

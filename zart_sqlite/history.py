@@ -29,7 +29,7 @@ _ENDED_CHILDREN: Final = f"""
     SELECT {_COLUMNS}
     FROM json_each(?1) AS wanted CROSS JOIN zart_steps AS s INDEXED BY zart_steps_ended
         ON s.run_id = json_extract(wanted.value, '$[0]') AND s.event_seq > json_extract(wanted.value, '$[1]')
-    WHERE s.kind = 'child' AND s.event_seq IS NOT NULL
+    WHERE s.kind IN ('child', 'parallel') AND s.event_seq IS NOT NULL
 """
 _LARGE_STEPS: Final = f"""
     SELECT rowid, output, error, details FROM zart_steps

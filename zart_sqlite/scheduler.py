@@ -236,6 +236,11 @@ class SqliteScheduler:
                 raise
             return done.result()
 
+    async def cancel_children(
+        self, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
+    ) -> None:
+        await self._write(lambda tx: signals.cancel_children(tx, worker_id, run_id, epoch, calls, reason))
+
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
         return await self._read(lambda db: signals.signals(db, watches, worker_id))
 

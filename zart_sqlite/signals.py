@@ -11,7 +11,7 @@ import msgspec
 from zart_core.errors import ExecutionFinished
 from zart_core.records import Offer, Signals, Watch
 from zart_sqlite import history
-from zart_sqlite.finishes import Candidate
+from zart_sqlite.finishes import Candidate, cancel_calls
 from zart_sqlite.finishes import cancel as cancel_runs
 from zart_sqlite.rows import as_json
 from zart_sqlite.runs import SIGNAL, latest
@@ -33,6 +33,8 @@ _WATCHED: Final = """
     LEFT JOIN zart_active AS a ON a.run_id = watch.run_id
     WHERE a.run_id IS NULL OR a.worker_id IS NOT :worker_id OR a.epoch <> watch.epoch OR a.signal_seq > watch.seen
 """
+
+_IS_HELD: Final = "SELECT 1 FROM zart_active WHERE run_id = ? AND worker_id = ? AND epoch = ?"
 
 _decode_watched = msgspec.json.Decoder(
     list[tuple[int, int, int, int | None, int | None, int | None, str | None]]
@@ -73,6 +75,14 @@ def cancel(tx: Transaction, execution_id: str, reason: str | None) -> bool:
     candidate = Candidate(run.run_id, run.worker_id, run.epoch, run.cleanup, run.quarantined, run.cancel_requested)
     cancel_runs(tx, [candidate], reason)
     return True
+
+
+def cancel_children(
+    tx: Transaction, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
+) -> None:
+    """See :meth:`zart_core.scheduler.Scheduler.cancel_children`."""
+    if tx.db.execute(_IS_HELD, (run_id, worker_id, epoch)).fetchone():
+        cancel_calls(tx, run_id, calls, reason)
 
 
 def signals(db: sqlite3.Connection, watches: Sequence[Watch], worker_id: int) -> list[Signals]:

@@ -32,10 +32,10 @@ _INSERT_RUNS: Final = ManyRows(
 _INSERT_ACTIVE: Final = ManyRows(
     """
     INSERT INTO zart_active (
-        run_id, queue, task, priority, wake_at, version, deadline, parent_run, parent_name, parent_ordinal
+        run_id, queue, task, priority, wake_at, version, deadline, parent_run, parent_name, parent_ordinal, lane, held
     ) VALUES {rows}
     """,
-    columns=10,
+    columns=12,
 )
 
 _decode_existing = msgspec.json.Decoder(list[tuple[str, int, str, int | None]]).decode
@@ -48,6 +48,11 @@ class Call(NamedTuple):
     name: str
     ordinal: int
     awaited: bool
+    part: bool = False
+    """Whether what it starts is a part of its own execution: a step, and nothing that clients see."""
+    lane: str | None = None
+    held: bool = False
+    """Whether it may not be claimed until another of its lane has ended."""
 
 
 def start(tx: Transaction, starts: Sequence[Start]) -> list[Started]:
@@ -79,6 +84,10 @@ class Newcomers:
 
     def add(self, new: Start, call: Call | None = None) -> Started:
         """Take ``new`` up, unless its id exists."""
+        if call is not None and call.part:
+            self._last_id += 1
+            self._add(self._last_id, new, call)
+            return Started(new.execution_id, self._last_id, new.task, True)
         created = new.execution_id not in self._known
         if created:
             self._last_id += 1
@@ -97,7 +106,7 @@ class Newcomers:
             (
                 run_id,
                 new.execution_id,
-                FIRST_RUN,
+                FIRST_RUN if call is None or not call.part else -run_id,
                 new.task,
                 new.queue,
                 new.priority,
@@ -110,7 +119,10 @@ class Newcomers:
         )
         first = wake_at if deadline is None else min(wake_at, deadline)
         parent = (call.run_id, call.name, call.ordinal) if call is not None and call.awaited else (None, None, None)
-        self._active.append((run_id, new.queue, new.task, new.priority, first, new.version, deadline, *parent))
+        lane, held = (None, False) if call is None else (call.lane, call.held)
+        when = None if held else first
+        row = (run_id, new.queue, new.task, new.priority, when, new.version, deadline, *parent, lane, int(held))
+        self._active.append(row)
 
     def store(self) -> None:
         """Write what was taken up."""

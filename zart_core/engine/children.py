@@ -82,6 +82,13 @@ async def start_child(run: Run, site: Site, name: str, order: ChildOrder) -> str
 
 
 def _start(run: Run, name: str, order: ChildOrder, *, awaited: bool) -> tuple[StepRow, Durable]:
+    fact = child_fact(run, name, order, awaited=awaited)
+    run.replay.keep(fact.row)
+    return fact.row, run.journal.child(fact)
+
+
+def child_fact(run: Run, name: str, order: ChildOrder, *, awaited: bool) -> ChildFact:
+    """What starts a child: its run, and the row of the call."""
     now = run.clock.now()
     claimed = run.claimed
     execution_id = run.payloads.encode(order.execution_id, what="an execution_id")
@@ -109,15 +116,14 @@ def _start(run: Run, name: str, order: ChildOrder, *, awaited: bool) -> tuple[St
     )
     text = f"execution {order.execution_id!r} exists already and is not the child {name!r} of {run.execution_id!r}"
     taken = ExecutionFailure(kind="error", error=ErrorInfo(type=_TAKEN, message=text, step=name))
-    fact = ChildFact(run.run_id, run.epoch, row, child, failures.encode_failure(taken))
-    run.replay.keep(row)
-    return row, run.journal.child(fact)
+    return ChildFact(run.run_id, run.epoch, row, child, failures.encode_failure(taken))
 
 
 async def _ended(run: Run, row: StepRow, recorded: Durable | None) -> StepRow:
     """The row of a child once that has ended."""
     while row.status == "pending":
-        await run.park_for_children(row.name, [(row.name, row.ordinal)], 1)
+        call = (row.name, row.ordinal)
+        await run.park_for(row.name, (call,), 1, remote=(call,), is_open=run.replay.is_open)
         if recorded is not None:
             await run.durable(recorded)
             recorded = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 from typing import Final, Literal
 
@@ -14,6 +13,7 @@ from zart_core import failure as failures
 from zart_core.duration import later
 from zart_core.engine.halt import Halt, being_closed
 from zart_core.engine.journal import DONE, LOST, REFUSED
+from zart_core.engine.races import join
 from zart_core.engine.replay import FAILURE_NAME, FAILURE_ORDINAL
 from zart_core.engine.run import Run
 from zart_core.errors import NonDeterminismError, NonRetryable, ZartError
@@ -64,6 +64,7 @@ class Life:
             run.close()
 
     async def _drive(self) -> None:
+        """All of it. Raises what :meth:`drive` deals with."""
         run = self.run
         failure = self._recorded_failure()
         while failure is None:
@@ -93,6 +94,8 @@ class Life:
         self._pass_began = run.clock.now()
         try:
             output = await run.body.run(run)
+            if run.branches:
+                await join(run)
         except BaseException as error:
             if being_closed(error, run.root):
                 raise
@@ -187,6 +190,8 @@ class Life:
             run.replay.keep(row)
         try:
             output = await run.body.on_failure(run, failure)
+            if run.branches:
+                await join(run)
         except BaseException as error:
             if being_closed(error, run.root):
                 raise
@@ -270,8 +275,3 @@ def _last_word(failure: ExecutionFailure, error: BaseException) -> ExecutionFail
     text = f"{info.traceback}\nwhile on_failure handled: {failure.error}\n{failure.error.traceback}"
     said = ErrorInfo(type=info.type, message=info.message, traceback=text, step=info.step or failure.step)
     return replace(failure, error=said)
-
-
-def spawn(run: Run, name: str) -> asyncio.Task[None]:
-    """Drive ``run`` in a task of its own, in a context that nothing from outside has coloured."""
-    return asyncio.get_running_loop().create_task(Life(run).drive(), name=name, context=contextvars.Context())

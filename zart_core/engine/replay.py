@@ -17,6 +17,9 @@ FAILURE_NAME = "on_failure"
 UNDO = "undo:"
 """The undo of step ``charge`` is recorded under ``undo:charge``."""
 
+REMOTE = ("child", "parallel")
+"""The kinds of calls that are answered by a run of their own, whoever drives that."""
+
 Key = tuple[str, int]
 """A row's name and ordinal."""
 
@@ -55,7 +58,7 @@ class Replay:
                 "Every call needs a name of its own (in a loop: put the index or an id into it)"
             )
         self._used[key] = (kind, site)
-        if kind == "event":
+        if kind in ("event", "choice"):
             self._waits[name] = self._waits.get(name, 0) + 1
         row = self._rows.get(key)
         if row is None:
@@ -71,7 +74,10 @@ class Replay:
         return row
 
     def occurrence(self, name: str) -> int:
-        """How often this pass has waited for events of this name before. A first use of it as a step is met as a duplicate."""
+        """How often this pass has waited for events of this name before, or raced the same calls.
+
+        A first use of it as a step is met as a duplicate.
+        """
         return self._waits.get(name, 0)
 
     def keep(self, row: StepRow) -> None:
@@ -107,13 +113,18 @@ class Replay:
         self._waits.clear()
         self._unmet = sum(1 for row in self._rows.values() if row.ordinal != FAILURE_ORDINAL)
 
+    def is_open(self, key: Key) -> bool:
+        """Whether a call has no finished row."""
+        row = self._rows.get(key)
+        return row is None or row.status == "pending"
+
     def get(self, name: str, ordinal: int) -> StepRow | None:
         """A row by its key, without meeting it."""
         return self._rows.get((name, ordinal))
 
 
 def _is_open_child(row: StepRow | None) -> bool:
-    return row is not None and row.kind == "child" and row.status == "pending"
+    return row is not None and row.status == "pending" and row.kind in REMOTE
 
 
 def _where(site: Site) -> str:

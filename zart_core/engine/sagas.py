@@ -18,12 +18,14 @@ from msgspec import Struct
 
 from zart_core import failure as failures
 from zart_core.engine.halt import Halt, being_closed
+from zart_core.engine.races import settle_for_undo
 from zart_core.engine.replay import UNDO
 from zart_core.engine.steps import StepOptions, run_step
 from zart_core.errors import NonDeterminismError, ZartError
 from zart_core.retry import RetryConfig
 
 if TYPE_CHECKING:
+    from zart_core.engine.branches import Branch
     from zart_core.engine.replay import Site
     from zart_core.engine.run import Run
     from zart_core.records import StepRow
@@ -47,14 +49,18 @@ class Undo(Struct, frozen=True):
         return UNDO + self.row.name
 
 
+MakeUndo = Callable[["StepRow", Any, "Site"], Undo]
+
+
 class Saga:
     """The finished steps of one ``async with ctx.saga()`` block that can be undone."""
 
-    __slots__ = ("__weakref__", "_outer", "_task", "_token", "_undos", "run")
+    __slots__ = ("__weakref__", "_expected", "_outer", "_task", "_token", "_undos", "run")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._undos: list[Undo] = []
+        self._expected: list[tuple[Branch, MakeUndo, Site]] = []
         self._outer: Saga | None = None
         self._token: Token[weakref.ref[Saga] | None] | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -62,6 +68,11 @@ class Saga:
     def finished(self, undo: Undo) -> None:
         """A step with an undo has finished inside the block."""
         self._undos.append(undo)
+        self.run.undoable += 1
+
+    def expect(self, branch: Branch, make: MakeUndo, site: Site) -> None:
+        """A step with an undo was set going inside the block; it may finish when nobody looks."""
+        self._expected.append((branch, make, site))
         self.run.undoable += 1
 
     async def __aenter__(self) -> Self:
@@ -77,6 +88,16 @@ class Saga:
         if self._token is not None:
             _current.reset(self._token)
             self._token = None
+        expected, self._expected = self._expected, []
+        if error is not None and expected and self._ends_the_block(error):
+            await settle_for_undo(self.run, [branch for branch, _, _ in expected])
+        for branch, make, site in expected:
+            self.run.undoable -= 1
+            row = branch.row
+            if row is not None and row.status == "completed" and branch.finished_at is not None:
+                self.finished(make(row, branch.decode(row), site))
+            elif error is None and self._outer is not None:
+                self._outer.expect(branch, make, site)
         undos, self._undos = self._undos, []
         try:
             await self._end(undos, error)

@@ -460,3 +460,9 @@ def is_async(fn: Callable[..., Any]) -> bool:
     if code is not None:
         return bool(code.co_flags & _COROUTINE)
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__dict__.get("__call__"))
+
+
+def note_unknown(run: Run, row: StepRow, options: StepOptions) -> None:
+    """A step that may run at most once has ended, perhaps with an outcome that nobody knows: then the handler is not run again."""
+    if options.at_most_once and row.error is not None and failures.load(row.error).kind in _UNKNOWN:
+        run.unrepeatable = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
@@ -13,11 +14,14 @@ from msgspec import Struct
 from zart_core.engine.claims import Claims
 from zart_core.engine.journal import Journal
 from zart_core.engine.lease import Lease
-from zart_core.engine.life import spawn
-from zart_core.engine.run import Body, Run, Services
+from zart_core.engine.life import Life
+from zart_core.engine.parts import PartBody, PartLife
+from zart_core.engine.run import Run
+from zart_core.engine.services import Body, Services
 from zart_core.engine.steps import Intercept
 from zart_core.engine.sweeper import Sweeper
 from zart_core.engine.wakeups import WakeUps
+from zart_core.errors import BackendUnavailable
 from zart_core.payload import Payloads
 from zart_core.records import ClaimedRun, TaskOffer
 from zart_core.scheduler import Scheduler
@@ -115,6 +119,8 @@ class Tenure:
             replay_always=options.replay_always,
             transactions=scheduler.transactions,
             transact=scheduler.transact,
+            cancel_children=scheduler.cancel_children,
+            input_of=self._input_of,
             refresh=self.wakeups.ask,
             changed=self._run_changed,
         )
@@ -213,16 +219,32 @@ class Tenure:
         self.wakeups.forget_strays()
 
     def _begin(self, claimed: ClaimedRun) -> None:
-        run = Run(claimed, self._bodies.body(claimed.task, claimed.version), self._services)
+        body: Body = self._bodies.body(claimed.task, claimed.version)
+        is_part = claimed.run < 0
+        run = Run(claimed, PartBody(body) if is_part else body, self._services)
+        life = PartLife(run) if is_part else Life(run)
         key = (run.run_id, run.epoch)
         self.runs[key] = run
         self.journal.writers = len(self.runs)
         self._begun += 1
-        task = spawn(run, f"zart execution {run.execution_id} ({claimed.task})")
+        name = f"zart execution {run.execution_id} ({claimed.task})"
+        # In a context that nothing from outside has coloured.
+        task = asyncio.get_running_loop().create_task(life.drive(), name=name, context=contextvars.Context())
         self._tasks.add(task)
         if self.wakeups.missed(run.run_id):
             self.wakeups.ask(run)
         task.add_done_callback(self._ended(key))
+
+    async def _input_of(self, execution_id: str, run: int) -> bytes | None:
+        """The input of an execution's run, asked for until the backend can be reached."""
+        while True:
+            try:
+                row = await self._scheduler.get(execution_id, run)
+            except BackendUnavailable as error:
+                logger.warning("reading the input of execution %r failed, it will be repeated: %s", execution_id, error)
+                await asyncio.sleep(0.2)
+            else:
+                return None if row is None else row.input
 
     def _ended(self, key: tuple[int, int]) -> Callable[[asyncio.Task[None]], None]:
         def ended(task: asyncio.Task[None]) -> None:

@@ -59,10 +59,16 @@ async def wait_for_event(run: Run, site: Site, name: str, type_: Any, timeout: i
             if run.gated or run.services.lease.lapsed:
                 await run.ready(name)
             run.replay.leave()
-            row = await _wait(run, name, ordinal, row, timeout)
+            row = await wait_for(run, name, ordinal, row, timeout)
             await run.settled(row)
         finally:
             run.leave()
+    return event_of(run, row, type_)
+
+
+def event_of(run: Run, row: StepRow, type_: Any) -> Any:
+    """The event that a finished wait has read; raises why it has read none."""
+    name = row.name
     if row.error is not None:
         raise failures.step_error(row.error, step=name)
     event = run.inbox.read(row.event_seq) if row.event_seq is not None else None
@@ -71,7 +77,7 @@ async def wait_for_event(run: Run, site: Site, name: str, type_: Any, timeout: i
     return run.payloads.decode(event.payload, type_, what=f"event {name!r} of execution {run.execution_id!r}")
 
 
-async def _wait(run: Run, name: str, ordinal: int, row: StepRow | None, timeout: int | None) -> StepRow:
+async def wait_for(run: Run, name: str, ordinal: int, row: StepRow | None, timeout: int | None) -> StepRow:
     """Until an event or the timeout; the finished row, durable."""
     started = run.clock.now() if row is None else row.started_at
     until = row.wake_at if row is not None else (None if timeout is None else later(run.clock.latest(), timeout))

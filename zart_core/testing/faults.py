@@ -80,6 +80,7 @@ METHODS: Final = frozenset(
         "release",
         "deregister",
         "transact",
+        "cancel_children",
     )
 )
 """What can fail: every call of a scheduler that goes to its store."""
@@ -358,6 +359,12 @@ class FaultyScheduler:
     def flush_at_once(self, flush: Flush) -> bool:
         """Never: every flush goes where the plan can strike."""
         return False
+
+    async def cancel_children(
+        self, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
+    ) -> None:
+        cancel = self.inner.cancel_children
+        await self._through("cancel_children", lambda: cancel(worker_id, run_id, epoch, calls, reason))
 
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> Sequence[Signals]:
         return await self._through("signals", lambda: self.inner.signals(watches, worker_id))

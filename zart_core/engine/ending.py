@@ -1,0 +1,297 @@
+"""What ends a run, or a pass through its handler: a cancellation, its deadline, the loss of its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Generator
+from typing import Any, Final
+
+from zart_core.engine.halt import Abandoned, Halt
+from zart_core.engine.inbox import Inbox
+from zart_core.engine.journal import LOST, Durable
+from zart_core.engine.parked import Parked
+from zart_core.engine.replay import Key, Replay
+from zart_core.engine.services import Body, Services
+from zart_core.engine.timer import Timer
+from zart_core.errors import DeadlineExceeded, ExecutionCancelled
+from zart_core.records import (
+    ClaimedRun,
+)
+
+logger = logging.getLogger("zart")
+
+_REFUSALS: Final = 100
+"""So many calls after its end are put down to cleaning up; then the handler is cancelled."""
+_GRACE: Final = 5.0
+"""Seconds that a handler's ``finally`` blocks have to end once it was told to stop; then it is cancelled."""
+
+
+class Ending:
+    """The state of one claimed run, and what has ended it."""
+
+    def __init__(self, claimed: ClaimedRun, body: Body, services: Services) -> None:  # noqa: PLR0915 - all of its state, in one place
+        self.claimed = claimed
+        self.run_id = claimed.run_id
+        self.epoch = claimed.epoch
+        self.execution_id = claimed.execution_id
+        self.body = body
+        self.services = services
+        self.clock = services.clock
+        self.journal = services.journal
+        self.payloads = services.payloads
+        self.replay = Replay(claimed.execution_id, claimed.steps)
+        self.inbox = Inbox(claimed.events, claimed.steps)
+        self.attempt = claimed.attempt
+        self.data: Any = None  # the decoded input, set by the body
+        self.loop = asyncio.get_running_loop()
+
+        self.halt: Halt | None = None
+        self.released = False
+        """Whether the backend has confirmed that this claim's lease is over: the run has finished or is suspended."""
+        self.gated = claimed.cancel_requested
+        """Whether a new call has to look before it begins: a cancellation, deadline, suspension or drain is on."""
+        self.compensating = False  # in on_failure
+        self.cancelled = claimed.cancel_requested
+        self.cancel_reason = claimed.cancel_reason
+        self._reason_known = True  # False between the word that there is a cancellation, and its reason
+        self.overdue = False
+        self.expelled = False
+        """Whether the handler's task was cancelled because it did not end by itself."""
+        self.unrepeatable = False
+        """Whether an at-most-once step has an unknown outcome: then a handler's retry must not begin anew."""
+        self.turn: int = 0
+        """Counts the passes through the handler and on_failure. A call belongs to the one whose context it is made with."""
+        self._ending = False  # a pass has ended, and the calls that it left behind have not
+        self._quiet: asyncio.Future[None] | None = None
+        self._refusals = 0
+        self._draining = False
+        self._closed = False
+        self._concurrent = False  # calls were made in tasks other than the handler's own
+        self._calls = 0
+        self.bodies = 0
+        """Step bodies that run now."""
+        self.undoable = 0
+        """Finished steps of open sagas that have an undo: a cancellation has to run the handler for them."""
+        self._undoing: set[str] = set()  # the names of undos under way: they run whatever ended the handler
+        self.tasks: set[asyncio.Task[None]] = set()
+        """Tasks of the engine's own that make calls of this run: parallel branches."""
+        self.branches: dict[Key, Any] = {}
+        """What this pass has set going and may wait for: see branches.py."""
+        self._parked: set[Parked] = set()
+        self._root_parked = 0
+        self.woken = 0
+        """Parked calls that have been woken and have not run yet."""
+        self._awaiting: dict[Key, set[Parked]] = {}  # parked calls by the children that they wait for
+        self._suspending: asyncio.Future[None] | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._stale = False  # a suspension was refused for a signal that is not here yet
+        self._asked: tuple[asyncio.Future[None] | None, bool, bool] = (
+            None,
+            False,
+            False,
+        )  # what the question under way answers
+        self.seen = claimed.signal_seq
+        self._idle_check: asyncio.Handle | None = None
+        self._linger: Timer | None = None
+        self._deadline: Timer | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self.root: asyncio.Task[Any] | None = None
+
+    @property
+    def over(self) -> BaseException | None:
+        """What has ended the handler (a cancellation, its deadline, a halt), if anything has; undos run all the same."""
+        return self._over(None)
+
+    @property
+    def shutting_down(self) -> bool:
+        """Whether the event loop is being shut down around the run: then nothing new may begin, undos included."""
+        return self.root is not None and self.root.cancelling() > 0 and not self.overdue
+
+    @contextlib.contextmanager
+    def undoing(self, name: str) -> Generator[None]:
+        """While the block runs, the undo ``name`` may run, wait and be suspended although the handler has ended."""
+        self._undoing.add(name)
+        try:
+            yield
+        finally:
+            self._undoing.discard(name)
+
+    @property
+    def _unwinding(self) -> bool:
+        """Whether what ended the handler is being dealt with: it does not bound or refuse a suspension any more."""
+        return self.compensating or (bool(self._undoing) and (self.cancelled or self.overdue))
+
+    def _over(self, name: str | None) -> BaseException | None:
+        """What has ended this pass, if anything has: every call raises it."""
+        if self.halt is not None:
+            return self.halt
+        if self._ending:
+            return Abandoned(self.execution_id)
+        if self.compensating or name in self._undoing:
+            return None
+        if self.cancelled:
+            return self.cancel_error()
+        return self.deadline_error(name) if self.overdue else None
+
+    def _interrupt(self) -> None:
+        """Let parked calls raise what has ended this pass. While a suspension is under way its answer decides first."""
+        if self._suspending is None and self._reason_known:
+            for parked in list(self._parked):
+                error = self._over(parked.name)
+                if error is not None:
+                    parked.fail(error)
+
+    def cancel_error(self) -> ExecutionCancelled:
+        reason = self.cancel_reason
+        text = f"execution {self.execution_id!r} was cancelled" + (f": {reason}" if reason else "")
+        return ExecutionCancelled(text, execution_id=self.execution_id, reason=reason)
+
+    def deadline_error(self, step: str | None, attempts: int = 0) -> DeadlineExceeded:
+        """The error of a call that the execution's deadline ends."""
+        where = f" before {step!r} could finish" if step else ""
+        return DeadlineExceeded(
+            f"the deadline of execution {self.execution_id!r} passed{where}", step=step or "", attempts=attempts
+        )
+
+    def cancel(self, reason: str | None) -> None:
+        """A cancellation was accepted: parked calls raise it now, others at their next call."""
+        if self.cancelled and self._reason_known:
+            return
+        self.cancelled = self._reason_known = True
+        self.cancel_reason = reason
+        self._regate()
+        self._interrupt()
+
+    def hear_of_cancellation(self) -> None:
+        """A flush says that a cancellation was accepted. Nothing new begins; parked calls raise it once its reason is here."""
+        if not self.cancelled:
+            self.cancelled, self._reason_known = True, False
+            self._regate()
+            self.services.refresh(self)
+
+    async def learn_reason(self) -> None:
+        if not self._reason_known:
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Return when the backend has been asked for this run's signals, and their news are here."""
+        if self._news is None:
+            self._news = self.loop.create_future()
+            self.services.refresh(self)
+        await asyncio.shield(self._news)
+
+    def _caught_up(self) -> None:
+        news, stale, _ = self._asked
+        if stale:
+            self._stale = False
+        if news is not None and news is self._news:
+            self._news = None
+            news.set_result(None)
+
+    def deadline_passed(self) -> None:
+        """The execution's deadline is over: parked calls raise it now, others at their next call."""
+        if self.overdue:
+            return
+        self.overdue = True
+        self._regate()
+        self._interrupt()
+        # A body that waits for something else than our calls is cancelled, once it had a moment to end by itself.
+        self.loop.call_later(1.0, self._expel)
+
+    def _expel(self) -> None:
+        """Cancel the task of a handler that goes on after its end."""
+        if self._undoing:
+            self.loop.call_later(1.0, self._expel)
+            return
+        if (
+            not self._closed
+            and not self._ending
+            and not self.compensating
+            and self.halt is None
+            and self.root is not None
+        ):
+            self.expelled = True
+            self.root.cancel()
+
+    async def _refuse(self) -> None:
+        """A call comes after the end. A handler that swallows that and calls again must not keep the loop from everybody else."""
+        self._refusals += 1
+        if self._refusals >= _REFUSALS:
+            if self._refusals == _REFUSALS:
+                logger.warning(
+                    "execution %r: its handler goes on after what every call has raised %d times; it is cancelled",
+                    self.execution_id,
+                    _REFUSALS,
+                )
+            self._expel()
+        await asyncio.sleep(0)
+
+    def _regate(self) -> None:
+        self.gated = (
+            self._suspending is not None
+            or self._draining
+            or self._ending
+            or (not self.compensating and (self.cancelled or self.overdue))
+        )
+
+    def abandon(self) -> Halt:
+        """Stop without a word: nothing can be written any more."""
+        return self._stop(Abandoned(self.execution_id))
+
+    def _stop(self, halt: Halt) -> Halt:
+        if self.halt is None:
+            self.halt = halt
+            self.gated = True
+            self._forget_timers()
+            self._hush()
+            news, self._news = self._news, None
+            if news is not None:
+                news.set_result(None)
+            for parked in list(self._parked):
+                parked.fail(halt)
+            abandoned = isinstance(halt, Abandoned)
+            if abandoned:
+                self._cancel_tasks()
+            if self.root is not None and not self.root.done():
+                if abandoned and self.root is not asyncio.current_task():
+                    self.root.cancel()
+                else:
+                    self._grace = self.loop.call_later(_GRACE, self._cancel_stopped)
+        return self.halt
+
+    def _cancel_tasks(self) -> None:
+        current = asyncio.current_task()
+        for task in list(self.tasks):
+            if task is not current:
+                task.cancel()
+
+    def _cancel_stopped(self) -> None:
+        if self.root is not None and not self.root.done():
+            logger.warning(
+                "execution %r: its handler did not end after it was told to stop; it is cancelled", self.execution_id
+            )
+            self.root.cancel()
+
+    def _forget_timers(self) -> None:
+        self._no_longer_idle()
+        for timer in (self._deadline, *(parked.timer for parked in self._parked)):
+            if timer is not None:
+                timer.cancel()
+        self._deadline = None
+
+    def _hush(self) -> None:
+        quiet, self._quiet = self._quiet, None
+        if quiet is not None and not quiet.done():
+            quiet.set_result(None)
+
+    def _no_longer_idle(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+
+    async def durable(self, promise: Durable) -> None:
+        """Wait until a fact is durable. Raises ``Halt`` when the run is not this worker's any more."""
+        if await promise == LOST:
+            raise self.abandon()

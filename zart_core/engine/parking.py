@@ -1,0 +1,252 @@
+"""Parking: a run whose calls wait, in memory first, then suspended.
+
+A call that has to wait *parks*. When every call of the run is parked, the run is *idle*: it stays in memory for ``linger``, then it
+is suspended: one fenced write gives the lease up, and the parked calls raise ``Suspended``. That write is refused when what the
+run waits for has happened already; then nothing was unwound and the run simply goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Iterable
+
+from zart_core.duration import later
+from zart_core.engine.ending import Ending
+from zart_core.engine.halt import Suspended
+from zart_core.engine.journal import DONE, LOST, Durable
+from zart_core.engine.parked import Parked
+from zart_core.engine.replay import Key
+from zart_core.engine.timer import Timer
+from zart_core.records import (
+    StepRow,
+    SuspendFact,
+)
+
+logger = logging.getLogger("zart")
+
+
+class Parking(Ending):
+    """A run whose calls can wait."""
+
+    async def ready(self, name: str) -> None:
+        """May something new begin? Waits out a suspension or a lapsed lease; raises what has ended the execution."""
+        while self._suspending is not None:
+            # Race: the lease is being given up in the backend while another branch wants to begin. The answer decides.
+            await asyncio.shield(self._suspending)
+        if self.services.lease.lapsed:
+            await self.services.lease.valid()
+        await self.learn_reason()
+        error = self._over(name)
+        if error is not None:
+            await self._refuse()
+            raise error
+        if self._draining:
+            await self.hold(name)
+
+    async def settled(self, row: StepRow) -> None:
+        """A call has its durable result. With ``replay="always"`` it is not given to this pass but to the next.
+
+        A pass that is over has no next one that could get it, so it gets its result.
+        """
+        if self.services.replay_always and self._over(row.name) is None:
+            await self.hold(row.name)
+
+    async def park(self, name: str, *, wake_at: int | None, on_signal: bool = False) -> None:
+        """Wait in memory until ``wake_at``, or until a signal comes; the run may be suspended meanwhile. ``name``: the call's."""
+        await self._park(Parked(self, name, wake_at, on_signal, hold=False))
+
+    async def park_for(
+        self,
+        name: str,
+        calls: Iterable[Key],
+        needed: int,
+        *,
+        remote: Iterable[Key],
+        is_open: Callable[[Key], bool],
+        wake_at: int | None = None,
+    ) -> None:
+        """Wait in memory until ``needed`` of these calls have ended, or until ``wake_at``; the run may be suspended meanwhile.
+
+        ``remote``: those that are runs of their own. ``is_open`` tells whether a call has not ended yet.
+        """
+        parked = Parked(self, name, wake_at, on_signal=False, hold=False)
+        parked.awaited = set(calls)
+        parked.needed = needed
+        parked.remote = set(remote)
+        await self._park(parked, is_open)
+
+    def ended(self, call: Key) -> None:
+        """A call that others may wait for has ended."""
+        for parked in self._awaiting.get(call, ()):
+            parked.ended(call)
+
+    async def hold(self, name: str) -> None:
+        """Wait for the run to be suspended and claimed anew: this pass goes no further."""
+        await self._park(Parked(self, name, None, on_signal=False, hold=True))
+
+    async def _park(self, parked: Parked, is_open: Callable[[Key], bool] | None = None) -> None:
+        # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
+        await self.learn_reason()
+        error = self._over(parked.name)
+        if error is not None:
+            raise error
+        keys = tuple(parked.awaited)
+        self._parked.add(parked)
+        parked.by_root = asyncio.current_task() is self.root
+        self._root_parked += parked.by_root
+        for key in keys:
+            self._awaiting.setdefault(key, set()).add(parked)
+            if is_open is not None and not is_open(key):
+                parked.ended(key)  # while the lines above waited
+        if parked.wake_at is not None:
+            parked.timer = Timer(self.clock, parked.wake_at, functools.partial(self._due, parked))
+        self._look()
+        try:
+            await parked.future
+        finally:
+            self._parked.discard(parked)
+            self._root_parked -= parked.by_root
+            self.woken -= parked.woken
+            for key in keys:
+                waiting = self._awaiting.get(key)
+                if waiting is not None:
+                    waiting.discard(parked)
+                    if not waiting:
+                        del self._awaiting[key]
+            if parked.timer is not None:
+                parked.timer.cancel()
+            self._no_longer_idle()
+
+    def _due(self, parked: Parked) -> None:
+        if self._suspending is None:
+            parked.wake()
+        else:
+            parked.due = True  # the answer to the suspension decides: see _answered
+
+    @property
+    def idle(self) -> bool:
+        """Whether every call of the run is parked, and none of them has been woken."""
+        # Race: a call that was woken has not run yet. Suspended now, with the signal that woke it counted as seen, the run would
+        # wait for a signal that has come already.
+        return (
+            bool(self._parked)
+            and len(self._parked) == self._calls
+            and self._suspending is None
+            and self.halt is None
+            and not self.woken  # quick, where thousands are parked; what is left are tasks that were cancelled
+            and not any(parked.future.done() for parked in self._parked)
+        )
+
+    @property
+    def resting(self) -> bool:
+        """Whether the run is idle and nothing is about to change that."""
+        return self.idle and self._idle_check is None and not self._stale
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether nothing moves but the bodies of steps."""
+        busy = self.bodies > 0 and len(self._parked) + self.bodies == self._calls
+        return busy and self._suspending is None and self.halt is None
+
+    def _look(self) -> None:
+        """Something parked or ended: is the run idle now, and what follows from that?"""
+        # (A look that is due already sees what has come until then; thousands of branches that park at once need only one.)
+        if self._idle_check is not None or self._stale or not self.idle:
+            return
+        self.services.changed()
+        if not self._unaccounted and self._suspend_at_once():
+            # The handler's own task waits and no other ever made a call: nothing else can move it. The row of the wait that was
+            # just appended and the suspension go in one flush.
+            self._suspend()
+        else:
+            # Other branches may be about to begin (gather starts its tasks one after another): look again after them.
+            self._idle_check = self.loop.call_soon(self._look_again, 2)
+
+    def _look_again(self, turns: int) -> None:
+        self._idle_check = None
+        if not self.idle or self._stale:
+            return
+        if turns:
+            self._idle_check = self.loop.call_soon(self._look_again, turns - 1)
+        elif self._suspend_at_once():
+            self._suspend()
+        elif self._linger is None:
+            until = later(self.clock.now(), self.services.linger)
+            self._linger = Timer(self.clock, until, self._linger_over)
+
+    def _suspend_at_once(self) -> bool:
+        if self._draining or self.services.linger <= 0 or any(parked.hold for parked in self._parked):
+            return True
+        if self._unaccounted:
+            return False  # another branch may be in a plain await: only time can tell
+        wake_at = self._wake_at()
+        if wake_at is not None and wake_at - self.clock.now() <= self.services.linger:
+            return False
+        awaits_news = any(parked.on_signal or parked.remote for parked in self._parked)
+        return self.services.signal_linger <= 0 or not awaits_news
+
+    def _linger_over(self) -> None:
+        self._linger = None
+        if self.idle and not self._stale:
+            self._suspend()
+
+    def evict(self) -> None:
+        """Another run may need this slot: suspend without lingering on. Does nothing to a run that may not be idle."""
+        if self.idle and not self._stale and not self._unaccounted:
+            self._suspend()
+
+    @property
+    def _unaccounted(self) -> bool:
+        """Whether user code may be busy outside of any call of the context."""
+        return self._concurrent or (bool(self.tasks) and not self._root_parked)
+
+    def _wake_at(self) -> int | None:
+        if any(parked.hold for parked in self._parked):
+            return self.clock.now()
+        times = [parked.wake_at for parked in self._parked if parked.wake_at is not None]
+        return min(times) if times else None
+
+    def _suspend(self) -> None:
+        deadline = self.claimed.deadline
+        if deadline is not None and not (self.compensating or self.overdue) and deadline <= self.clock.now():
+            self.deadline_passed()  # its timer is about to say so
+            return
+        self._no_longer_idle()
+        self._suspending = self.loop.create_future()
+        self.gated = True
+        needed = [parked.needed for parked in self._parked if parked.remote]
+        fact = SuspendFact(
+            self.run_id,
+            self.epoch,
+            self._wake_at(),
+            on_signal=any(parked.on_signal for parked in self._parked),
+            on_children=bool(needed),
+            seen=self.seen,
+            cleanup=self.body.handles_failure or self.undoable > 0 or bool(self._undoing),
+            compensating=self._unwinding,
+            # Whichever children end: before so many have, no call has what it needs. Woken for others than its own, it waits on.
+            children_left=max(0, self.replay.open_children - min(needed)) if needed else 0,
+        )
+        self.journal.suspend(fact).add_done_callback(self._answered)
+
+    def _answered(self, promise: Durable) -> None:
+        """The backend's answer to the suspension."""
+        suspending, self._suspending = self._suspending, None
+        if suspending is not None:
+            suspending.set_result(None)
+        if promise.cancelled() or promise.result() == LOST:
+            self.abandon()
+        elif promise.result() == DONE:
+            self.released = True
+            self._stop(Suspended(self.execution_id))
+        else:
+            # Refused: what is waited for has happened. Nothing was unwound; learn what it is and go on.
+            self._stale = True
+            self._regate()
+            self._interrupt()
+            for parked in list(self._parked):
+                if parked.due:
+                    parked.wake()
+            self.services.refresh(self)
