@@ -7,10 +7,9 @@ import contextlib
 import json
 import random
 import signal
-from pathlib import Path
 from typing import Any, Final
 
-from tests.behaviour.programs import Act, Place, Process, freeze, launch, launch_worker
+from tests.behaviour.programs import Act, Place, Process, audited, freeze, launch, launch_worker
 from tests.chaos.proof import Proof, names, predicted
 from zart_core import DurableScheduler, ExecutionHandle, connect
 
@@ -32,10 +31,10 @@ LONGEST: Final = 60.0
 
 
 class Storm:
-    """``seconds`` of bad weather over a fresh store in ``folder``. The same seed plans the same; when it strikes is up to the machine."""
+    """``seconds`` of bad weather over the fresh store of ``place``. The same seed plans the same; when it strikes is up to the machine."""
 
-    def __init__(self, folder: Path, *, seed: int, seconds: float) -> None:
-        self.place = Place(folder)
+    def __init__(self, place: Place, *, seed: int, seconds: float) -> None:
+        self.place = place
         self.seed = seed
         self.seconds = seconds
         dice = random.Random(f"programs {seed}")
@@ -61,8 +60,7 @@ class Storm:
                 for process in self._crew:
                     await process.kill()
             findings = [finding for name in self.programs for finding in await self._recorded(client, name)]
-            audit = getattr(scheduler, "audit")  # noqa: B009 - not part of the contract
-            findings += [*await audit(), *self._said()]
+            findings += [*await audited(scheduler), *self._said()]
         assert not findings, "\n".join(findings)
         lost = (str(process.pid) for process in self._crew if "has lost its lease" in process.said)
         return Proof(self.place.ledger.entries(), self.programs, lost)
