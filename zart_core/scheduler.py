@@ -177,7 +177,8 @@ class Scheduler(Protocol):
         """Run ``work(connection)`` in a transaction of its own, and store the row that it returns in the same commit.
 
         The transaction also checks the fence, so that the row and all that ``work`` has written take effect together or not at
-        all. What ``work`` raises undoes everything and is raised; so does a cancellation that comes before the commit has begun,
+        all. What ``work`` raises undoes everything and is raised, and so is what the store refuses at the commit (a deferred
+        constraint), as its driver says it; so does a cancellation that comes before the commit has begun,
         while one that comes later is answered with the row. ``None``: the run is not this worker's any more, and nothing was
         changed. When the step has a finished row already (an earlier try took effect whose answer was lost), ``work`` is not run
         and that row is returned. ``work`` is of the kind that :attr:`transactions` says, and gets the connection for the time of its

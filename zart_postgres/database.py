@@ -76,6 +76,13 @@ _CONFLICTS: Final = frozenset(("40001", "40P01"))
 # The schema, a table, a function or a column of it is not there.
 _NOT_OURS: Final = frozenset(("3F000", "42P01", "42883", "42703"))
 _SILENCE_MS: Final = 10_000  # unanswered bytes on the wire for this long mean that the connection is gone
+_SERVER_SIDE_SILENCE: Final = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": str(_SILENCE_MS),
+}
+"""The same for the server's end of the wire."""
 
 
 _connect: Final[Callable[..., Awaitable[Connection]]] = cast(Any, asyncpg).connect
@@ -104,8 +111,11 @@ class Database:
         self, duty: str, *, url: str | None = None, timeout: float | None = None, lent: bool = False
     ) -> Connection:
         """A new connection. ``duty`` is what ``pg_stat_activity`` shows of it. One that is ``lent`` to users keeps the server's
-        settings. Raises ``BackendUnavailable``."""
+        settings for what they do. Raises ``BackendUnavailable``."""
         settings = {"application_name": f"zart {duty}"[:63]}
+        if not self.pooler:
+            # What a machine that is gone leaves open holds its locks until the server finds out: by default, for two hours.
+            settings |= _SERVER_SIDE_SILENCE
         if not self.pooler and not lent:
             # A pooler refuses settings that it does not know, so behind one they stay the server's. The server gives up
             # on its own a little after the client has: then a lost cancellation request costs no more than that.

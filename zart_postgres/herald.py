@@ -1,6 +1,6 @@
 """Telling other processes, by NOTIFY.
 
-Never in the transaction that did it: commits with a notification wait for each other, all over the server. And never one
+Never in a transaction of ours: commits with a notification wait for each other, all over the server. And never one
 for each commit: what happens while one is under way, or shortly after, goes in the next.
 """
 

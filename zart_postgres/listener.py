@@ -102,7 +102,9 @@ class Listener:
         if note.sender == self._sender:
             # Ours were told here right after the commit.
             self._echo.set()
-        else:
+        elif (
+            note.ready or note.signals != [] or note.finished != []
+        ):  # else it is another's first, which tells of nothing
             self._tell(note.notification())
 
 

@@ -318,7 +318,17 @@ class FaultyScheduler:
         return await self._through("offer_event", lambda: self.inner.offer_event(offer, tx))
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
-        return await self._through("transact", lambda: self.inner.transact(key, work))
+        number, faults = self.plan.count("transact")
+        await self.plan.strike("transact", number, faults, "before")
+        row = await self.inner.transact(key, work)
+        try:
+            await self.plan.strike("transact", number, faults, "after")
+        except asyncio.CancelledError:
+            # Raised as it is, it would say that nothing took effect.
+            raise BackendUnavailable(
+                f"injected fault: call {number} of transact took effect, its caller gave up before the answer"
+            ) from None
+        return row
 
     async def cancel(self, execution_id: str, reason: str | None) -> bool:
         return await self._through("cancel", lambda: self.inner.cancel(execution_id, reason))
