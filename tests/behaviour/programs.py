@@ -338,7 +338,8 @@ async def work(place: Place, config: str) -> None:
     worker = Worker(connect(place.url), registry(place), WorkerConfig(**json.loads(config)))
     running = asyncio.create_task(worker.run())
     await until(lambda: worker.tenure is not None or running.done())
-    print("ready", flush=True)
+    if not running.done():
+        print("ready", flush=True)
     await running
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import signal
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from tests.behaviour.programs import Act, Place, Process, audited, freeze, launch, launch_worker
@@ -30,27 +31,38 @@ LONGEST: Final = 60.0
 """Seconds after the storm within which everything must have ended."""
 
 
+Weather = Callable[[random.Random, asyncio.Event], Awaitable[None]]
+"""Something more that goes on until the event is set."""
+
+
 class Storm:
     """``seconds`` of bad weather over the fresh store of ``place``. The same seed plans the same; when it strikes is up to the machine."""
 
-    def __init__(self, place: Place, *, seed: int, seconds: float) -> None:
+    def __init__(
+        self, place: Place, *, seed: int, seconds: float, url: str | None = None, weather: Sequence[Weather] = ()
+    ) -> None:
         self.place = place
+        # The workers use the place's, which may lead through a bad wire.
+        self._url = url or place.url
+        self._weather = weather
         self.seed = seed
         self.seconds = seconds
         dice = random.Random(f"programs {seed}")
         self.programs = {f"e{number}": program(dice) for number in range(round(seconds * RATE))}
-        self.drained = 0
+        self.drained = self.stillborn = 0
         self._crew: list[Process] = []
         self._over, self._done = asyncio.Event(), asyncio.Event()
 
     async def rage(self) -> Proof:
         """The whole of it, up to the end of the last execution; raises ``AssertionError`` when something was lost or left behind."""
-        async with connect(self.place.url) as scheduler:
+        async with connect(self._url) as scheduler:
             client = DurableScheduler(scheduler)
             try:
                 async with asyncio.TaskGroup() as group:
                     for number in range(WORKERS):
                         group.create_task(self._slot(number))
+                    for number, weather in enumerate(self._weather):
+                        group.create_task(self._blow(weather, random.Random(f"weather {number} {self.seed}")))
                     lives = [group.create_task(self._live(client, name)) for name in self.programs]
                     await asyncio.sleep(self.seconds)
                     self._over.set()
@@ -64,6 +76,9 @@ class Storm:
         assert not findings, "\n".join(findings)
         lost = (str(process.pid) for process in self._crew if "has lost its lease" in process.said)
         return Proof(self.place.ledger.entries(), self.programs, lost)
+
+    async def _blow(self, weather: Weather, dice: random.Random) -> None:
+        await weather(dice, self._over)
 
     # --- executions ---------------------------------------------------------------------------------------------------
 
@@ -109,9 +124,17 @@ class Storm:
         await self._drain(worker)
 
     async def _launch(self) -> Process:
-        worker = await launch_worker(self.place, **OPTIONS)
-        self._crew.append(worker)
-        return worker
+        while True:
+            try:
+                worker = await launch_worker(self.place, **OPTIONS)
+            except AssertionError as said:
+                # A worker that does not reach its store when it starts ends with an error, and is started again.
+                if not self._weather or "BackendUnavailable" not in str(said):
+                    raise
+                self.stillborn += 1
+            else:
+                self._crew.append(worker)
+                return worker
 
     async def _strike(self, dice: random.Random, worker: Process) -> None:
         chance = dice.random()
@@ -158,6 +181,13 @@ class Storm:
             "a worker has died",
             "the event loop has been blocked",
         )
+        if self._weather:
+            allowed += (
+                "failed, it will be repeated",
+                "could not register, it will be repeated",
+                "listening for notifications failed, polling goes on",
+                "could not be reached",
+            )
         return [
             line
             for process in self._crew
