@@ -72,6 +72,8 @@ _UNAVAILABLE: Final = frozenset(("08", "28", "3D", "53", "55", "57", "58", "XX")
 _READ_ONLY: Final = "25006"
 # Text with a NUL character; what else is no text does not get as far as the server.
 _NO_TEXT: Final = frozenset(("22021", "22P05"))
+# What a pooler answers to settings.
+_POOLERS_WORDS: Final = "unsupported startup parameter"
 _CONFLICTS: Final = frozenset(("40001", "40P01"))
 # The schema, a table, a function or a column of it is not there.
 _NOT_OURS: Final = frozenset(("3F000", "42P01", "42883", "42703"))
@@ -163,6 +165,8 @@ class Database:
             return explained
         elif is_disconnected(cause) or state[:2] in _UNAVAILABLE or state in _CONFLICTS or isinstance(cause, OSError):
             said = str(cause) or type(cause).__name__
+            if _POOLERS_WORDS in said:
+                said += " (is this a pooler? Then connect with pooler=true)"
         elif state == _READ_ONLY:
             said = f"{cause}: this server is a standby; connect with target_session_attrs=read-write"
         elif state == "42501":
