@@ -31,6 +31,7 @@ from zart_core.records import (
     ListQuery,
     Notification,
     Offer,
+    Reaped,
     Settled,
     Signals,
     Start,
@@ -190,8 +191,8 @@ class Scheduler(Protocol):
         """What is new for runs this worker holds; only those with something new (or lost) are in the answer."""
         ...
 
-    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
-        """Declare workers dead whose lease has passed, and make their runs claimable. Returns how many runs were freed.
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
+        """Declare workers dead whose lease has passed, and make their runs claimable. Tells when to look next.
 
         Any worker may do it at any time. ``worker_id`` is the one that does: whoever can ask is not dead, however late its own
         heartbeat (a blocked event loop, a laptop that slept), so it never declares itself so.

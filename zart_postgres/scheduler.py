@@ -19,6 +19,7 @@ from zart_core.records import (
     ListQuery,
     Notification,
     Offer,
+    Reaped,
     Settled,
     Signals,
     Start,
@@ -275,11 +276,11 @@ class PostgresScheduler:
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
         return await self._read(lambda db: signals.signals(db, watches, worker_id))
 
-    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
-        async def work(calls: Connections) -> int:
-            freed = await calls.client.run(lambda db: leases.reap(db, max_deliveries, worker_id), repeatable=True)
-            self._tell(calls, Happened(ready=freed > 0))
-            return freed
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
+        async def work(calls: Connections) -> Reaped:
+            reaped = await calls.client.run(lambda db: leases.reap(db, max_deliveries, worker_id), repeatable=True)
+            self._tell(calls, Happened(ready=reaped.freed > 0))
+            return reaped
 
         return await self._do(work)
 

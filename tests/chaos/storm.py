@@ -186,7 +186,7 @@ class Storm:
                 "failed, it will be repeated",
                 "could not register, it will be repeated",
                 "listening for notifications failed, polling goes on",
-                "could not be reached",
+                "heartbeat failed",
             )
         return [
             line

@@ -287,7 +287,7 @@ async def test_a_worker_that_is_frozen_right_before_its_commit_does_not_keep_the
         await d.sql.execute("UPDATE workers SET expires_at = 0 WHERE worker_id = $1", hand.worker_id)
 
         async def freed() -> bool:
-            return await there.reap(100, heir.worker_id) == 1
+            return (await there.reap(100, heir.worker_id)).freed == 1
 
         await until(freed)
         again = await heir.take("a")

@@ -40,6 +40,7 @@ from zart_core.records import (
     ListQuery,
     Notification,
     Offer,
+    Reaped,
     Settled,
     Signals,
     Start,
@@ -368,7 +369,7 @@ class FaultyScheduler:
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> Sequence[Signals]:
         return await self._through("signals", lambda: self.inner.signals(watches, worker_id))
 
-    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
         return await self._through("reap", lambda: self.inner.reap(max_deliveries, worker_id))
 
     async def release(self, worker_id: int, keep: Sequence[int]) -> int:
