@@ -33,6 +33,11 @@ $(DEMO_VENV)/.stamp: requirements-run.txt pyproject.toml
 	$(DEMO_VENV)/bin/python $(PIP_INSTALL) --no-deps -e .
 	@touch $@
 
+# The driver as well, where the demo is to run on a server: what `pip install '.[postgres]'` adds.
+$(DEMO_VENV)/.postgres: $(DEMO_VENV)/.stamp requirements-dev.txt
+	$(DEMO_VENV)/bin/python $(PIP_INSTALL) --constraint requirements-dev.txt asyncpg
+	@touch $@
+
 .PHONY: venv
 venv: $(VENV)/.stamp ## Make the development environment in .venv
 
@@ -59,7 +64,7 @@ format: $(VENV)/.stamp ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff format .
 
 .PHONY: demo
-demo: $(DEMO_VENV)/.stamp ## Run the demo with nothing but the runtime dependencies installed
+demo: $(DEMO_VENV)/.stamp $(if $(filter postgres%,$(ZART_DATABASE_URL)),$(DEMO_VENV)/.postgres) ## Run the demo with nothing but the runtime dependencies installed
 	@$(DEMO_VENV)/bin/python -m examples.demo
 
 .PHONY: bench
