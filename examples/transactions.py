@@ -15,7 +15,7 @@ import sqlite3
 import tempfile
 from abc import ABC, abstractmethod
 from contextlib import closing
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import uuid4
 
 from msgspec import Struct
@@ -178,8 +178,7 @@ class PostgresShop(Shop):
     async def _connect(self) -> Any:
         import asyncpg  # noqa: PLC0415 - only those need it who have a server
 
-        connect: Any = asyncpg.connect  # its annotations are incomplete
-        return await connect(self.url)
+        return await cast(Any, asyncpg).connect(self.url)  # its annotations are incomplete
 
 
 def pay(order: Order, card: str) -> None:
