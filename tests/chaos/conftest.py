@@ -19,5 +19,5 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of it holds on every store."""
     for item in items:
-        if "place" in getattr(item, "fixturenames", ()):
+        if {"place", "tmp_path"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("store")

@@ -187,6 +187,9 @@ class Storm:
                 "could not register, it will be repeated",
                 "listening for notifications failed, polling goes on",
                 "heartbeat failed",
+                "sweeping failed, it will be repeated",
+                "DETAIL:  ",
+                "HINT:  ",
             )
         return [
             line

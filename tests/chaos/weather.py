@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from tests.postgres.server import connection_to
@@ -55,6 +56,19 @@ class Gusts:
             if kind != "cut":
                 await within(dice.uniform(0.1, 1.5), over)
             wire.restore()
+
+
+class Crashes:
+    """The server crashes and comes up again."""
+
+    def __init__(self, crash: Callable[[], None]) -> None:
+        self._crash = crash
+        self.count = 0
+
+    async def __call__(self, dice: random.Random, over: asyncio.Event) -> None:
+        while not await within(dice.uniform(1.0, 4.0), over):
+            await asyncio.to_thread(self._crash)
+            self.count += 1
 
 
 async def within(seconds: float, event: asyncio.Event) -> bool:
