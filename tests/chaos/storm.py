@@ -38,12 +38,8 @@ Weather = Callable[[random.Random, asyncio.Event], Awaitable[None]]
 class Storm:
     """``seconds`` of bad weather over the fresh store of ``place``. The same seed plans the same; when it strikes is up to the machine."""
 
-    def __init__(
-        self, place: Place, *, seed: int, seconds: float, url: str | None = None, weather: Sequence[Weather] = ()
-    ) -> None:
+    def __init__(self, place: Place, *, seed: int, seconds: float, weather: Sequence[Weather] = ()) -> None:
         self.place = place
-        # The workers use the place's, which may lead through a bad wire.
-        self._url = url or place.url
         self._weather = weather
         self.seed = seed
         self.seconds = seconds
@@ -55,7 +51,7 @@ class Storm:
 
     async def rage(self) -> Proof:
         """The whole of it, up to the end of the last execution; raises ``AssertionError`` when something was lost or left behind."""
-        async with connect(self._url) as scheduler:
+        async with connect(self.place.url) as scheduler:
             client = DurableScheduler(scheduler)
             try:
                 async with asyncio.TaskGroup() as group:

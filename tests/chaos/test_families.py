@@ -5,8 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
+
 from tests.behaviour.programs import Place, audited, launch_worker, until
+from tests.behaviour.world import STORE
 from zart_core import DurableScheduler, connect
+
+pytestmark = pytest.mark.skipif(STORE != "sqlite", reason="children are not available on PostgreSQL yet")
 
 KILLS = 4
 CHILDREN, STEPS = 40, 60
