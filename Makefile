@@ -47,7 +47,7 @@ test: $(VENV)/.stamp ## Run every test; the behaviour suite also with a replay a
 	ZART_TEST_REPLAY=always $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour
 	# The oldest and the newest server at hand; the contract runs on both in the first line already.
 	ZART_TEST_STORE=postgres16 $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
-	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
+	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos -m "store and not soak"
 
 .PHONY: check
 check: $(VENV)/.stamp ## Lint, check formatting, types, the layering and the pins
@@ -79,6 +79,7 @@ examples: $(VENV)/.stamp ## Run every example
 soak: $(VENV)/.stamp ## Run the long chaos and workload tests
 	# The limit per test that catches a hang in the suite would cut these short.
 	$(BIN)/python -m pytest -n $(WORKERS) -m soak --timeout=3600
+	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos -m "store and soak" --timeout=3600
 
 .PHONY: clean
 clean: ## Remove the environments, caches and build products
