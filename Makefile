@@ -33,6 +33,11 @@ $(DEMO_VENV)/.stamp: requirements-run.txt pyproject.toml
 	$(DEMO_VENV)/bin/python $(PIP_INSTALL) --no-deps -e .
 	@touch $@
 
+# The driver as well, where the demo is to run on a server: what `pip install '.[postgres]'` adds.
+$(DEMO_VENV)/.postgres: $(DEMO_VENV)/.stamp requirements-dev.txt
+	$(DEMO_VENV)/bin/python $(PIP_INSTALL) --constraint requirements-dev.txt asyncpg
+	@touch $@
+
 .PHONY: venv
 venv: $(VENV)/.stamp ## Make the development environment in .venv
 
@@ -42,7 +47,7 @@ test: $(VENV)/.stamp ## Run every test; the behaviour suite also with a replay a
 	ZART_TEST_REPLAY=always $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour
 	# The oldest and the newest server at hand; the contract runs on both in the first line already.
 	ZART_TEST_STORE=postgres16 $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
-	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
+	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos -m "store and not soak"
 
 .PHONY: check
 check: $(VENV)/.stamp ## Lint, check formatting, types, the layering and the pins
@@ -59,7 +64,7 @@ format: $(VENV)/.stamp ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff format .
 
 .PHONY: demo
-demo: $(DEMO_VENV)/.stamp ## Run the demo with nothing but the runtime dependencies installed
+demo: $(DEMO_VENV)/.stamp $(if $(filter postgres%,$(ZART_DATABASE_URL)),$(DEMO_VENV)/.postgres) ## Run the demo with nothing but the runtime dependencies installed
 	@$(DEMO_VENV)/bin/python -m examples.demo
 
 .PHONY: bench
@@ -74,6 +79,7 @@ examples: $(VENV)/.stamp ## Run every example
 soak: $(VENV)/.stamp ## Run the long chaos and workload tests
 	# The limit per test that catches a hang in the suite would cut these short.
 	$(BIN)/python -m pytest -n $(WORKERS) -m soak --timeout=3600
+	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos -m "store and soak" --timeout=3600
 
 .PHONY: clean
 clean: ## Remove the environments, caches and build products

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from zart_core import TaskContext, TaskHandler, TaskRegistry
+from zart_core import TaskContext, TaskHandler, TaskRegistry, context
 
+_TICK = 0.02
+"""Seconds of a step."""
 BALLAST = "x" * (1 << 20)
 
 
@@ -69,6 +71,29 @@ class Replayed(TaskHandler[int, int]):
     async def one(self, number: int) -> int:
         self.ran += 1
         return number
+
+
+class Ticking(TaskHandler[None, int]):
+    """Short steps one after another, until one of them is run by a handler that is the ``last``. Notes when each first began here."""
+
+    name = "ticking"
+
+    def __init__(self, *, last: bool) -> None:
+        self.last = last
+        self.began: dict[str, float] = {}
+        self.ticked = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> int:
+        number = 0
+        while not await ctx.step(f"tick-{number}", self.tick):
+            number += 1
+        return number
+
+    async def tick(self) -> bool:
+        self.began.setdefault(context().execution_id, time.perf_counter())
+        self.ticked.set()
+        await asyncio.sleep(_TICK)
+        return self.last
 
 
 class Ballast(TaskHandler[int, int]):

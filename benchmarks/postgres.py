@@ -84,7 +84,7 @@ class Server:
     async def open_database(self, name: str) -> AsyncIterator[Store]:
         """A store in a new database."""
         async with self.database(name) as url, TimedPostgres(url, auto_migrate=True) as scheduler:
-            yield await filled(Store(url, scheduler))
+            yield await filled(Store(url, url, scheduler))
 
     async def _execute(self, statement: str) -> None:
         connection = await asyncpg.connect(self.url)

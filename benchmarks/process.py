@@ -1,4 +1,4 @@
-"""Workers in a process of their own: ``python -m benchmarks.process worker|idle PATH``."""
+"""Workers in a process of their own: ``python -m benchmarks.process worker|idle|doomed PLACE``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from unittest import mock
 
 import msgspec
 
-from benchmarks.handlers import Plain, Steps, registry
+from benchmarks.handlers import Plain, Steps, Ticking, registry
 from benchmarks.store import Wrong
-from zart_core import Worker
+from zart_core import Worker, WorkerConfig, connect
 from zart_sqlite import SqliteScheduler
 
 _SETTLING: Final = 1.5
@@ -45,6 +45,19 @@ async def worker(path: Path) -> AsyncIterator[None]:
         code = await process.wait()
     if code:
         raise Wrong(f"the worker process ended with {code}")
+
+
+@asynccontextmanager
+async def doomed(url: str, queue: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker for :class:`Ticking` in another process, with the default settings, that runs a step; killed when the block ends."""
+    process = await _spawn("doomed", url, queue)
+    try:
+        await _line(process)
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def idle(path: Path, seconds: float) -> Idle:
@@ -79,6 +92,14 @@ async def _work(path: Path) -> None:
         await told.wait()
 
 
+async def _tick(url: str, queue: str) -> None:
+    handler = Ticking(last=False)
+    async with connect(url) as scheduler, Worker(scheduler, registry(handler), WorkerConfig(queues=(queue,))):
+        await handler.ticked.wait()
+        print("ticks", flush=True)
+        await asyncio.Event().wait()
+
+
 async def _rest(path: Path, seconds: float) -> Idle:
     statements = 0
     connect = sqlite3.connect
@@ -105,10 +126,12 @@ def main() -> None:
     match sys.argv[1:]:
         case ["worker", path]:
             asyncio.run(_work(Path(path)))
+        case ["doomed", url, queue]:
+            asyncio.run(_tick(url, queue))
         case ["idle", path, seconds]:
             print(msgspec.json.encode(asyncio.run(_rest(Path(path), float(seconds)))).decode(), flush=True)
         case _:
-            sys.exit("usage: python -m benchmarks.process worker PATH | idle PATH SECONDS")
+            sys.exit("usage: python -m benchmarks.process worker PATH | idle PATH SECONDS | doomed URL QUEUE")
 
 
 if __name__ == "__main__":

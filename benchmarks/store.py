@@ -40,8 +40,9 @@ class TimedSqlite(Timed, SqliteScheduler):
 class Store:
     """An open scheduler and a client of it."""
 
-    def __init__(self, name: str, scheduler: Any) -> None:
+    def __init__(self, name: str, url: str, scheduler: Any) -> None:
         self.name = name
+        self.url = url
         self.scheduler = scheduler
         self.client = DurableScheduler(scheduler)
 
@@ -60,7 +61,7 @@ class Store:
 async def open_file(path: Path) -> AsyncIterator[Store]:
     """A new SQLite file."""
     async with TimedSqlite(path) as scheduler:
-        yield await filled(Store(path.name, scheduler))
+        yield await filled(Store(path.name, f"sqlite:///{path.resolve()}", scheduler))
 
 
 async def filled(store: Store) -> Store:

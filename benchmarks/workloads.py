@@ -12,12 +12,13 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
-from benchmarks import backlog, process
+from benchmarks import backlog, process, takeover
 from benchmarks.handlers import Plain, Replayed, Steps, Waiting, registry
 from benchmarks.limits import Limits
 from benchmarks.readings import Goal, Reading, percentile
 from benchmarks.store import Store, Wrong, same
 from zart_core import ExecutionHandle, StartRequest, Worker, WorkerConfig
+from zart_core.duration import SECOND, positive_micros
 
 _PATIENCE: Final = "120s"
 _CROWD: Final = WorkerConfig(concurrency=200)
@@ -38,6 +39,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     finished: int = 1_000_000
     sleeping: int = 200_000
     claims: int = 1_000
+    takeovers: int = 20
 
 
 FULL: Final = Sizes()
@@ -52,6 +54,7 @@ QUICK: Final = Sizes(
     finished=50_000,
     sleeping=10_000,
     claims=200,
+    takeovers=2,
 )
 
 
@@ -394,6 +397,31 @@ async def _backlog(bench: Bench) -> AsyncIterator[Repetition]:
         await full.check(completed=in_full.finished + sizes.finished, waiting=sizes.sleeping)
 
 
+# --- a worker that is killed ----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _takeover(bench: Bench) -> AsyncIterator[Repetition]:
+    lease = positive_micros(WorkerConfig().lease, what="lease") / SECOND
+    async with bench.store("takeover") as store:
+
+        async def repetition() -> list[Reading]:
+            took = await takeover.takeovers(store, store.url, bench.sizes.takeovers)
+            return [
+                Reading(
+                    label=f"kill -9 to the next step, {name} of {len(took)}",
+                    unit="s",
+                    ours=percentile(took, share),
+                    limit=lease,
+                    goal=Goal("ours", "most", lease + 1.0) if share == 1.0 else None,
+                )
+                for name, share in (("p50", 0.5), ("worst", 1.0))
+            ]
+
+        yield repetition
+        await store.check(completed=bench.sizes.takeovers)
+
+
 def _rate(commits: list[float]) -> float:
     return 1 / fmean(commits)
 
@@ -408,6 +436,7 @@ WORKLOADS: Final = (
     Workload("W5", _events),
     Workload("W6", _sequence),
     Workload("W7", _rest, once=True),
+    Workload("W9", _takeover, once=True),
     Workload("W0-postgres", _jobs, backend="postgres"),
     Workload("W0-start-postgres", _starts, backend="postgres"),
     Workload("W1-postgres", _singles, backend="postgres"),
@@ -416,4 +445,5 @@ WORKLOADS: Final = (
     Workload("W5-postgres", _events, backend="postgres"),
     Workload("W6-postgres", _sequence, backend="postgres"),
     Workload("W8", _backlog, backend="postgres"),
+    Workload("W9-postgres", _takeover, once=True, backend="postgres"),
 )

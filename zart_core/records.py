@@ -200,6 +200,13 @@ class ClaimedRun(Struct, frozen=True, kw_only=True):
     priority: int = 0
 
 
+class Reaped(Struct, frozen=True):
+    """The answer to a reap: how many runs it freed, and when the next lease of another worker ends if it is not renewed."""
+
+    freed: int
+    next_expiry: int | None = None
+
+
 class Claimed(Struct, frozen=True):
     """``next_wake`` is the earliest time at which a run that this claim could have taken becomes due, as far as is known."""
 

@@ -31,6 +31,7 @@ from zart_core.records import (
     ListQuery,
     Notification,
     Offer,
+    Reaped,
     Settled,
     Signals,
     Start,
@@ -194,7 +195,8 @@ class Scheduler(Protocol):
         """Run ``work(connection)`` in a transaction of its own, and store the row that it returns in the same commit.
 
         The transaction also checks the fence, so that the row and all that ``work`` has written take effect together or not at
-        all. What ``work`` raises undoes everything and is raised; so does a cancellation that comes before the commit has begun,
+        all. What ``work`` raises undoes everything and is raised, and so is what the store refuses at the commit (a deferred
+        constraint), as its driver says it; so does a cancellation that comes before the commit has begun,
         while one that comes later is answered with the row. ``None``: the run is not this worker's any more, and nothing was
         changed. When the step has a finished row already (an earlier try took effect whose answer was lost), ``work`` is not run
         and that row is returned. ``work`` is of the kind that :attr:`transactions` says, and gets the connection for the time of its
@@ -206,8 +208,8 @@ class Scheduler(Protocol):
         """What is new for runs this worker holds; only those with something new (or lost) are in the answer."""
         ...
 
-    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
-        """Declare workers dead whose lease has passed, and make their runs claimable. Returns how many runs were freed.
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
+        """Declare workers dead whose lease has passed, and make their runs claimable. Tells when to look next.
 
         Any worker may do it at any time. ``worker_id`` is the one that does: whoever can ask is not dead, however late its own
         heartbeat (a blocked event loop, a laptop that slept), so it never declares itself so.

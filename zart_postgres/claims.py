@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import asyncpg
@@ -9,9 +10,11 @@ import msgspec
 
 from zart_core.duration import FOREVER
 from zart_core.errors import LeaseLost
-from zart_core.records import Claim, Claimed, ClaimedRun, EventRow, StepRow
+from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo, EventRow, StepRow
 from zart_postgres.lanes import Session
 from zart_postgres.leases import lost
+
+logger: Final = logging.getLogger("zart")
 
 CLAIM: Final = "SELECT * FROM {schema}.claim_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _GIVE_BACK: Final = """
@@ -19,6 +22,13 @@ _GIVE_BACK: Final = """
     FROM unnest($2::bigint[], $3::integer[]) AS lease(run_id, epoch)
     WHERE a.run_id = lease.run_id AND a.run_id = ANY ($2) AND a.epoch = lease.epoch AND a.worker_id = $1
 """
+_UNLEASE: Final = """
+    UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = {schema}.now_v1() + $4, error = $5
+    WHERE a.run_id = $2 AND a.epoch = $3 AND a.worker_id = $1
+"""
+_DOES_NOT_LOAD: Final = (msgspec.MsgspecError, ValueError, TypeError)
+_PUT_OFF: Final = 30_000_000
+"""How long, in microseconds, a run waits that does not load: for a worker of another version, or for a mended row."""
 
 _decode_tags = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -61,13 +71,28 @@ async def claim(db: Session, request: Claim, turns: Turns) -> Claimed:
         if head["turn"] is None:
             raise LeaseLost(lost(request.worker_id))
         if head["turn"] == turn:
-            return Claimed([_run(row) for row in rows], head["next_wake"])
+            return Claimed(await _loaded(db, request.worker_id, rows), head["next_wake"])
         # Another scheduler object released for this worker. The claim was refused; this one is not late.
 
 
 async def give_back(db: Session, worker_id: int, claimed: Claimed) -> None:
     """Take a claim back whose answer nobody received: nobody would run what it leased, and the lease would live on."""
     await db.rows(_GIVE_BACK, worker_id, [run.run_id for run in claimed.runs], [run.epoch for run in claimed.runs])
+
+
+async def _loaded(db: Session, worker_id: int, rows: list[asyncpg.Record]) -> list[ClaimedRun]:
+    """What of the claimed loads. The others are put off, with the error to be seen: at the head of the queue they would keep all
+    back."""
+    runs: list[ClaimedRun] = []
+    for row in rows:
+        try:
+            runs.append(_run(row))
+        except _DOES_NOT_LOAD as error:
+            run_id = row["run_id"]
+            logger.exception("run %d is put off: what is stored of it does not load", run_id)
+            info = ErrorInfo(type=type(error).__name__, message=f"what is stored of this run does not load: {error}")
+            await db.rows(_UNLEASE, worker_id, run_id, row["epoch"], _PUT_OFF, msgspec.json.encode(info))
+    return runs
 
 
 def _run(row: asyncpg.Record) -> ClaimedRun:

@@ -44,7 +44,7 @@ class Connections:
         self.lease: Final = Lane(database, clock, "lease")
         self.lent: Final = Lane(database, clock, "transaction", pool_size, lent=True)
         self.herald: Final = Herald(self.client, database.schema, sender)
-        self.listener: Final = Listener(database, sender, listen_url, notices.tell)
+        self.listener: Final = Listener(database, sender, listen_url, notices.tell, self.herald.send)
         self._deaf = database.pooler and listen_url is None
         self._told = False
         self._listening: asyncio.Task[None] | None = None

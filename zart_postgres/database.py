@@ -72,10 +72,19 @@ _UNAVAILABLE: Final = frozenset(("08", "28", "3D", "53", "55", "57", "58", "XX")
 _READ_ONLY: Final = "25006"
 # Text with a NUL character; what else is no text does not get as far as the server.
 _NO_TEXT: Final = frozenset(("22021", "22P05"))
+# What a pooler answers to settings.
+_POOLERS_WORDS: Final = "unsupported startup parameter"
 _CONFLICTS: Final = frozenset(("40001", "40P01"))
 # The schema, a table, a function or a column of it is not there.
 _NOT_OURS: Final = frozenset(("3F000", "42P01", "42883", "42703"))
 _SILENCE_MS: Final = 10_000  # unanswered bytes on the wire for this long mean that the connection is gone
+_SERVER_SIDE_SILENCE: Final = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": str(_SILENCE_MS),
+}
+"""The same for the server's end of the wire."""
 
 
 _connect: Final[Callable[..., Awaitable[Connection]]] = cast(Any, asyncpg).connect
@@ -104,8 +113,11 @@ class Database:
         self, duty: str, *, url: str | None = None, timeout: float | None = None, lent: bool = False
     ) -> Connection:
         """A new connection. ``duty`` is what ``pg_stat_activity`` shows of it. One that is ``lent`` to users keeps the server's
-        settings. Raises ``BackendUnavailable``."""
+        settings for what they do. Raises ``BackendUnavailable``."""
         settings = {"application_name": f"zart {duty}"[:63]}
+        if not self.pooler:
+            # What a machine that is gone leaves open holds its locks until the server finds out: by default, for two hours.
+            settings |= _SERVER_SIDE_SILENCE
         if not self.pooler and not lent:
             # A pooler refuses settings that it does not know, so behind one they stay the server's. The server gives up
             # on its own a little after the client has: then a lost cancellation request costs no more than that.
@@ -153,6 +165,8 @@ class Database:
             return explained
         elif is_disconnected(cause) or state[:2] in _UNAVAILABLE or state in _CONFLICTS or isinstance(cause, OSError):
             said = str(cause) or type(cause).__name__
+            if _POOLERS_WORDS in said:
+                said += " (is this a pooler? Then connect with pooler=true)"
         elif state == _READ_ONLY:
             said = f"{cause}: this server is a standby; connect with target_session_attrs=read-write"
         elif state == "42501":

@@ -1,6 +1,6 @@
 """Telling other processes, by NOTIFY.
 
-Never in the transaction that did it: commits with a notification wait for each other, all over the server. And never one
+Never in a transaction of ours: commits with a notification wait for each other, all over the server. And never one
 for each commit: what happens while one is under way, or shortly after, goes in the next.
 """
 
@@ -76,6 +76,14 @@ class Herald:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._send(), name="zart-postgres-herald")
 
+    async def send(self, payload: str) -> None:
+        """One notification, now."""
+
+        async def notify(db: Session) -> None:
+            await db.rows(_NOTIFY, self._channel, payload)
+
+        await self._lane.run(notify)
+
     async def close(self) -> None:
         """Send what waits, unless that takes long."""
         self._closing.set()
@@ -88,13 +96,8 @@ class Herald:
     async def _send(self) -> None:
         while self._pending:
             happened, self._pending = self._pending, Happened()
-            text = written(self._sender, happened)
-
-            async def notify(db: Session, text: str = text) -> None:
-                await db.rows(_NOTIFY, self._channel, text)
-
             try:
-                await self._lane.run(notify)
+                await self.send(written(self._sender, happened))
             except ZartError as error:
                 logger.debug("a notification was not sent: %s", error)
             self.sent += 1

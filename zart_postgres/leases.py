@@ -9,7 +9,7 @@ import msgspec
 
 from zart_core.duration import FOREVER
 from zart_core.errors import ExecutionNotFound, LeaseLost
-from zart_core.records import ErrorInfo, WorkerInfo
+from zart_core.records import ErrorInfo, Reaped, WorkerInfo
 from zart_postgres.lanes import Session
 
 _REGISTER: Final = """
@@ -39,7 +39,10 @@ BURY: Final = """
         RETURNING w.worker_id
     )
     SELECT {schema}.now_v1(), EXISTS (SELECT 1 FROM dead)
-        OR EXISTS (SELECT 1 FROM {schema}.workers WHERE NOT emptied AND expires_at IS NULL)
+        OR EXISTS (SELECT 1 FROM {schema}.workers WHERE NOT emptied AND expires_at IS NULL),
+        -- As of the statement's begin, when the dead were not buried yet.
+        (SELECT min(x.expires_at) FROM {schema}.workers AS x
+         WHERE NOT x.emptied AND x.worker_id IS DISTINCT FROM $1 AND x.worker_id NOT IN (SELECT d.worker_id FROM dead AS d))
 """
 FREE: Final = "SELECT {schema}.free_dead_v1($1, $2)"
 EMPTIED: Final = """
@@ -84,11 +87,11 @@ async def heartbeat(db: Session, worker_id: int, lease: int) -> None:
         raise LeaseLost(lost(worker_id))
 
 
-async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> int:
+async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> Reaped:
     """See :meth:`zart_core.scheduler.Scheduler.reap`."""
-    [_, anything] = await db.row(BURY, worker_id)
+    [_, anything, next_expiry] = await db.row(BURY, worker_id)
     if not anything:
-        return 0
+        return Reaped(0, next_expiry)
     error = ErrorInfo(
         type="Quarantined",
         message=f"workers died {max_deliveries} times in a row while they ran it, and its history did not grow in "
@@ -99,7 +102,7 @@ async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> int:
     while portion := (await db.rows(FREE, max_deliveries, stored))[0][0]:
         freed += portion
     await db.rows(EMPTIED)
-    return freed
+    return Reaped(freed, next_expiry)
 
 
 async def release(db: Session, worker_id: int, keep: Sequence[int]) -> Released:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -32,13 +32,19 @@ class Listener:
     at all, whoever waits has the poll."""
 
     def __init__(
-        self, database: Database, sender: str, listen_url: str | None, tell: Callable[[Notification], None]
+        self,
+        database: Database,
+        sender: str,
+        listen_url: str | None,
+        tell: Callable[[Notification], None],
+        send: Callable[[str], Awaitable[None]],
     ) -> None:
         self._database: Final = database
         self._channel: Final = channel(database.schema)
         self._sender: Final = sender
         self._url: Final = listen_url
         self._tell: Final = tell
+        self._send: Final = send
         self._echo = asyncio.Event()
         self.listening = asyncio.Event()
         """Set while notifications are known to come through."""
@@ -79,7 +85,9 @@ class Listener:
             connection.add_termination_listener(breaks)
             self._echo.clear()
             await connection.add_listener(self._channel, self._heard)
-            await connection.fetch("SELECT pg_notify($1, $2)", self._channel, written(self._sender, Happened()))
+            # By another connection: in the answer to a query of its own, a pooler brings the notification even where nothing
+            # would ever be heard without one.
+            await self._send(written(self._sender, Happened()))
             if not await _within(_ECHO, self._echo):
                 return not connection.is_closed()
             self.connections += 1
@@ -102,7 +110,9 @@ class Listener:
         if note.sender == self._sender:
             # Ours were told here right after the commit.
             self._echo.set()
-        else:
+        elif (
+            note.ready or note.signals != [] or note.finished != []
+        ):  # else it is another's first, which tells of nothing
             self._tell(note.notification())
 
 

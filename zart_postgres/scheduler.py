@@ -19,6 +19,7 @@ from zart_core.records import (
     ListQuery,
     Notification,
     Offer,
+    Reaped,
     Settled,
     Signals,
     Start,
@@ -168,20 +169,20 @@ class PostgresScheduler:
 
     async def start(self, starts_: Sequence[Start], tx: object = None) -> list[Started]:
         if tx is not None:
-            return await self._join(tx, lambda db: starts.start(db, starts_))
+            return await self._join(tx, lambda db: starts.start(db, starts_), _started)
 
         async def work(calls: Connections) -> list[Started]:
             # A call with a nonce recognizes what an earlier try of it created.
             repeatable = all(start.nonce for start in starts_)
             started = await calls.client.run(lambda db: starts.start(db, starts_), repeatable=repeatable)
-            self._tell(calls, Happened(ready=any(answer.created for answer in started)))
+            self._tell(calls, _started(started))
             return started
 
         return await self._do(work)
 
     async def offer_event(self, offer: Offer, tx: object = None) -> bool:
         if tx is not None:
-            return (await self._join(tx, lambda db: signals.offer_event(db, offer)))[0]
+            return (await self._join(tx, lambda db: signals.offer_event(db, offer), lambda answer: answer[1]))[0]
 
         async def work(calls: Connections) -> bool:
             taken, happened = await calls.client.run(lambda db: signals.offer_event(db, offer))
@@ -279,11 +280,11 @@ class PostgresScheduler:
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
         return await self._read(lambda db: signals.signals(db, watches, worker_id))
 
-    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
-        async def work(calls: Connections) -> int:
-            freed = await calls.client.run(lambda db: leases.reap(db, max_deliveries, worker_id), repeatable=True)
-            self._tell(calls, Happened(ready=freed > 0))
-            return freed
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
+        async def work(calls: Connections) -> Reaped:
+            reaped = await calls.client.run(lambda db: leases.reap(db, max_deliveries, worker_id), repeatable=True)
+            self._tell(calls, Happened(ready=reaped.freed > 0))
+            return reaped
 
         return await self._do(work)
 
@@ -375,10 +376,10 @@ class PostgresScheduler:
     async def _read(self, work: Work[T]) -> T:
         return await self._do(lambda calls: calls.client.run(work, repeatable=True))
 
-    async def _join(self, tx: object, work: Work[T]) -> T:
-        """``work`` in the caller's transaction. Nobody is told: it has not happened yet. Workers find it when they poll."""
+    async def _join(self, tx: object, work: Work[T], happened: Callable[[T], Happened]) -> T:
+        """``work`` in the caller's transaction, whose commit tells what ``happened``."""
         await self._use()
-        return await transactions.join(self._database, self.clock, tx, work)
+        return await transactions.join(self._database, self.clock, tx, work, happened)
 
     def _tell(self, calls: Connections, happened: Happened) -> None:
         if happened:
@@ -403,3 +404,7 @@ class PostgresScheduler:
     # Last, because below it the name would hide the type.
     async def list(self, query: ListQuery) -> list[ExecutionRow]:
         return await self._read(lambda db: executions.list_executions(db, query))
+
+
+def _started(answers: Sequence[Started]) -> Happened:
+    return Happened(ready=any(answer.created for answer in answers))

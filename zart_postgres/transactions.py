@@ -10,7 +10,9 @@ import asyncpg
 from zart_core.records import StepKey, StepRow
 from zart_postgres.clock import DatabaseClock
 from zart_postgres.database import Connection, Database, is_missing
+from zart_postgres.herald import channel, written
 from zart_postgres.lanes import Lane, Session, Work
+from zart_postgres.notices import Happened
 
 T = TypeVar("T")
 
@@ -26,6 +28,10 @@ _WRITE: Final = """
     SELECT o_now, o_outcome FROM {schema}.transact_v1(
         $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 """
+# A commit fails that cannot tell: where nobody takes notifications off the server's queue, the poll has to do.
+_TELL: Final = "SELECT pg_notify($1, $2) WHERE pg_notification_queue_usage() < 0.5"
+_ANYBODY: Final = ""
+"""Who tells: no scheduler, so that the caller's own hears it too."""
 
 
 class StepTransaction:
@@ -50,12 +56,9 @@ class StepTransaction:
                         # Whatever the user's code has made of it: nothing of the transaction was committed, unless the
                         # connection broke in the very commit. The next try finds out.
                         raise ConnectionError(f"the connection broke in a transaction: {error}") from error
+                    await _clean(connection)
                     raise
-                # Settings, temporary tables and locks of the session are the user's, and end with their transaction.
-                try:
-                    await connection.reset()
-                except Exception:
-                    connection.terminate()
+                await _clean(connection)
                 return row
         except Exception as error:
             raise self._database.explained(error)  # noqa: B904 - it has its cause
@@ -118,8 +121,23 @@ class StepTransaction:
         return str(written["o_outcome"])
 
 
-async def join(database: Database, clock: DatabaseClock, tx: object, work: Work[T]) -> T:
-    """Do ``work`` in the open transaction of the user's connection ``tx``, within a savepoint: what fails is undone alone."""
+async def _clean(connection: Connection) -> None:
+    """Settings, temporary tables and locks of the session are the user's, and end with their transaction, however it ended: a lock
+    of the session, for one, outlives a rollback."""
+    try:
+        await connection.reset()
+    except Exception:
+        connection.terminate()
+
+
+async def join(
+    database: Database, clock: DatabaseClock, tx: object, work: Work[T], happened: Callable[[T], Happened]
+) -> T:
+    """Do ``work`` in the open transaction of the user's connection ``tx``, within a savepoint: what fails is undone alone.
+
+    What ``happened`` by it is told at the user's commit, by the server. Such commits wait for each other, all over the server; but
+    only the user knows when they are.
+    """
     if not isinstance(tx, asyncpg.Connection):  # those of a pool are too
         raise TypeError(f"tx must be an asyncpg connection, not {type(tx).__qualname__}")
     theirs = cast(Connection, tx)
@@ -130,7 +148,11 @@ async def join(database: Database, clock: DatabaseClock, tx: object, work: Work[
     try:
         await theirs.execute("SAVEPOINT zart_tx")
         try:
-            result = await work(Session(database, theirs, clock))
+            session = Session(database, theirs, clock)
+            result = await work(session)
+            news = happened(result)
+            if news:
+                await session.rows(_TELL, channel(database.schema), written(_ANYBODY, news))
         except BaseException:
             if not theirs.is_closed():
                 await theirs.execute("ROLLBACK TO SAVEPOINT zart_tx; RELEASE SAVEPOINT zart_tx")

@@ -9,7 +9,7 @@ import msgspec
 
 from zart_core.duration import later
 from zart_core.errors import LeaseLost
-from zart_core.records import ErrorInfo, WorkerInfo
+from zart_core.records import ErrorInfo, Reaped, WorkerInfo
 from zart_sqlite.clock import keep
 from zart_sqlite.rows import as_json
 from zart_sqlite.runs import latest
@@ -20,6 +20,7 @@ _REGISTER: Final = """
 """
 _RENEW: Final = "UPDATE zart_workers SET expires_at = ? WHERE worker_id = ? AND expires_at IS NOT NULL"
 _EXPIRED: Final = "SELECT json_group_array(worker_id) FROM zart_workers WHERE expires_at <= ? AND +worker_id IS NOT ?"
+_NEXT: Final = "SELECT min(expires_at) FROM zart_workers WHERE expires_at > ? AND +worker_id IS NOT ?"
 _BURY: Final = "UPDATE zart_workers SET expires_at = NULL WHERE worker_id IN (SELECT value FROM json_each(?))"
 
 # A worker died with these runs. Rows of history that came or went since the last such death show that the run got on:
@@ -74,12 +75,13 @@ def renew(tx: Transaction, worker_id: int, lease: int) -> None:
     keep(tx.db, tx.clock)
 
 
-def reap(tx: Transaction, max_deliveries: int, worker_id: int | None) -> int:
+def reap(tx: Transaction, max_deliveries: int, worker_id: int | None) -> Reaped:
     """See :meth:`zart_core.scheduler.Scheduler.reap`."""
     now = tx.clock.now()
     dead: str = tx.db.execute(_EXPIRED, (now, worker_id)).fetchone()[0]
+    next_expiry: int | None = tx.db.execute(_NEXT, (now, worker_id)).fetchone()[0]
     if dead == "[]":
-        return 0
+        return Reaped(0, next_expiry)
     tx.db.execute(_BURY, (dead,))
     held = tx.db.execute(_COUNT_CRASHES, (dead,)).rowcount
     error = ErrorInfo(
@@ -90,7 +92,7 @@ def reap(tx: Transaction, max_deliveries: int, worker_id: int | None) -> int:
     tx.db.execute(_QUARANTINE, {"workers": dead, "most": max_deliveries, "error": msgspec.json.encode(error)})
     tx.db.execute(_FREE, {"workers": dead, "now": now})
     tx.happened.ready = tx.happened.ready or held > 0
-    return held
+    return Reaped(held, next_expiry)
 
 
 def release(tx: Transaction, worker_id: int, keep: Sequence[int]) -> int:

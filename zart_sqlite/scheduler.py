@@ -23,6 +23,7 @@ from zart_core.records import (
     ListQuery,
     Notification,
     Offer,
+    Reaped,
     Settled,
     Signals,
     Start,
@@ -244,7 +245,7 @@ class SqliteScheduler:
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
         return await self._read(lambda db: signals.signals(db, watches, worker_id))
 
-    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
         return await self._write(lambda tx: leases.reap(tx, max_deliveries, worker_id))
 
     async def release(self, worker_id: int, keep: Sequence[int]) -> int:

@@ -2,17 +2,20 @@
 
     python -m tests.behaviour.programs worker FOLDER CONFIG      a worker until it is told to stop; CONFIG: WorkerConfig as JSON
     python -m tests.behaviour.programs starter FOLDER PREFIX     starts executions for ever, prints each acknowledged id
+    python -m tests.behaviour.programs seller FOLDER PREFIX      stores orders and starts executions in its own transactions, and
+                                                                 pays for them with an event, for ever; prints each paid one's id
     python -m tests.behaviour.programs crowd FOLDER COUNT        that many processes open one file at the same moment
     python -m tests.behaviour.programs doomed FOLDER CASES       a worker process for each case (``METHOD-MOMENT-NUMBER``, by spaces),
                                                                  which dies in that call; CASE is also its queue and its execution
 
-FOLDER holds the store (``zart.db``), the ledger and the gates. A gate is a file that a step waits for.
+FOLDER holds the store (``zart.db``, or the URL of a database on a server), the ledger and the gates. A gate is a file that a step waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -28,7 +31,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from tests.behaviour.world import REPLAY, Ledger, url_of
+from tests.behaviour.world import REPLAY, STORE, Ledger, url_of
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig, connect, context
 from zart_core.testing.faults import FaultPlan, FaultyScheduler, crash
 
@@ -275,7 +278,7 @@ class Mixed(TaskHandler[list[Act], int]):
 class Booking(TaskHandler[int, list[int]]):
     """``data`` transactions ``book-N``, each a row of the table ``bookings``, whose rowid it returns; a step after each.
 
-    The process that finds the gate ``die-ID-N`` kills itself between the row and the commit. On SQLite only.
+    The process that finds the gate ``die-ID-N`` kills itself between the row and the commit. The table is made by the test.
     """
 
     name = "booking"
@@ -286,18 +289,29 @@ class Booking(TaskHandler[int, list[int]]):
     async def run(self, ctx: TaskContext, data: int) -> list[int]:
         rows: list[int] = []
         for number in range(data):
-            rows.append(await ctx.transaction(f"book-{number}", self.book, number))
+            book = self.book if STORE == "sqlite" else self.book_on_server
+            rows.append(await ctx.transaction(f"book-{number}", book, number))
             await ctx.step(f"tell-{number}", self.tell, number)
         return rows
 
     def book(self, db: sqlite3.Connection, number: int) -> int:
         execution_id = context().execution_id
         row = db.execute("INSERT INTO bookings (execution, number) VALUES (?, ?)", (execution_id, number)).lastrowid
-        gate = self.place.gate(f"die-{execution_id}-{number}")
+        self.die_at(f"die-{execution_id}-{number}")
+        return row or 0
+
+    async def book_on_server(self, connection: Any, number: int) -> int:
+        execution_id = context().execution_id
+        insert = "INSERT INTO bookings (execution, number) VALUES ($1, $2) RETURNING id"
+        row: int = await connection.fetchval(insert, execution_id, number)
+        self.die_at(f"die-{execution_id}-{number}")
+        return row
+
+    def die_at(self, name: str) -> None:
+        gate = self.place.gate(name)
         if gate.exists():
             gate.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        return row or 0
 
     async def tell(self, number: int) -> None:
         self.place.write("told", context().execution_id, number)
@@ -324,7 +338,8 @@ async def work(place: Place, config: str) -> None:
     worker = Worker(connect(place.url), registry(place), WorkerConfig(**json.loads(config)))
     running = asyncio.create_task(worker.run())
     await until(lambda: worker.tenure is not None or running.done())
-    print("ready", flush=True)
+    if not running.done():
+        print("ready", flush=True)
     await running
 
 
@@ -342,6 +357,64 @@ async def start_for_ever(place: Place, prefix: str) -> None:
                 count += 1
 
         await asyncio.gather(*(part(number) for number in range(20)))
+
+
+async def sell_for_ever(place: Place, prefix: str) -> None:
+    """An order and its execution in one transaction, its payment and its event in the next. The tables are made by the test.
+
+    Kills itself between the writes and the commit of order, or payment, number N where it finds the gate ``die-PREFIX-N``.
+    """
+
+    def die_at(number: int, paying: bool) -> None:
+        gate = place.gate(f"die-{prefix}-{number}")
+        if gate.exists() and paying == (prefix == "payment"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async with connect(place.url) as scheduler:
+        client = DurableScheduler(scheduler)
+        async with _transactions(place) as (connection, transaction):
+            for number in itertools.count():
+                name = f"{prefix}-{number}"
+                async with transaction() as write:
+                    await write(f"INSERT INTO orders (execution) VALUES ('{name}')")
+                    await client.start("waiting", None, execution_id=name, tx=connection)
+                    die_at(number, paying=False)
+                async with transaction() as write:
+                    await write(f"UPDATE orders SET paid = 1 WHERE execution = '{name}'")
+                    await client.offer_event(name, "go", "paid", tx=connection)
+                    die_at(number, paying=True)
+                os.write(1, f"{name}\n".encode())
+
+
+@asynccontextmanager
+async def _transactions(place: Place) -> AsyncIterator[tuple[Any, Callable[[], Any]]]:
+    """A connection of one's own to the store's database, and what begins and ends a transaction on it."""
+    if STORE == "sqlite":
+        with contextlib.closing(sqlite3.connect(place.folder / "zart.db", timeout=30)) as db:
+
+            @asynccontextmanager
+            async def in_file() -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+                async def write(statement: str) -> None:
+                    db.execute(statement)
+
+                with db:
+                    yield write
+
+            yield db, in_file
+        return
+    import asyncpg
+
+    connection: Any = await asyncpg.connect(place.url)
+    try:
+
+        @asynccontextmanager
+        async def on_server() -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+            async with connection.transaction():
+                yield connection.execute
+
+        yield connection, on_server
+    finally:
+        await connection.close()
 
 
 def fork(work: Callable[[], Coroutine[Any, Any, None]], ready: Callable[[], None]) -> int:
@@ -480,6 +553,11 @@ def _state(thread: Path) -> str:
         return "X"
 
 
+async def audited(scheduler: Any) -> list[str]:
+    """What the audit of the tables finds; it is not part of the contract."""
+    return list(await scheduler.audit())
+
+
 _count = iter(range(1_000_000))
 
 
@@ -514,13 +592,15 @@ async def launch_worker(place: Place, **config: Any) -> Process:
 
 
 async def freeze(process: Process, place: Place) -> None:
-    """Stop a process as SIGSTOP does, but not while it holds the file's write lock: that would stop everybody."""
+    """Stop a process as SIGSTOP does; on SQLite not while it holds the file's write lock: that would stop everybody."""
 
     def frozen() -> bool:
         process.send(signal.SIGSTOP)
         # The signal is on its way when the call returns: a lock that is free now could still be taken.
         while process.runs:
             time.sleep(0.001)
+        if STORE != "sqlite":
+            return True
         with contextlib.closing(sqlite3.connect(place.folder / "zart.db", isolation_level=None, timeout=0.05)) as db:
             try:
                 db.execute("BEGIN IMMEDIATE")
@@ -549,6 +629,8 @@ def main(program: str, folder: str, argument: str) -> int:
         asyncio.run(work(place, argument))
     elif program == "starter":
         asyncio.run(start_for_ever(place, argument))
+    elif program == "seller":
+        asyncio.run(sell_for_ever(place, argument))
     else:
         return open_at_once(place, int(argument)) if program == "crowd" else doom(place, argument.split())
     return 0

@@ -345,7 +345,7 @@ async def die(world: World, *, max_deliveries: int | None) -> None:
     assert len((await world.scheduler.claim(claim)).runs) == 1
 
     async def freed() -> bool:
-        return max_deliveries is None or await world.scheduler.reap(max_deliveries) == 1
+        return max_deliveries is None or (await world.scheduler.reap(max_deliveries)).freed == 1
 
     await until(freed, "the dead worker was found")
 

@@ -140,6 +140,29 @@ async def test_a_living_worker_is_never_taken_for_dead(world: World, place: Plac
     assert len(place.lines("begin", "e")) == 1
 
 
+@pytest.mark.skipif(STORE == "sqlite", reason="a file has no clock of its own: that of the processes counts")
+@pytest.mark.parametrize("hours", [1, -1], ids=["ahead", "behind"])
+async def test_a_worker_whose_clock_is_wrong_takes_nobody_for_dead_and_is_not_taken_for_dead(
+    world: World, place: Place, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # B63
+    async with worker_process(place, lease=LEASE, concurrency=1) as right:
+        first = await world.client.start(Gated, None, execution_id="right")
+        await until(begun(place, "begin", "right"))
+        real = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: real() + hours * 3_600_000_000_000)
+        async with world.another() as scheduler, world.worker(scheduler=scheduler, lease=LEASE):
+            # The other has its only slot taken.
+            second = await world.client.start(Gated, None, execution_id="wrong")
+            await until(begun(place, "begin", "wrong", os.getpid()))
+            began = time.monotonic()
+            await until(lambda: time.monotonic() - began > LEASE * 2)
+            place.open_gate("right")
+            place.open_gate("wrong")
+            assert await first.result("20s") == right.pid
+            await second.result("20s")
+    assert len(place.lines("begin", "right")) == len(place.lines("begin", "wrong")) == 1
+
+
 # --- a worker freezes -------------------------------------------------------------------------------------------------
 
 

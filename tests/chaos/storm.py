@@ -7,10 +7,10 @@ import contextlib
 import json
 import random
 import signal
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from tests.behaviour.programs import Act, Place, Process, freeze, launch, launch_worker
+from tests.behaviour.programs import Act, Place, Process, audited, freeze, launch, launch_worker
 from tests.chaos.proof import Proof, names, predicted
 from zart_core import DurableScheduler, ExecutionHandle, connect
 
@@ -31,16 +31,21 @@ LONGEST: Final = 60.0
 """Seconds after the storm within which everything must have ended."""
 
 
-class Storm:
-    """``seconds`` of bad weather over a fresh store in ``folder``. The same seed plans the same; when it strikes is up to the machine."""
+Weather = Callable[[random.Random, asyncio.Event], Awaitable[None]]
+"""Something more that goes on until the event is set."""
 
-    def __init__(self, folder: Path, *, seed: int, seconds: float) -> None:
-        self.place = Place(folder)
+
+class Storm:
+    """``seconds`` of bad weather over the fresh store of ``place``. The same seed plans the same; when it strikes is up to the machine."""
+
+    def __init__(self, place: Place, *, seed: int, seconds: float, weather: Sequence[Weather] = ()) -> None:
+        self.place = place
+        self._weather = weather
         self.seed = seed
         self.seconds = seconds
         dice = random.Random(f"programs {seed}")
         self.programs = {f"e{number}": program(dice) for number in range(round(seconds * RATE))}
-        self.drained = 0
+        self.drained = self.stillborn = 0
         self._crew: list[Process] = []
         self._over, self._done = asyncio.Event(), asyncio.Event()
 
@@ -52,6 +57,8 @@ class Storm:
                 async with asyncio.TaskGroup() as group:
                     for number in range(WORKERS):
                         group.create_task(self._slot(number))
+                    for number, weather in enumerate(self._weather):
+                        group.create_task(self._blow(weather, random.Random(f"weather {number} {self.seed}")))
                     lives = [group.create_task(self._live(client, name)) for name in self.programs]
                     await asyncio.sleep(self.seconds)
                     self._over.set()
@@ -61,11 +68,13 @@ class Storm:
                 for process in self._crew:
                     await process.kill()
             findings = [finding for name in self.programs for finding in await self._recorded(client, name)]
-            audit = getattr(scheduler, "audit")  # noqa: B009 - not part of the contract
-            findings += [*await audit(), *self._said()]
+            findings += [*await audited(scheduler), *self._said()]
         assert not findings, "\n".join(findings)
         lost = (str(process.pid) for process in self._crew if "has lost its lease" in process.said)
         return Proof(self.place.ledger.entries(), self.programs, lost)
+
+    async def _blow(self, weather: Weather, dice: random.Random) -> None:
+        await weather(dice, self._over)
 
     # --- executions ---------------------------------------------------------------------------------------------------
 
@@ -111,9 +120,17 @@ class Storm:
         await self._drain(worker)
 
     async def _launch(self) -> Process:
-        worker = await launch_worker(self.place, **OPTIONS)
-        self._crew.append(worker)
-        return worker
+        while True:
+            try:
+                worker = await launch_worker(self.place, **OPTIONS)
+            except AssertionError as said:
+                # A worker that does not reach its store when it starts ends with an error, and is started again.
+                if not self._weather or "BackendUnavailable" not in str(said):
+                    raise
+                self.stillborn += 1
+            else:
+                self._crew.append(worker)
+                return worker
 
     async def _strike(self, dice: random.Random, worker: Process) -> None:
         chance = dice.random()
@@ -160,6 +177,16 @@ class Storm:
             "a worker has died",
             "the event loop has been blocked",
         )
+        if self._weather:
+            allowed += (
+                "failed, it will be repeated",
+                "could not register, it will be repeated",
+                "listening for notifications failed, polling goes on",
+                "heartbeat failed",
+                "sweeping failed, it will be repeated",
+                "DETAIL:  ",
+                "HINT:  ",
+            )
         return [
             line
             for process in self._crew

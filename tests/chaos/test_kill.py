@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 
 import pytest
 
-from tests.behaviour.programs import Act, Place, launch, registry
+from tests.behaviour.programs import Act, Place, audited, launch, registry
 from tests.chaos.proof import Proof, names, predicted
 from tests.chaos.storm import Storm
 from zart_core import DurableScheduler, Worker, WorkerConfig, connect
@@ -18,24 +17,22 @@ SECONDS = float(os.environ.get("ZART_SOAK_SECONDS", "180"))
 SEEDS = [int(seed) for seed in os.environ.get("ZART_SOAK_SEEDS", "1 2 3").split()]
 
 
-def test_nothing_durable_is_repeated_and_nothing_lost_in_a_short_storm(tmp_path: Path) -> None:  # B9, B56, B57
-    weather(tmp_path, seed=56, seconds=15)
+def test_nothing_durable_is_repeated_and_nothing_lost_in_a_short_storm(place: Place) -> None:  # B9, B56, B57
+    weather(place, seed=56, seconds=15)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_durable_is_repeated_and_nothing_lost_in_a_long_storm(
-    tmp_path: Path, seed: int
-) -> None:  # B9, B56, B57
-    weather(tmp_path, seed=seed, seconds=SECONDS)
+def test_nothing_durable_is_repeated_and_nothing_lost_in_a_long_storm(place: Place, seed: int) -> None:  # B9, B56, B57
+    weather(place, seed=seed, seconds=SECONDS)
 
 
-def weather(folder: Path, *, seed: int, seconds: float) -> None:
+def weather(place: Place, *, seed: int, seconds: float) -> None:
     """One storm, and the proof that it has done no harm."""
-    storm = Storm(folder, seed=seed, seconds=seconds)
+    storm = Storm(place, seed=seed, seconds=seconds)
     # Not an async test: a long storm outlasts the time that those have.
     proof = asyncio.run(storm.rage())
-    assert proof.findings() == [], f"seed {seed}, the ledger is in {folder}"
+    assert proof.findings() == [], f"seed {seed}, the ledger is in {place.folder}"
     print(f"{proof.deaths} deaths, {proof.freezes} freezes, {storm.drained} drained, {proof.reruns} bodies run again")
     # A storm in which nothing happened proves nothing.
     assert proof.deaths > seconds / 4
@@ -64,9 +61,8 @@ SURE = {f"{method}-{moment}-1" for method in ("register", "claim", "flush", "rea
 
 
 async def test_wherever_a_worker_dies_nothing_durable_is_repeated_and_nothing_is_lost(
-    tmp_path: Path,
+    place: Place,
 ) -> None:  # B9, B10, B46
-    place = Place(tmp_path)
     async with connect(place.url) as scheduler:
         client = DurableScheduler(scheduler)
         for case in CASES:
@@ -101,5 +97,4 @@ async def test_wherever_a_worker_dies_nothing_durable_is_repeated_and_nothing_is
             attempts = {step.name: step.attempts for step in (await client.history(case)).steps if step.kind == "step"}
             expected = {step: act.failures + 1 for number, act in enumerate(LIFE) for step in names(number, act)}
             assert attempts == expected, f"{case}: a death used up an attempt"
-        audit = getattr(scheduler, "audit")  # noqa: B009 - not part of the contract
-        assert await audit() == []
+        assert await audited(scheduler) == []

@@ -72,29 +72,31 @@ def server_url(version: int = NEWEST) -> str:
 
 
 @contextlib.contextmanager
-def server_of_ones_own(folder: Path, version: int = NEWEST) -> Iterator[tuple[str, Callable[[], None]]]:
+def server_of_ones_own(version: int = NEWEST) -> Iterator[tuple[str, Callable[[], None]]]:
     """The URL of a server that the test may crash, and what crashes it: at once and without a checkpoint; it comes up again.
 
     What it has answered survives that. Not to be had where another server is used.
     """
     if FOREIGN:
         pytest.skip("the server of the environment is not ours to crash")
-    server = get_server(folder / "data", cleanup_mode="delete", start=False, postgres_version=version)
+    # Not in a folder of pytest: run by root, the server is another user's, and pytest closes its folders to others whenever
+    # it begins somewhere. By its name, a later run removes it that finds it left behind.
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}own-"))
+    folder.chmod(0o755)
+    server = get_server(folder, cleanup_mode="delete", start=False, postgres_version=version)
     server.ensure_pgdata_inited()
-    with (folder / "data" / "postgresql.conf").open("a") as file:
+    with (folder / "postgresql.conf").open("a") as file:
         file.write(_SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on"))
     server.start()
 
     def crash() -> None:
-        log = str(folder / "data" / "log")
-        command = ("-w", "-D", str(folder / "data"), "-l", log, "-m", "immediate", "restart")
+        command = ("-w", "-D", str(folder), "-l", str(folder / "log"), "-m", "immediate", "restart")
         pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user)
 
     try:
         yield server.get_uri(), crash
     finally:
-        command = ("-w", "-D", str(folder / "data"), "-m", "immediate", "stop")
-        pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user)
+        server.cleanup()
 
 
 def _sweep() -> None:

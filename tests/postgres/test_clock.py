@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
 from tests.postgres.hand import desk
+from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
 from zart_postgres.clock import DatabaseClock
 
 SECOND = 1_000_000
@@ -87,3 +93,40 @@ async def test_every_kind_of_answer_sets_it() -> None:
         assert d.scheduler.clock.now() <= await d.value("SELECT zart.now_v1()")
         await d.hand()
         assert shown <= d.scheduler.clock.latest()
+
+
+# --- a process whose own clock is wrong -------------------------------------------------------------------------------
+
+
+class Timed(TaskHandler[float, list[datetime]]):
+    """The time before and after a sleep of ``data`` seconds."""
+
+    name = "timed"
+    timeout = "30s"
+
+    async def run(self, ctx: TaskContext, data: float) -> list[datetime]:
+        before = await ctx.now("before")
+        await ctx.sleep("nap", data)
+        return [before, await ctx.now("after")]
+
+
+@pytest.mark.parametrize("hours", [1, -1], ids=["ahead", "behind"])
+async def test_timers_and_deadlines_of_a_process_whose_clock_is_wrong_go_by_the_servers(
+    hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # B63
+    right, right_ns, registry = time.time, time.time_ns, TaskRegistry()
+    registry.register(Timed())
+    monkeypatch.setattr(time, "time", lambda: right() + hours * 3_600)
+    monkeypatch.setattr(time, "time_ns", lambda: right_ns() + hours * 3_600_000_000_000)
+    async with desk() as d, Worker(d.scheduler, registry, WorkerConfig(linger=0)):
+        client = DurableScheduler(d.scheduler)
+        began = right()
+        handle = await client.start(Timed, 0.3, execution_id="a", delay="300ms")
+        before, after = await handle.result("20s")
+        execution = await handle.status()
+        ended = right()
+    slack = timedelta(milliseconds=50)
+    assert execution.started_at is not None
+    assert datetime.fromtimestamp(began + 0.3, UTC) - slack <= execution.started_at <= before + slack
+    assert before + timedelta(seconds=0.3) <= after <= datetime.fromtimestamp(ended, UTC) + slack
+    assert execution.deadline == execution.created_at + timedelta(seconds=30.3)

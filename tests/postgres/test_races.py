@@ -121,8 +121,8 @@ async def test_a_heartbeat_on_its_way_keeps_a_late_worker_alive() -> None:  # B5
         [run] = await d.running(hand, "a")
         beat = f"UPDATE workers SET expires_at = zart.now_v1() + {LONG} WHERE worker_id = {hand.worker_id}"
         async with holding(d, beat):
-            assert await d.scheduler.reap(3) == 0
-        assert await d.scheduler.reap(3) == 0
+            assert (await d.scheduler.reap(3)).freed == 0
+        assert (await d.scheduler.reap(3)).freed == 0
         await hand.record(finish(run))
 
 
@@ -131,9 +131,9 @@ async def test_what_a_dead_worker_has_locked_is_freed_by_a_later_reap() -> None:
         hand = await d.hand(lease=1)
         runs = await d.running(hand, "a", "b")
         async with holding(d, _ROW, runs[0].run_id):
-            assert await d.scheduler.reap(3) == 1
-        assert await d.scheduler.reap(3) == 1
-        assert await d.scheduler.reap(3) == 0
+            assert (await d.scheduler.reap(3)).freed == 1
+        assert (await d.scheduler.reap(3)).freed == 1
+        assert (await d.scheduler.reap(3)).freed == 0
         assert await d.value("SELECT emptied FROM workers")
 
 
@@ -143,7 +143,7 @@ async def test_a_reaper_that_died_after_the_burial_leaves_the_rest_to_the_next()
         await d.running(hand, "a", "b")
         # All that the first of its three statements does.
         await d.sql.execute("UPDATE workers SET expires_at = NULL")
-        assert await d.scheduler.reap(3) == 2
+        assert (await d.scheduler.reap(3)).freed == 2
         assert await d.value("SELECT emptied FROM workers")
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest import mock
 
 import asyncpg
 import pytest
 
 from tests.postgres.hand import Desk, desk, until
 from tests.postgres.server import connection_to
-from zart_core.errors import ExecutionAlreadyExists, ExecutionFinished, ExecutionNotFound
+from zart_core import DurableScheduler, StepError, TaskContext, TaskHandler, TaskRegistry, Worker
+from zart_core.errors import BackendUnavailable, ExecutionAlreadyExists, ExecutionFinished, ExecutionNotFound
 from zart_core.records import ClaimedRun, Flushed, Offer, StepKey, StepRow
 from zart_core.testing.contract.bench import new
 from zart_core.testing.contract.hand import Hand, completed, finish, step_row, suspend
+from zart_postgres import PostgresScheduler, transactions
+from zart_postgres.lanes import Session
+from zart_postgres.transactions import StepTransaction
 
 
 class PayError(Exception):
@@ -183,6 +188,114 @@ async def test_what_a_body_set_on_its_connection_ends_with_it() -> None:
 
         assert await d.scheduler.transact(key_of(hand, run, "one"), meddle) is not None
         assert await d.scheduler.transact(key_of(hand, run, "two"), look) is not None
+
+
+DEFERRED = """
+    DROP TABLE IF EXISTS public.due, public.owed;
+    CREATE TABLE public.owed (id integer PRIMARY KEY);
+    CREATE TABLE public.due (owed integer REFERENCES public.owed DEFERRABLE INITIALLY DEFERRED)
+"""
+
+
+async def test_what_the_server_refuses_at_the_commit_undoes_everything_and_is_raised() -> None:  # B54
+    async with desk(pool_size=1) as d:
+        hand, run = await running(d)
+        await d.sql.execute(DEFERRED)
+
+        async def owe(connection: Any) -> StepRow:
+            row = await pay(connection)
+            await connection.execute("INSERT INTO public.due VALUES (404)")
+            return row
+
+        with pytest.raises(asyncpg.ForeignKeyViolationError):
+            await d.scheduler.transact(key_of(hand, run), owe)
+        assert (await paid(d), await names(d)) == ([], [])
+        assert await d.scheduler.transact(key_of(hand, run), pay) is not None
+
+
+class Owing(TaskHandler[None, list[Any]]):
+    """Its first transaction breaks a constraint that is looked at when it is committed; its second mends that."""
+
+    name = "owing"
+
+    async def run(self, ctx: TaskContext, data: None) -> list[Any]:
+        said: list[Any] = []
+        for name, retry in (("once", "none"), ("twice", "fixed(1, 1ms)")):
+            try:
+                await ctx.transaction(name, self.owe, retry=retry)
+            except StepError as failed:
+                said.append([type(failed).__name__, getattr(failed, "cause_type", ""), "due_owed_fkey" in str(failed)])
+        said.append(await ctx.transaction("mended", self.mend))
+        return said
+
+    async def owe(self, connection: asyncpg.Connection) -> None:
+        await connection.execute("INSERT INTO public.due VALUES (404)")
+
+    async def mend(self, connection: asyncpg.Connection) -> int:
+        await connection.execute("INSERT INTO public.due VALUES (404); INSERT INTO public.owed VALUES (404)")
+        return 1
+
+
+async def test_a_constraint_that_is_broken_at_the_commit_fails_the_step_like_an_error_of_its_body() -> None:  # B54
+    registry = TaskRegistry()
+    registry.register(Owing())
+    async with desk() as d:
+        await d.sql.execute(DEFERRED)
+        client = DurableScheduler(d.scheduler)
+        async with Worker(d.scheduler, registry):
+            said = await client.start_and_wait(Owing, None, execution_id="a", timeout="20s")
+        assert said == [
+            ["StepFailed", "ForeignKeyViolationError", True],
+            ["RetryExhausted", "ForeignKeyViolationError", True],
+            1,
+        ]
+        steps = {step.name: (step.status, step.attempts) for step in (await client.history("a")).steps}
+        assert steps == {"once": ("failed", 1), "twice": ("failed", 2), "mended": ("completed", 1)}
+        assert await d.value("SELECT count(*) FROM public.due") == 1
+
+
+async def test_a_lock_that_a_failed_body_took_for_its_session_ends_with_it() -> None:
+    async with desk(pool_size=1) as d:
+        hand, run = await running(d)
+
+        async def lock(connection: Any) -> StepRow:
+            await connection.execute("SELECT pg_advisory_lock(7)")
+            raise PayError
+
+        with pytest.raises(PayError):
+            await d.scheduler.transact(key_of(hand, run), lock)
+        assert await d.value("SELECT pg_try_advisory_lock(7)")
+
+
+async def test_a_worker_that_is_frozen_right_before_its_commit_does_not_keep_the_run_from_others() -> None:  # B56, B57
+    class Frozen(StepTransaction):
+        """After its last statement nothing more is heard of it."""
+
+        async def _write(self, db: Session, row: StepRow) -> str:
+            outcome = await super()._write(db, row)
+            written.set()
+            await thawed.wait()
+            return outcome
+
+    written, thawed = asyncio.Event(), asyncio.Event()
+    async with desk() as d, PostgresScheduler(d.url) as there:
+        hand, run = await running(d)
+        with mock.patch.object(transactions, "StepTransaction", Frozen):
+            frozen = asyncio.create_task(d.scheduler.transact(key_of(hand, run), pay))
+            await written.wait()
+        heir = await d.hand(there)
+        await d.sql.execute("UPDATE workers SET expires_at = 0 WHERE worker_id = $1", hand.worker_id)
+
+        async def freed() -> bool:
+            return (await there.reap(100, heir.worker_id)).freed == 1
+
+        await until(freed)
+        again = await heir.take("a")
+        thawed.set()
+        with pytest.raises(BackendUnavailable):
+            await frozen
+        assert (await paid(d), await names(d)) == ([], [])
+        assert await there.transact(key_of(heir, again), pay) is not None
 
 
 # --- theirs -----------------------------------------------------------------------------------------------------------

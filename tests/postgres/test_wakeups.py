@@ -9,10 +9,11 @@ from unittest import mock
 import pytest
 
 from tests.postgres.hand import Desk, desk, until
+from tests.postgres.server import connection_to
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
 from zart_core.records import Notification, Offer
 from zart_core.testing.contract.bench import new
-from zart_core.testing.contract.hand import finish
+from zart_core.testing.contract.hand import finish, suspend
 from zart_postgres import PostgresScheduler, listener
 from zart_postgres.connections import Connections
 from zart_postgres.herald import Note, written
@@ -107,6 +108,41 @@ async def test_a_scheduler_that_closes_still_tells_of_its_last_commit() -> None:
             assert (await ears.hear()).ready
 
 
+async def test_the_commit_of_a_callers_transaction_tells_everybody_and_a_rollback_nobody() -> None:  # B6
+    async with desk() as d, connection_to(d.url) as tx:
+        hand = await d.hand()
+        waits, busy = await d.running(hand, "waits", "busy")
+        await hand.record(suspend(waits, on_signal=True))
+        # What it tells of this is no concern of those who listen from now on.
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "zart-postgres-herald"))
+        here = Ears(d.scheduler)
+        await here.ready()
+        other, elsewhere = await _elsewhere(d)
+        async with other:
+            rolled_back = tx.transaction()
+            await rolled_back.start()
+            await d.scheduler.start([new("never")], tx)
+            await rolled_back.rollback()
+
+            def news(execution_id: str) -> Offer:
+                return Offer(execution_id=execution_id, name="news", payload=b"")
+
+            for doing, told in (
+                (lambda: d.scheduler.offer_event(news("busy"), tx), Happened(signals=[busy.run_id])),
+                (lambda: d.scheduler.offer_event(news("waits"), tx), Happened(ready=True)),
+                (lambda: d.scheduler.start([new("a")], tx), Happened(ready=True)),
+                (lambda: d.scheduler.start([new("a")], tx), None),
+                (lambda: d.scheduler.offer_event(news("busy"), tx), Happened(signals=[busy.run_id])),
+            ):
+                async with tx.transaction():
+                    await doing()
+                    assert (here.heard, elsewhere.heard) == ([], [])
+                if told is not None:
+                    assert await here.hear() == await elsewhere.hear() == told.notification()
+            assert (here.heard, elsewhere.heard) == ([], [])
+        await hand.record(finish(busy))
+
+
 def test_what_does_not_fit_is_told_as_anything() -> None:
     happened = Happened(ready=True, finished=[f"execution-{n}" for n in range(2_000)])
     text = written("me", happened)
@@ -196,6 +232,17 @@ async def test_a_worker_elsewhere_begins_and_its_result_is_heard_long_before_any
             client = DurableScheduler(d.scheduler)
             for n in range(5):
                 assert await (await client.start(Echo, n)).result("15s") == n
+
+
+async def test_what_a_caller_committed_begins_long_before_any_poll() -> None:  # B6
+    registry = TaskRegistry()
+    registry.register(Echo())
+    async with desk() as d, PostgresScheduler(d.url) as there, connection_to(d.url) as tx:
+        async with Worker(there, registry, WorkerConfig(poll_interval="60s", lease="60s")):
+            await asyncio.wait_for((await there._use()).listener.listening.wait(), 20)
+            async with tx.transaction():
+                handle = await DurableScheduler(d.scheduler).start(Echo, 1, tx=tx)
+            assert await handle.result("15s") == 1
 
 
 async def test_without_any_notification_polling_finds_everything() -> None:

@@ -67,8 +67,8 @@ async def test_no_worker_is_declared_dead_by_one_with_another_clock(tmp_path: Pa
         await young.start([new("a")])
         [run] = await claim(young, mine)
         assert run.execution_id == "a"
-        assert await old.reap(100) == 0
-        assert await young.reap(100) == 0
+        assert (await old.reap(100)).freed == 0
+        assert (await young.reap(100)).freed == 0
         row = await young.get("a")
         assert row is not None
         assert row.status == "running"

@@ -6,15 +6,21 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from typing import Final
 
 from zart_core.errors import BackendUnavailable
 from zart_core.scheduler import Scheduler
+
+_LEAST: Final = 0.1
+_SPREAD: Final = 0.05
+"""Seconds."""
 
 logger = logging.getLogger("zart")
 
 
 class Sweeper:
-    """Reaps at an interval. Every worker has one; the backend makes it safe that all of them do it at once."""
+    """Reaps at an interval, and when the next lease ends that is not renewed. Every worker has one; the backend makes it safe that all
+    of them do it at once."""
 
     def __init__(
         self,
@@ -34,12 +40,17 @@ class Sweeper:
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
+            pause = self._interval * random.uniform(0.75, 1.0)
             try:
-                count = await self._scheduler.reap(self._max_deliveries, self._worker_id)
+                reaped = await self._scheduler.reap(self._max_deliveries, self._worker_id)
             except BackendUnavailable as error:
                 logger.warning("sweeping failed, it will be repeated: %s", error)
             else:
-                if count:
-                    logger.warning("a worker has died: its executions are freed (%d)", count)
+                if reaped.freed:
+                    logger.warning("a worker has died: its executions are freed (%d)", reaped.freed)
                     self._freed()
-            await asyncio.sleep(self._interval * random.uniform(0.75, 1.0))
+                if reaped.next_expiry is not None:
+                    left = (reaped.next_expiry - self._scheduler.clock.now()) / 1_000_000
+                    # Not all in the same moment. A lease that is renewed in time costs nothing: nobody looks before it ends.
+                    pause = min(pause, max(left, _LEAST) + random.uniform(0.0, _SPREAD))
+            await asyncio.sleep(pause)

@@ -40,6 +40,7 @@ from zart_core.records import (
     ListQuery,
     Notification,
     Offer,
+    Reaped,
     Settled,
     Signals,
     Start,
@@ -319,7 +320,17 @@ class FaultyScheduler:
         return await self._through("offer_event", lambda: self.inner.offer_event(offer, tx))
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
-        return await self._through("transact", lambda: self.inner.transact(key, work))
+        number, faults = self.plan.count("transact")
+        await self.plan.strike("transact", number, faults, "before")
+        row = await self.inner.transact(key, work)
+        try:
+            await self.plan.strike("transact", number, faults, "after")
+        except asyncio.CancelledError:
+            # Raised as it is, it would say that nothing took effect.
+            raise BackendUnavailable(
+                f"injected fault: call {number} of transact took effect, its caller gave up before the answer"
+            ) from None
+        return row
 
     async def cancel(self, execution_id: str, reason: str | None) -> bool:
         return await self._through("cancel", lambda: self.inner.cancel(execution_id, reason))
@@ -369,7 +380,7 @@ class FaultyScheduler:
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> Sequence[Signals]:
         return await self._through("signals", lambda: self.inner.signals(watches, worker_id))
 
-    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> int:
+    async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
         return await self._through("reap", lambda: self.inner.reap(max_deliveries, worker_id))
 
     async def release(self, worker_id: int, keep: Sequence[int]) -> int:

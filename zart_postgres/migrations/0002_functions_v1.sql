@@ -345,6 +345,9 @@ BEGIN
         o_outcome := 'lost';
         RETURN;
     END IF;
+    -- From here to the commit the run's row is locked, and a reap would pass it over: a worker that is frozen in between must
+    -- not keep it from the others. Its connection is one lent to users, which have no such limit else.
+    PERFORM set_config('idle_in_transaction_session_timeout', '5000', true);
     o_now := {schema}.now_v1();
     INSERT INTO {schema}.steps AS t (
         run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq, worker_id,

@@ -213,7 +213,7 @@ class Bench:
     async def bury(self, *hands: Hand, max_deliveries: int = 100) -> int:
         """Let the leases of ``hands`` pass and declare them dead; returns how many runs were freed."""
         await self.pass_time(max(hand.lease for hand in hands) + 1_000)
-        return await self.scheduler.reap(max_deliveries)
+        return (await self.scheduler.reap(max_deliveries)).freed
 
     async def start(self, *execution_ids: str, **options: Unpack[StartOptions]) -> list[Started]:
         """Start executions that differ in nothing but their ids."""

@@ -49,7 +49,7 @@ class LeaseContract(Contract):
         hand.lease = LONG
         await hand.heartbeat()
         await bench.pass_time(2 * LAPSE)
-        assert await bench.scheduler.reap(100) == 0
+        assert (await bench.scheduler.reap(100)).freed == 0
         await hand.heartbeat()
         assert (await bench.row("a")).worker == hand.name
 
@@ -57,10 +57,10 @@ class LeaseContract(Contract):
     async def test_nobody_is_declared_dead_before_the_lease_has_passed(self, bench: Bench) -> None:  # B57
         hand = await bench.hand(lease=5 * SECOND)
         _, run = await bench.running("a", hand)
-        assert await bench.scheduler.reap(100) == 0
+        assert (await bench.scheduler.reap(100)).freed == 0
         if bench.exact:
             await bench.pass_time(5 * SECOND - 1)
-            assert await bench.scheduler.reap(100) == 0
+            assert (await bench.scheduler.reap(100)).freed == 0
         await hand.heartbeat()
         await hand.record(finish(run))
 
@@ -80,7 +80,7 @@ class LeaseContract(Contract):
         await hand.record(completed(run, "x"))
         hand.lease = LONG
         await hand.heartbeat()
-        assert await bench.scheduler.reap(100) == 0
+        assert (await bench.scheduler.reap(100)).freed == 0
         await hand.record(finish(run))
 
     @on_bench
@@ -107,7 +107,7 @@ class LeaseContract(Contract):
         await bench.running("a", mortal)
         await bench.running("b", other_mortal)
         assert await bench.bury(mortal, other_mortal) == 2
-        assert await bench.scheduler.reap(100) == 0
+        assert (await bench.scheduler.reap(100)).freed == 0
         await living.record(*(completed(run, "x") for run in held))
         assert sorted(await living.claim_ids()) == ["a", "b"]
 
@@ -147,14 +147,34 @@ class LeaseContract(Contract):
     @on_bench
     async def test_anyone_may_reap_at_any_time(self, bench: Bench) -> None:
         views = await bench.views(2)
-        assert [await view.reap(100) for view in views] == [0, 0]
+        assert [(await view.reap(100)).freed for view in views] == [0, 0]
         mortal = await bench.hand(lease=LAPSE)
         await bench.start(*(f"a-{n}" for n in range(200)))
         assert len(await mortal.claim(limit=200)) == 200
         await bench.pass_time(2 * LAPSE)
-        freed = await asyncio.gather(*(views[n % 2].reap(100) for n in range(6)))
+        reaped = await asyncio.gather(*(views[n % 2].reap(100) for n in range(6)))
+        freed = [answer.freed for answer in reaped]
         assert sum(freed) == 200
         assert len(await (await bench.hand()).claim(limit=300)) == 200
+
+    @on_bench
+    async def test_a_reap_tells_when_the_next_lease_of_another_ends(self, bench: Bench) -> None:  # B56
+        own = await bench.hand(lease=LAPSE)
+        assert (await bench.scheduler.reap(100, own.worker_id)).next_expiry is None
+        before = bench.now()
+        mortal, _ = await bench.hand(lease=LONG), await bench.hand(lease=2 * LONG)
+        expiry = (await bench.scheduler.reap(100, own.worker_id)).next_expiry
+        assert expiry is not None
+        assert before + LONG <= expiry <= bench.scheduler.clock.latest() + LONG
+        mortal.lease = 3 * LONG
+        await mortal.heartbeat()
+        later = (await bench.scheduler.reap(100, own.worker_id)).next_expiry
+        assert later is not None
+        assert expiry + LONG <= later <= bench.scheduler.clock.latest() + 2 * LONG
+        # The dead have none, whether they are dead already or found to be by this call.
+        await bench.pass_time(2 * LAPSE)
+        assert (await bench.scheduler.reap(100)).next_expiry == later
+        assert (await bench.scheduler.reap(100)).next_expiry == later
 
     @on_bench
     async def test_a_worker_never_declares_itself_dead(self, bench: Bench) -> None:  # B57
@@ -162,7 +182,9 @@ class LeaseContract(Contract):
         _, run = await bench.running("a", late)
         await bench.running("b", other)
         await bench.pass_time(2 * LAPSE)
-        assert await bench.scheduler.reap(100, late.worker_id) == 1  # of the other, whose lease has passed as well
+        assert (
+            await bench.scheduler.reap(100, late.worker_id)
+        ).freed == 1  # of the other, whose lease has passed as well
         await late.record(completed(run, "x"))
         late.lease = LONG
         await late.heartbeat()

@@ -39,7 +39,7 @@ class QuarantineContract(Contract):
         await _quarantined(bench)
         hand = await bench.hand()
         await bench.pass_time(2 * LAPSE)
-        assert await bench.scheduler.reap(DELIVERIES) == 0
+        assert (await bench.scheduler.reap(DELIVERIES)).freed == 0
         claimed = await hand.ask()
         assert claimed.runs == []
         assert claimed.next_wake is None

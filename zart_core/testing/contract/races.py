@@ -136,15 +136,15 @@ class RaceContract(Contract):
             mortal = await bench.hand(views[0], lease=LAPSE)
             _, run = await bench.running(f"a-{n}", mortal)
             await bench.pass_time(2 * LAPSE)
-            flushed, freed = await _either_order(
+            flushed, reaped = await _either_order(
                 mortal.flush(completed(run, "x"), finish(run, output=b"done")), views[1].reap(100), n
             )
             if flushed == Flushed():
-                assert freed == 0
+                assert reaped.freed == 0
                 assert (await bench.row(f"a-{n}")).output == b"done"
             else:
                 assert flushed == Flushed(lost=frozenset((run.run_id,)))
-                assert freed == 1
+                assert reaped.freed == 1
                 again = await heir.take(f"a-{n}")
                 assert again.steps == []
                 await heir.record(finish(again))
@@ -162,8 +162,8 @@ class RaceContract(Contract):
             await bench.pass_time(2 * LAPSE)
             mortal.lease = LONG
             late = _or_lost(mortal.claim()) if n % 4 < 2 else _or_lost(mortal.heartbeat())
-            lost, freed = await _either_order(late, views[1].reap(100), n)
-            assert freed == (1 if lost else 0)
+            lost, reaped = await _either_order(late, views[1].reap(100), n)
+            assert reaped.freed == (1 if lost else 0)
             flushed = await mortal.flush(completed(run, "x"))
             assert flushed.lost == ({run.run_id} if lost else set())
             await mortal.deregister()

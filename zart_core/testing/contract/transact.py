@@ -180,7 +180,7 @@ class TransactContract(Contract):
         await asyncio.wait((burying,), timeout=0.2)
         body.release()
         row = await paying
-        assert await burying == 1
+        assert (await burying).freed == 1
         kept = [] if row is None else ["one"]
         assert await words.all() == kept
         assert len((await bench.history("a")).steps) == len(kept)

@@ -1,0 +1,79 @@
+"""What happens to the connections of workers while a storm rages, on stores that are servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from tests.postgres.server import connection_to
+from tests.postgres.wire import Wire
+
+DUTIES: Final = ("client", "claim", "flush", "lease", "listen")
+_END_ONE: Final = """
+    SELECT pg_terminate_backend(pid) FROM (
+        SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()
+        ORDER BY random() LIMIT 1
+    ) AS one
+"""
+
+
+class Lightning:
+    """The server ends connections: now one of this duty, now one of that."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.struck: Counter[str] = Counter()
+
+    async def __call__(self, dice: random.Random, over: asyncio.Event) -> None:
+        async with connection_to(self._url) as connection:
+            while not await within(dice.uniform(0.05, 0.3), over):
+                duty = dice.choice(DUTIES)
+                self.struck[duty] += len(await connection.fetch(_END_ONE, f"zart {duty}"))
+
+
+class Gusts:
+    """The wire is cut, becomes slow, or falls silent; then it works again."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.struck: Counter[str] = Counter()
+
+    async def __call__(self, dice: random.Random, over: asyncio.Event) -> None:
+        wire = self._wire
+        while not await within(dice.uniform(0.2, 1.0), over):
+            match kind := dice.choice(("cut", "slow", "silent")):
+                case "cut":
+                    hit = wire.cut()
+                case "slow":
+                    hit, wire.delay = wire.connections, dice.uniform(0.01, 0.1)
+                case _:
+                    hit = wire.silence()
+            self.struck[kind] += hit > 0
+            if kind != "cut":
+                await within(dice.uniform(0.1, 1.5), over)
+            wire.restore()
+
+
+class Crashes:
+    """The server crashes and comes up again."""
+
+    def __init__(self, crash: Callable[[], None]) -> None:
+        self._crash = crash
+        self.count = 0
+
+    async def __call__(self, dice: random.Random, over: asyncio.Event) -> None:
+        while not await within(dice.uniform(1.0, 4.0), over):
+            await asyncio.to_thread(self._crash)
+            self.count += 1
+
+
+async def within(seconds: float, event: asyncio.Event) -> bool:
+    """Whether the event is set within this time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
