@@ -382,7 +382,9 @@ async def test_each_stall_of_the_loop_is_logged_once(caplog: pytest.LogCaptureFi
 async def test_heartbeats_that_fail_now_and_then_cost_no_lease(world: World, place: Place) -> None:  # B58
     plan = FaultPlan(fail("heartbeat", calls=[1, 2, 4, 5, 7, 8]))
     async with (
-        world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease="1500ms"),
+        world.worker(
+            scheduler=FaultyScheduler(world.scheduler, plan), lease="1500ms", poll_interval="60s", concurrency=1
+        ),
         worker_process(place, lease="1s", queues=["other"]),
     ):
         handle = await world.client.start(Gated, None, execution_id="e")

@@ -46,21 +46,23 @@ class Lease:
             self._renewed.set_result(None)
 
     async def run(self) -> None:
-        """Heartbeat at a third of the lease until cancelled, or until the backend says that the worker is dead."""
-        pause = self._seconds / 3
+        """Heartbeat when a third of the lease has passed since it was last extended (a claim does that too), until cancelled, or until
+        the backend says that the worker is dead."""
         while not self.lost:
-            await asyncio.sleep(pause)
             asked_at = time.monotonic()
+            left = self._valid_until - self._seconds * 2 / 3 - asked_at
+            if left > 0:
+                await asyncio.sleep(left)
+                continue
             try:
                 await self._scheduler.heartbeat(self.worker_id, self.length)
             except LeaseLost:
                 self.lose()
             except BackendUnavailable as error:
                 logger.warning("worker %d: heartbeat failed: %s", self.worker_id, error)
-                pause = min(self._seconds / 10, 1.0)
+                await asyncio.sleep(min(self._seconds / 10, 1.0))
             else:
                 self.renewed(asked_at)
-                pause = self._seconds / 3
 
     def lose(self) -> None:
         """The backend has declared this worker dead."""
