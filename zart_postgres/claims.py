@@ -91,6 +91,8 @@ def _run(row: asyncpg.Record) -> ClaimedRun:
         cancel_reason=row["cancel_reason"],
         steps=_steps(row),
         events=_events(row),
+        queue=row["queue"],
+        priority=row["priority"],
     )
 
 

@@ -7,16 +7,31 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from zart_core.errors import ZartError
-from zart_core.records import FinishFact, Flush, Flushed, StepRow, SuspendFact
+from zart_core.duration import FOREVER
+from zart_core.records import Flush, Flushed, StepRow, SuspendFact
+from zart_postgres.cancellations import CANCELLED
+from zart_postgres.children import COLUMNS, child_columns, once_each
 from zart_postgres.lanes import Session
 
-_PARAMETERS: Final = 54
-FLUSH: Final = (
-    "SELECT o_now, o_lost, o_refused, o_cancelled, o_parents, o_finished FROM {schema}.flush_v1("
-    + ", ".join(f"${number}" for number in range(1, _PARAMETERS + 1))
-    + ")"
-)
+_PARAMETERS: Final = 59
+_ENDING: Final = 47
+"""The parameter that names the runs which finish."""
+
+
+def _numbered(first: int, count: int) -> str:
+    return ", ".join(f"${number}" for number in range(first, first + count))
+
+
+FLUSH: Final = f"""
+    SELECT o_now, o_lost, o_refused, o_cancelled, o_ready, o_signals, o_finished
+    FROM {{schema}}.flush_v1({_numbered(1, _PARAMETERS)})
+"""
+# The same with children before, which most flushes have none of. By o_worker the second function waits for the first.
+FLUSH_WITH_CHILDREN: Final = f"""
+    SELECT f.o_now, f.o_lost, f.o_refused, f.o_cancelled, f.o_ready OR c.o_ready, f.o_signals || c.o_signals, f.o_finished
+    FROM {{schema}}.start_children_v1($1, $2, $3, ${_ENDING}, {_numbered(_PARAMETERS + 1, COLUMNS + 1)}) AS c
+    CROSS JOIN LATERAL {{schema}}.flush_v1(c.o_worker, {_numbered(2, _PARAMETERS - 1)}) AS f
+"""
 
 _SIGNAL: Final = 2
 _CHILDREN: Final = 4
@@ -39,24 +54,25 @@ class Outcome(NamedTuple):
 
     flushed: Flushed
     ready: bool
-    parents: list[int]
+    signals: list[int]
     finished: list[str]
 
 
 async def flush(db: Session, request: Flush) -> Outcome:
     """See :meth:`zart_core.scheduler.Scheduler.flush`."""
-    _refuse_what_is_to_come(request)
     epochs = _epochs(request)
     if not epochs:
-        return Outcome(Flushed(), ready=False, parents=[], finished=[])
+        return Outcome(Flushed(), ready=False, signals=[], finished=[])
     steps, beats = _steps(request)
     attempts = request.attempts
     published = {(fact.run_id, fact.key): fact.value for fact in request.published}
     retries = {fact.run_id: fact.attempt for fact in request.retries}
-    finishes: dict[int, FinishFact] = {fact.run_id: fact for fact in request.finishes}
-    suspends: dict[int, SuspendFact] = {fact.run_id: fact for fact in request.suspends}
+    drops = [(fact.run_id, name, ordinal) for fact in request.retries for name, ordinal in fact.drop]
+    finishes = {fact.run_id: fact for fact in request.finishes}
+    suspends = {fact.run_id: fact for fact in request.suspends}
+    children = once_each(request.children)
     row = await db.row(
-        FLUSH,
+        FLUSH_WITH_CHILDREN if children else FLUSH,
         request.worker_id,
         list(epochs),
         list(epochs.values()),
@@ -76,6 +92,9 @@ async def flush(db: Session, request: Flush) -> Outcome:
         list(published.values()),
         list(retries),
         list(retries.values()),
+        [run_id for run_id, _, _ in drops],
+        [name for _, name, _ in drops],
+        [ordinal for _, _, ordinal in drops],
         list(finishes),
         [fact.status for fact in finishes.values()],
         [fact.output for fact in finishes.values()],
@@ -87,26 +106,18 @@ async def flush(db: Session, request: Flush) -> Outcome:
         [fact.cleanup for fact in suspends.values()],
         [fact.error for fact in suspends.values()],
         [fact.compensating for fact in suspends.values()],
+        [fact.children_left for fact in suspends.values()],
+        CANCELLED,
+        *((*child_columns(children), FOREVER) if children else ()),
     )
-    now, lost, refused, cancelled, parents, finished = row
+    now, lost, refused, cancelled, ready, signals, finished = row
     due = any(fact.wake_at is not None and fact.wake_at <= now for fact in request.suspends)
     return Outcome(
         Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled)),
-        ready=due or bool(parents),
-        parents=parents or [],
-        finished=finished or [],
+        ready=ready or due,
+        signals=signals,
+        finished=finished,
     )
-
-
-def _refuse_what_is_to_come(request: Flush) -> None:
-    """Children, and retries that drop undone steps, are not there yet on Postgres. Left out silently, a parent would wait for ever."""
-    if request.children:
-        raise ZartError(f"child {request.children[0].row.name!r}: children are not available on PostgreSQL yet")
-    for fact in request.retries:
-        if fact.drop:
-            raise ZartError(
-                f"{fact.drop[0][0]!r}: a retry of a handler whose saga was undone is not available on PostgreSQL yet"
-            )
 
 
 def _epochs(request: Flush) -> dict[int, int]:
@@ -114,6 +125,7 @@ def _epochs(request: Flush) -> dict[int, int]:
     found: dict[int, int] = {}
     kinds: tuple[Sequence[_Fact], ...] = (
         request.steps,
+        request.children,
         request.attempts,
         request.details,
         request.published,

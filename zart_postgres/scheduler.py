@@ -198,6 +198,17 @@ class PostgresScheduler:
 
         return await self._do(work)
 
+    async def cancel_children(
+        self, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
+    ) -> None:
+        async def work(connections: Connections) -> None:
+            happened = await connections.client.run(
+                lambda db: signals.cancel_children(db, worker_id, run_id, epoch, calls, reason)
+            )
+            self._tell(connections, happened)
+
+        await self._do(work)
+
     async def resume(self, execution_id: str) -> bool:
         async def work(calls: Connections) -> bool:
             resumed = await calls.client.run(lambda db: leases.resume(db, execution_id))
@@ -249,7 +260,7 @@ class PostgresScheduler:
     async def flush(self, flush: Flush) -> Flushed:
         async def work(calls: Connections) -> Flushed:
             outcome = await calls.flush.run(lambda db: write_facts(db, flush))
-            self._tell(calls, Happened(ready=outcome.ready, signals=outcome.parents, finished=outcome.finished))
+            self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
             return outcome.flushed
 
         return await self._do(work)

@@ -6,20 +6,25 @@ from collections.abc import Sequence
 from typing import Final
 
 import asyncpg
-import msgspec
 
 from zart_core.errors import ExecutionFinished, ExecutionNotFound
-from zart_core.records import ErrorInfo, EventRow, ExecutionFailure, Offer, Signals, Watch
+from zart_core.records import EventRow, Offer, Signals, StepRow, Watch
+from zart_postgres.cancellations import CANCELLED
 from zart_postgres.lanes import Session
 from zart_postgres.notices import Happened
 
 _OFFER: Final = "SELECT o_now, o_outcome, o_run, o_ready, o_running FROM {schema}.offer_v1($1, $2, $3, $4)"
 _CANCEL: Final = """
-    SELECT o_now, o_outcome, o_run, o_ready, o_running, o_parents FROM {schema}.cancel_v1($1, $2, $3)
+    SELECT o_now, o_outcome, o_ready, o_signals, o_finished FROM {schema}.cancel_v1($1, $2, $3)
+"""
+_CANCEL_CALLS: Final = """
+    SELECT o_now, o_ready, o_signals, o_finished FROM {schema}.cancel_calls_v1($1, $2, $3, $4, $5, $6, $7)
 """
 _SIGNALS: Final = """
     SELECT watch.run_id, watch.seen, a.run_id IS NOT NULL AS held, a.signal_seq, a.open_children, a.cancel_requested,
-           a.cancel_reason, e.seqs, e.names, e.payloads, e.sent_at
+           a.cancel_reason, e.seqs, e.names, e.payloads, e.sent_at,
+           c.step_names, c.ordinals, c.kinds, c.statuses, c.attempts, c.started_ats, c.finished_ats, c.wake_ats, c.deadlines,
+           c.event_seqs, c.outputs, c.errors, c.details, c.workers
     FROM unnest($1::bigint[], $2::integer[], $3::integer[]) AS watch(run_id, epoch, seen)
     LEFT JOIN {schema}.active AS a
         ON a.run_id = watch.run_id AND a.run_id = ANY ($1) AND a.worker_id IS NOT DISTINCT FROM $4 AND a.epoch = watch.epoch
@@ -28,6 +33,17 @@ _SIGNALS: Final = """
                array_agg(v.payload ORDER BY v.seq) AS payloads, array_agg(v.sent_at ORDER BY v.seq) AS sent_at
         FROM {schema}.events AS v WHERE v.run_id = a.run_id AND v.seq > watch.seen
     ) AS e ON true
+    LEFT JOIN LATERAL (
+        SELECT array_agg(o.name) AS step_names, array_agg(o.ordinal) AS ordinals, array_agg(o.kind) AS kinds,
+               array_agg(o.status) AS statuses, array_agg(o.attempts) AS attempts,
+               array_agg(o.started_at) AS started_ats, array_agg(o.finished_at) AS finished_ats,
+               array_agg(o.wake_at) AS wake_ats, array_agg(o.deadline) AS deadlines,
+               array_agg(o.event_seq) AS event_seqs, array_agg(o.output) AS outputs, array_agg(o.error) AS errors,
+               array_agg(o.details) AS details, array_agg(o.worker_id) AS workers
+        FROM (SELECT * FROM {schema}.steps AS x
+              WHERE x.run_id = a.run_id AND x.event_seq > watch.seen AND x.event_seq IS NOT NULL AND x.kind <> 'event'
+              ORDER BY x.event_seq) AS o
+    ) AS c ON true
     WHERE a.run_id IS NULL OR a.signal_seq > watch.seen
 """
 
@@ -47,17 +63,21 @@ async def offer_event(db: Session, offer: Offer) -> tuple[bool, Happened]:
 
 async def cancel(db: Session, execution_id: str, reason: str | None) -> tuple[bool, Happened]:
     """See :meth:`zart_core.scheduler.Scheduler.cancel`."""
-    text = f"execution {execution_id!r} was cancelled" + (f": {reason}" if reason else "")
-    error = ErrorInfo(type="ExecutionCancelled", message=text)
-    failure = ExecutionFailure(kind="cancelled", error=error, reason=reason)
-    row = await db.row(_CANCEL, execution_id, reason, msgspec.json.encode(failure))
-    _, outcome, run_id, ready, running, parents = row
+    row = await db.row(_CANCEL, execution_id, reason, CANCELLED)
+    _, outcome, ready, signals, finished = row
     if outcome == "missing":
         raise _missing(execution_id)
-    happened = Happened(ready=ready, signals=[*(parents or ()), *((run_id,) if running else ())])
-    if outcome == "ended":
-        happened.finished.add(execution_id)
-    return outcome != "finished", happened
+    return outcome == "accepted", Happened(ready=ready, signals=signals, finished=finished)
+
+
+async def cancel_children(
+    db: Session, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
+) -> Happened:
+    """See :meth:`zart_core.scheduler.Scheduler.cancel_children`."""
+    names, ordinals = [name for name, _ in calls], [ordinal for _, ordinal in calls]
+    row = await db.row(_CANCEL_CALLS, worker_id, run_id, epoch, names, ordinals, reason, CANCELLED)
+    _, ready, told, finished = row
+    return Happened(ready=ready, signals=told, finished=finished)
 
 
 async def signals(db: Session, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
@@ -80,6 +100,7 @@ async def signals(db: Session, watches: Sequence[Watch], worker_id: int) -> list
             cancel_reason=row["cancel_reason"],
             events=_events(row),
             lost=not row["held"],
+            children=_children(row),
         )
         for row in rows
     ]
@@ -91,6 +112,16 @@ def _events(row: asyncpg.Record) -> list[EventRow]:
     return [
         EventRow(*values) for values in zip(row["seqs"], row["names"], row["payloads"], row["sent_at"], strict=True)
     ]
+
+
+def _children(row: asyncpg.Record) -> list[StepRow]:
+    if row["step_names"] is None:
+        return []
+    columns = (
+        "step_names", "ordinals", "kinds", "statuses", "attempts", "started_ats", "finished_ats", "wake_ats", "deadlines",
+        "event_seqs", "outputs", "errors", "details", "workers",
+    )  # fmt: skip
+    return [StepRow(*values) for values in zip(*(row[column] for column in columns), strict=True)]
 
 
 def _missing(execution_id: str) -> ExecutionNotFound:

@@ -16,7 +16,7 @@ from zart_postgres.lanes import Session
 
 _START: Final = """
     SELECT now, execution_id, run_id, created
-    FROM {schema}.start_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+    FROM {schema}.start_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 """
 _OTHER_TASK: Final = "ZT001"
 
@@ -43,10 +43,11 @@ async def start(db: Session, starts: Sequence[Start]) -> list[Started]:
             [given.version for given in new],
             [given.queue for given in new],
             [given.priority for given in new],
-            [_encode(given.tags).decode() for given in new],
+            [tags_as_json(given.tags) for given in new],
             [given.wake_at for given in new],
-            [_bounded(given.delay) for given in new],
-            [_bounded(given.timeout) for given in new],
+            [bounded(given.delay) for given in new],
+            [bounded(given.timeout) for given in new],
+            [given.deadline for given in new],
             [given.nonce or None for given in new],
             FOREVER,
         )
@@ -73,6 +74,11 @@ def _belongs(execution_id: str, task: str, wanted: str) -> ExecutionAlreadyExist
     )
 
 
-def _bounded(length: int | None) -> int | None:
+def tags_as_json(tags: dict[str, str]) -> str:
+    """A parameter for a column of tags."""
+    return _encode(tags).decode()
+
+
+def bounded(length: int | None) -> int | None:
     """A length that does not make a sum overflow; the sum is kept at the end of time anyway."""
     return None if length is None else max(-FOREVER, min(length, FOREVER))

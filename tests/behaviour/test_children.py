@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import pytest
 from msgspec import Struct
 
 import zart_core
-from tests.behaviour.world import STORE, World
+from tests.behaviour.world import World, until
 from zart_core import (
     ExecutionAlreadyExists,
     ExecutionCancelled,
@@ -190,7 +191,6 @@ async def test_children_of_branches_all_run_and_the_parent_is_woken_once() -> No
     assert family.passes <= 3, "each child has woken its parent"
 
 
-@pytest.mark.skipif(STORE != "sqlite", reason="children are not available on Postgres yet")
 async def test_a_parent_whose_worker_died_finds_its_child(world: World) -> None:  # B41
     child, parent = Child(), Parent()
     world.register(child, parent)
@@ -425,3 +425,137 @@ async def test_a_child_and_an_event_are_waited_for_together(replay: Replay, firs
             await (engine.client.offer_event("event-child", "go") if what == "child" else handle.offer_event("mine", 1))
             await engine.settle()
         assert await handle.result() == [{"amount": -2}, 1]
+
+
+# --- on a store that several workers share --------------------------------------------------------------------------------
+
+
+class Counted(TaskHandler[int, int]):
+    """A child that leaves a mark outside of the database."""
+
+    name = "counted"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        await ctx.step("mark", self.world.ledger.write, f"ran {data}")
+        return data * data
+
+
+class Squares(TaskHandler[int, int]):
+    name = "squares"
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        return sum(await asyncio.gather(*(ctx.run_child(f"square-{n}", Counted, n) for n in range(data))))
+
+
+async def test_children_run_on_every_worker_each_once(world: World) -> None:  # B35, B36
+    world.register(Counted(world), Squares())
+    async with (
+        world.another() as scheduler,
+        world.worker(concurrency=7),
+        world.worker(scheduler=scheduler, concurrency=7),
+    ):
+        handle = await world.client.start(Squares, 150)
+        assert await handle.result("60s") == sum(n * n for n in range(150))
+    assert sorted(world.ledger.entries()) == sorted(f"ran {n}" for n in range(150))
+    children = [step for step in (await world.client.history(handle.execution_id)).steps if step.kind == "child"]
+    assert len({step.child_id for step in children}) == 150
+
+
+async def test_a_chain_of_children_needs_one_slot_on_the_store(world: World) -> None:  # B35
+    world.register(Chain())
+    async with world.worker(concurrency=1, linger="0s"):
+        assert await (await world.client.start(Chain, 12)).result("60s") == 12
+
+
+async def test_a_cancellation_on_the_store_reaches_children_and_theirs(world: World) -> None:  # B52
+    guarded = Guarded()
+    world.register(guarded, Nest())
+    async with world.worker():
+        handle = await world.client.start(Nest, "top")
+
+        async def waits() -> bool:
+            page = await world.client.list(search="bottom")
+            return bool(page.items) and (await world.client.status("bottom")).waiting_on is not None
+
+        await until(waits, "the grandchild waits for its event")
+        await handle.cancel(reason="enough")
+        for name in (handle.execution_id, "middle", "bottom"):
+            assert (await world.client.wait(name, "20s")).status == "cancelled"
+    assert guarded.cleaned == ["cancelled"]
+
+
+async def test_a_childs_failure_on_the_store_is_typed_with_its_cause(world: World) -> None:  # B41
+    caught = Caught()
+    world.register(Child(), caught)
+    async with world.worker():
+        handle = await world.client.start(Caught, 0)
+        await until(_seen(caught), "the parent has met the failure")
+        await handle.cancel()
+        await world.client.wait(handle.execution_id, "20s")
+    assert {(told[0], told[1], told[-1]) for told in caught.seen} == {
+        (ExecutionFailed, "the-child", "ValueError: nothing to double")
+    }
+
+
+def _seen(caught: Caught) -> Callable[[], Awaitable[bool]]:
+    async def seen() -> bool:
+        return bool(caught.seen)
+
+    return seen
+
+
+class Brief(Hurried):
+    name = "brief"
+    timeout = "300ms"
+
+
+async def test_a_child_on_the_store_ends_at_its_parents_deadline(world: World) -> None:  # B50
+    world.register(Child(), Brief())
+    async with world.worker():
+        handle = await world.client.start(Brief, None)
+        with pytest.raises(ExecutionTimedOut):
+            await handle.result("20s")
+        child = await world.client.wait("slow", "20s")
+    assert child.status in {"failed", "cancelled"}
+    assert child.deadline == (await handle.status()).deadline
+
+
+async def test_a_detached_child_on_the_store_outlives_its_parent(world: World) -> None:  # B41
+    world.register(Child(), Starter())
+    async with world.worker():
+        handle = await world.client.start(Starter, -7)
+        assert await handle.result("20s") == "fixed"
+        await world.client.offer_event("fixed", "go")
+        assert (await world.client.wait("fixed", "20s")).output == {"amount": -14}
+    assert (await world.client.status("fixed")).parent_id == handle.execution_id
+
+
+async def test_a_retry_after_undos_on_the_store_takes_the_steps_again(world: World) -> None:  # B51
+    again = Again(world)
+    world.register(again)
+    async with world.worker():
+        assert await (await world.client.start(Again, None)).result("20s") == "second"
+    assert world.ledger.entries() == ["book", "cancel", "book"]
+
+
+class Again(TaskHandler[None, str]):
+    """Fails once after a step that is undone then."""
+
+    name = "again"
+    max_retries = 1
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        async with ctx.saga():
+            await ctx.step("book", self.world.ledger.write, "book", undo=self.undo)
+            if ctx.attempt == 0:
+                raise RuntimeError("not this time")
+        return "second"
+
+    def undo(self, *_: object) -> None:
+        self.world.ledger.write("cancel")

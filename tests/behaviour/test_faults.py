@@ -17,7 +17,7 @@ import pytest
 from msgspec import Struct
 
 from tests.behaviour.programs import Counted, Gated, Napping, Place, Waiting, registry, until
-from tests.behaviour.world import REPLAY, STORE, World
+from tests.behaviour.world import REPLAY, World
 from zart_core import (
     BackendUnavailable,
     DurableScheduler,
@@ -316,13 +316,7 @@ ALWAYS_CALLED = ("start", "claim", "flush", "offer_event", "cancel", "settled", 
 
 @pytest.mark.parametrize(
     ("scenario", "method"),
-    # Children are not available on Postgres yet.
-    [
-        (scenario, method)
-        for scenario, methods in SWEPT.items()
-        for method in methods
-        if scenario not in {"children", "parallel"} or STORE == "sqlite"
-    ],
+    [(scenario, method) for scenario, methods in SWEPT.items() for method in methods],
 )
 async def test_an_execution_ends_as_if_no_call_had_failed(world: World, scenario: str, method: str) -> None:  # B61
     life = SCENARIOS[scenario]
@@ -375,9 +369,7 @@ async def test_executions_end_right_on_a_store_that_fails_all_the_time(world: Wo
         seed=61,
     )
     faulty = FaultyScheduler(world.scheduler, plan)
-    # Children are not available on Postgres yet.
-    named = [life for name, life in SCENARIOS.items() if name != "children" or STORE == "sqlite"]
-    lives = [life for life in named for _ in range(8)]
+    lives = [life for life in SCENARIOS.values() for _ in range(8)]
 
     async def live(number: int, life: Scenario) -> None:
         name = f"e{number}"

@@ -10,7 +10,6 @@ import pytest
 
 from tests.postgres.server import VERSIONS, connection_to, database
 from zart_core.testing.contract import Backend, SchedulerContract
-from zart_core.testing.contract.children import ChildContract
 from zart_postgres import PostgresScheduler
 
 
@@ -38,13 +37,6 @@ class OnPostgres(SchedulerContract):
     async def backend(self) -> AsyncIterator[Backend]:
         async with database(self.version) as url:
             yield PostgresDatabase(url)
-
-
-# Refused with a clear error until it is there: see zart_postgres/flush.py.
-_TO_COME = pytest.mark.skip(reason="not available on Postgres yet")
-for _name in [*vars(ChildContract), "test_a_retry_drops_the_rows_it_names"]:
-    if _name.startswith("test_"):
-        setattr(OnPostgres, _name, _TO_COME(getattr(OnPostgres, _name)))
 
 
 class TestOldestPostgres(OnPostgres):

@@ -41,10 +41,17 @@ async def test_a_healthy_store_has_no_findings() -> None:  # B79
     ("damage", "finding"),
     [
         ("UPDATE active SET wake_at = NULL, waits = 0 WHERE run_id = 1", "run 1 is in limbo"),
-        ("UPDATE active SET waits = 4, wake_at = NULL WHERE run_id = 1", "run 1 waits for children and has none"),
+        ("UPDATE active SET waits = 4, wake_at = NULL WHERE run_id = 1", "run 1 waits for children, and enough"),
+        (
+            f"UPDATE active SET waits = 4, wake_at = {FAR}, open_children = 1, children_left = 1 WHERE run_id = 1",
+            "run 1 waits for children, and enough",
+        ),
         ("UPDATE active SET cancel_requested = true WHERE run_id = 1", "run 1 was cancelled and is not claimable"),
         (f"UPDATE active SET deadline = 5, wake_at = {FAR} WHERE run_id = 1", "run 1 waits beyond its deadline"),
         ("UPDATE active SET open_children = -1 WHERE run_id = 1", "run 1 has fewer than no open children"),
+        ("UPDATE active SET open_children = 1 WHERE run_id = 1", "run 1 counts other open children than it has"),
+        ("UPDATE steps SET kind = 'child' WHERE run_id = 1", "run 1 waits for a child that is not there"),
+        ("UPDATE active SET parent_run = 3 WHERE run_id = 2", "run 2 outlives its parent and was not cancelled"),
         ("UPDATE active SET wake_at = 5 WHERE run_id = 2", "run 2 is leased and has a timer"),
         ("UPDATE active SET quarantined = true WHERE run_id = 2", "run 2 is quarantined and leased"),
         ("DELETE FROM workers", "run 2 is leased to a worker that does not exist"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,18 @@ from tests.postgres.hand import Desk, desk
 from tests.postgres.server import connection_to, create_database, drop_database, fresh_database, named, server_url
 from zart_core.records import ClaimedRun, ListQuery, Offer
 from zart_core.testing.contract.bench import LONG, new
-from zart_core.testing.contract.hand import Hand, attempt, attempt_row, completed, finish, publish, suspend, watch
+from zart_core.testing.contract.hand import (
+    Hand,
+    attempt,
+    attempt_row,
+    child,
+    completed,
+    finish,
+    publish,
+    retry,
+    suspend,
+    watch,
+)
 from zart_postgres import PostgresScheduler, executions, signals
 
 SLEEPING = 200_000
@@ -154,6 +166,7 @@ async def _a_day(d: Desk, hand: Hand, name: str) -> None:
     runs = await hand.claim()
     assert len(runs) == 4
     await _everything(d, hand, runs)
+    await _a_family(d, hand, name)
 
 
 async def test_a_heartbeat_touches_no_index() -> None:
@@ -199,6 +212,97 @@ async def _everything(d: Desk, hand: Hand, runs: list[ClaimedRun]) -> None:
     assert await d.scheduler.reap(3) == 0
 
 
+async def _a_family(d: Desk, hand: Hand, name: str) -> None:
+    """Children that are awaited, refused, left alone, ended, and cancelled with their own."""
+    [parent, other] = await d.running(hand, f"{name}-parent", f"{name}-other")
+    await hand.record(
+        *(child(parent, f"call-{n}", new(f"{name}-child-{n}")) for n in range(4)),
+        child(parent, "taken", new(f"{name}-other")),
+        child(parent, "detached", new(f"{name}-detached"), detached=True),
+    )
+    runs = {run.execution_id: run for run in await hand.claim()}
+    first, second, third, _ = (runs[f"{name}-child-{n}"] for n in range(4))
+    await hand.record(
+        child(third, "call", new(f"{name}-grandchild")), suspend(third, FAR, on_children=True, cleanup=True)
+    )
+    await hand.record(finish(first), finish(second, "failed", error=b"e"), finish(runs[f"{name}-detached"]))
+    await hand.signals(parent)
+    await hand.record(retry(parent, 1, ("call-0", 0)))
+    await hand.record(suspend(parent, on_children=True, children_left=1))
+    await d.scheduler.cancel(f"{name}-parent", "enough")
+    await hand.record(child(other, "call", new(f"{name}-orphan")), finish(other))
+    for run in await hand.claim():
+        await hand.flush(finish(run, "cancelled"))
+    await hand.flush(finish(runs[f"{name}-child-3"], "cancelled"))
+
+
+async def test_what_a_childs_end_touches_does_not_grow_with_its_siblings() -> None:  # B36
+    async with fresh_database() as url, opened(url) as d:
+        hand = await d.hand()
+        [few, many] = await d.running(hand, "few", "many")
+        # The plans are made while all is as good as empty, by the connection that goes on with them.
+        for n in range(20):
+            await _a_child(d, hand, few, n)
+        before = await _touched(d)
+        for n in range(20, 30):
+            await _a_child(d, hand, few, n)
+        beside_few = await _touched(d) - before
+        for first in range(0, 6_000, 1_000):
+            await hand.record(*(child(many, f"more-{n}", new(f"more-{n}")) for n in range(first, first + 1_000)))
+        await hand.record(*(finish(run) for run in await hand.claim(3_000)))
+        await d.sql.execute(f"UPDATE active SET wake_at = {FAR} WHERE worker_id IS NULL")
+        before = await _touched(d)
+        for n in range(10):
+            await _a_child(d, hand, many, n)
+        beside_many = await _touched(d) - before
+        assert beside_many < 3 * beside_few, (beside_few, beside_many)
+
+
+async def _a_child(d: Desk, hand: Hand, parent: ClaimedRun, number: int) -> None:
+    await hand.record(child(parent, f"call-{number}", new(f"{parent.execution_id}-{number}")))
+    run = await hand.take(f"{parent.execution_id}-{number}")
+    await hand.record(finish(run))
+    last: int = await d.value("SELECT signal_seq FROM active WHERE run_id = $1", parent.run_id)
+    [news] = await hand.look(watch(parent, last - 1))
+    assert [row.name for row in news.children] == [f"call-{number}"]
+
+
+async def _touched(d: Desk) -> int:
+    """How many pages of the tables that children are in, and of their indexes, were touched, by anybody."""
+    await reads(d)
+    pages: int = await d.value(
+        "SELECT sum(heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read)::int FROM pg_statio_user_tables "
+        "WHERE schemaname = 'zart' AND relname IN ('runs', 'active', 'results', 'steps')"
+    )
+    return pages
+
+
+async def test_children_take_time_in_proportion_to_their_number() -> None:  # B36
+    async with desk() as d:
+        hand = await d.hand()
+        await _time_of_children(d, hand, "warm", 200)
+        small = min([await _time_of_children(d, hand, f"small-{n}", 500) for n in range(3)]) / 500
+        large = min([await _time_of_children(d, hand, f"large-{n}", 5_000) for n in range(2)]) / 5_000
+        # Ten times as many cost ten times as much; were it quadratic, a hundred times.
+        assert large < 3 * small, (small, large)
+
+
+async def _time_of_children(d: Desk, hand: Hand, name: str, count: int) -> float:
+    """Seconds from the start of a parent's children to its waking."""
+    [parent] = await d.running(hand, name)
+    began = time.perf_counter()
+    await hand.record(
+        *(child(parent, f"call-{n}", new(f"{name}-{n}")) for n in range(count)), suspend(parent, on_children=True)
+    )
+    for _ in range(count // 100):
+        await hand.record(*(finish(run) for run in await hand.claim(100)))
+    woken = await hand.take(name)
+    took = time.perf_counter() - began
+    assert len(woken.steps) == count
+    await hand.record(finish(woken))
+    return took
+
+
 @pytest.mark.parametrize("statement", ["GET", "HISTORY", "_SETTLED", "_PUBLISHED", "_SIGNALS", "_LIST_ALL"])
 async def test_a_reads_plan_for_any_parameters_seeks(full: str, statement: str) -> None:
     text: str = getattr(executions, statement, None) or getattr(signals, statement)
@@ -215,14 +319,16 @@ async def test_a_reads_plan_for_any_parameters_seeks(full: str, statement: str) 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
-    for child in plan.get("Plans", ()):
-        yield from _nodes(child)
+    for below in plan.get("Plans", ()):
+        yield from _nodes(below)
 
 
 async def test_ten_thousand_starts_take_no_time_out_of_proportion() -> None:  # B8
     async with desk() as d:
         await d.sql.execute("SET statement_timeout = '8s'")
-        statement = "SELECT count(*) FROM zart.start_v1($1, $2, $3, $4, $5, $6, $4, $7, $7, $7, $7, 253402300799999999)"
+        statement = (
+            "SELECT count(*) FROM zart.start_v1($1, $2, $3, $4, $5, $6, $4, $7, $7, $7, $7, $7, 253402300799999999)"
+        )
         size = 10_000
         for n in range(2):
             ids = [f"{n}-{m}" for m in range(size)]

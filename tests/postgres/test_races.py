@@ -11,7 +11,7 @@ from tests.postgres.hand import Desk, desk, until
 from tests.postgres.server import connection_to
 from zart_core.records import Flushed, Offer
 from zart_core.testing.contract.bench import LONG, new
-from zart_core.testing.contract.hand import completed, finish, suspend
+from zart_core.testing.contract.hand import child, completed, finish, suspend
 from zart_postgres import PostgresScheduler, claims
 from zart_postgres.lanes import Session
 
@@ -26,6 +26,7 @@ async def holding(d: Desk, query: str, *arguments: object) -> AsyncIterator[Any]
             yield sql
 
 
+_DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 _ROW = "SELECT 1 FROM active WHERE run_id = $1 FOR NO KEY UPDATE"
 
 
@@ -203,8 +204,7 @@ async def test_flushes_that_name_the_same_runs_in_any_order_do_not_deadlock() ->
     async with desk() as d, PostgresScheduler(d.url) as other:
         hand = await d.hand()
         runs = await d.running(hand, *(f"a-{n}" for n in range(50)))
-        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-        before = await d.value(deadlocks)
+        before = await d.value(_DEADLOCKS)
 
         async def write(scheduler: PostgresScheduler, number: int) -> None:
             for n in range(8):
@@ -213,5 +213,158 @@ async def test_flushes_that_name_the_same_runs_in_any_order_do_not_deadlock() ->
 
         await asyncio.gather(*(write((d.scheduler, other)[n % 2], n) for n in range(4)))
         await d.sql.execute("SELECT pg_stat_clear_snapshot()")
-        assert await d.value(deadlocks) == before
+        assert await d.value(_DEADLOCKS) == before
         assert await d.value("SELECT count(*) FROM steps") == 4 * 8 * 50
+
+
+# --- children ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_last_two_children_that_end_at_once_wake_their_parent_once() -> None:  # B36
+    async with desk() as d, PostgresScheduler(d.url) as other:
+        hands = [await d.hand(), await d.hand(other)]
+        [parent] = await d.running(hands[0], "p")
+        calls = [child(parent, f"call-{n}", new(f"c{n}")) for n in range(2)]
+        await hands[0].record(*calls, suspend(parent, on_children=True))
+        runs = [(await hand.claim(1))[0] for hand in hands]
+        async with holding(d, _ROW, parent.run_id):
+            ending = [asyncio.create_task(hand.flush(finish(run))) for hand, run in zip(hands, runs, strict=True)]
+            await d.blocked(2)
+        assert await asyncio.gather(*ending) == [Flushed(), Flushed()]
+        woken = await hands[0].take("p")
+        assert (woken.epoch, woken.open_children, woken.signal_seq) == (2, 0, 2)
+        assert sorted(row.event_seq or 0 for row in woken.steps) == [1, 2]
+        assert await hands[1].claim() == []
+
+
+async def test_a_last_child_that_ends_first_refuses_its_parents_suspension() -> None:  # B36
+    async with desk() as d, PostgresScheduler(d.url) as other:
+        hand, elsewhere = await d.hand(), await d.hand(other)
+        [parent] = await d.running(hand, "p")
+        await hand.record(child(parent, "call", new("c")))
+        run = await elsewhere.take("c")
+        async with holding(d, _ROW, parent.run_id):
+            ending = asyncio.create_task(elsewhere.flush(finish(run)))
+            await d.blocked()
+            suspending = asyncio.create_task(hand.flush(suspend(parent, on_children=True)))
+            await d.blocked(2)
+        assert await ending == Flushed()
+        assert await suspending == Flushed(refused=frozenset((parent.run_id,)))
+        await hand.record(finish(parent))
+
+
+async def test_a_last_child_that_ends_second_wakes_its_suspended_parent() -> None:  # B36
+    async with desk() as d, PostgresScheduler(d.url) as other:
+        hand, elsewhere = await d.hand(), await d.hand(other)
+        [parent] = await d.running(hand, "p")
+        await hand.record(child(parent, "call", new("c")))
+        run = await elsewhere.take("c")
+        async with holding(d, _ROW, parent.run_id):
+            suspending = asyncio.create_task(hand.flush(suspend(parent, on_children=True)))
+            await d.blocked()
+            ending = asyncio.create_task(elsewhere.flush(finish(run)))
+            await d.blocked(2)
+        assert await asyncio.gather(suspending, ending) == [Flushed(), Flushed()]
+        assert [row.status for row in (await hand.take("p")).steps] == ["completed"]
+
+
+async def test_a_child_started_while_a_cancellation_waits_for_its_parent_is_cancelled_too() -> None:  # B52
+    async with desk() as d, PostgresScheduler(d.url) as other:
+        hand = await d.hand(other)
+        [top] = await d.running(hand, "top")
+        await hand.record(child(top, "call", new("middle")))
+        middle = await hand.take("middle")
+        async with holding(d, _ROW, middle.run_id):
+            starting = asyncio.create_task(hand.flush(child(middle, "call", new("bottom"))))
+            await d.blocked()
+            # It has looked for all that descends from the run, and found no child of the one it waits for.
+            cancelling = asyncio.create_task(d.scheduler.cancel("top", "enough"))
+            await d.blocked(2)
+        assert await starting == Flushed()
+        assert await cancelling
+        bottom = await d.scheduler.get("bottom")
+        assert bottom is not None
+        assert bottom.status == "cancelled"
+        for run in (middle, top):
+            await hand.flush(finish(run, "cancelled"))
+        assert await d.scheduler.audit() == []
+
+
+async def test_a_cancellation_that_meets_a_newcomer_of_lower_number_is_repeated() -> None:  # B52
+    async with desk() as d, PostgresScheduler(d.url) as other:
+        hand = await d.hand(other)
+        [early, top] = await d.running(hand, "early", "top")
+        await hand.record(child(top, "call", new("middle")))
+        middle = await hand.take("middle")
+        # As if the run had got its number long before it was stored.
+        late = (
+            f"UPDATE active SET parent_run = {middle.run_id}, parent_name = 'call', parent_ordinal = 0, worker_id = NULL, "
+            f"wake_at = 0, epoch = 0 WHERE run_id = {early.run_id}; "
+            f"UPDATE active SET open_children = 1 WHERE run_id = {middle.run_id}"
+        )
+        before = await d.value(_DEADLOCKS)
+        async with holding(d, late):
+            cancelling = asyncio.create_task(d.scheduler.cancel("top", "enough"))
+            await d.blocked()
+            # This one locks the newcomer first, and then what the cancellation holds: in the order in which everybody locks.
+            writing = asyncio.create_task(hand.flush(completed(early, "x"), completed(middle, "x")))
+            await d.blocked(2)
+        assert await cancelling
+        await writing
+        assert await d.value("SELECT status FROM results WHERE run_id = $1", early.run_id) == "cancelled"
+        await d.sql.execute("SELECT pg_stat_clear_snapshot()")
+        assert await d.value(_DEADLOCKS) == before
+
+
+async def test_families_that_end_and_are_cancelled_at_once_do_not_deadlock() -> None:  # B36, B52
+    async with desk() as d, PostgresScheduler(d.url) as other:
+        hands = [await d.hand(), await d.hand(other)]
+        before = await d.value(_DEADLOCKS)
+        for turn in range(4):
+            parents = await d.running(hands[0], *(f"p{turn}-{n}" for n in range(6)))
+            calls = [child(run, f"call-{n}", new(f"{run.execution_id}-{n}")) for run in parents for n in range(8)]
+            await hands[0].record(*calls, *(suspend(run, on_children=True, cleanup=True) for run in parents))
+            # Each of the two has children of every parent, by turns.
+            held = [(hand, run) for _ in range(24) for hand in hands for run in await hand.claim(1)]
+            ends = [
+                hand.flush(*(finish(run) for worker, run in held[n::6] if worker is hand))
+                for hand in hands
+                for n in range(6)
+            ]
+            await asyncio.gather(
+                *ends, *(view.cancel(f"p{turn}-{n}", None) for n in range(3) for view in (d.scheduler, other))
+            )
+            for hand in hands:
+                await hand.flush(*(finish(run, "cancelled") for worker, run in held if worker is hand))
+            woken = await hands[0].claim()
+            assert len(woken) == 6
+            await hands[0].flush(*(finish(run, "cancelled" if run.cancel_requested else "completed") for run in woken))
+            assert await d.scheduler.audit() == []
+        await d.sql.execute("SELECT pg_stat_clear_snapshot()")
+        assert await d.value(_DEADLOCKS) == before
+
+
+async def test_of_two_parents_that_start_a_child_of_one_id_one_gets_it() -> None:  # B3
+    async with desk() as d, PostgresScheduler(d.url) as other:
+        hand = await d.hand()
+        parents = await d.running(hand, "p", "q")
+        names = [f"c{n}" for n in range(40)]
+
+        async def start(number: int) -> None:
+            scheduler, order = ((d.scheduler, names), (other, names[::-1]))[number]
+            calls = [child(parents[number], name, new(name)) for name in order]
+            assert await scheduler.flush(hand.gather(*calls)) == Flushed()
+
+        await asyncio.gather(start(0), start(1))
+        rows = [row for name in ("p", "q") for row in (await _calls_of(d, name))]
+        assert sorted(rows) == sorted([(name, status) for name in names for status in ("failed", "pending")])
+        for scheduler, name in ((d.scheduler, "p"), (other, "q")):
+            await scheduler.cancel(name, None)
+        await hand.flush(*(finish(run, "cancelled") for run in parents))
+
+
+async def _calls_of(d: Desk, execution_id: str) -> list[tuple[str, str]]:
+    """The names and states of an execution's calls."""
+    history = await d.scheduler.history(execution_id)
+    assert history is not None
+    return [(row.name, row.status) for row in history.steps]

@@ -12,6 +12,7 @@ from zart_core.testing.contract.bench import new
 from zart_core.testing.contract.hand import (
     attempt,
     attempt_row,
+    child,
     completed,
     details,
     failed,
@@ -64,6 +65,24 @@ async def test_a_flush_of_everything_for_many_runs_is_one_statement() -> None:
                 *(suspend(run, on_signal=True) for run in runs[30:]),
             )
         assert counts["flush_v1"] == 1
+
+
+async def test_children_of_many_runs_are_started_by_one_statement_and_ended_by_one() -> None:  # B36
+    async with desk() as d:
+        hand = await d.hand()
+        parents = await d.running(hand, *(f"a-{n}" for n in range(10)))
+        with statements_counted() as counts:
+            await hand.record(
+                *(child(run, f"call-{n}", new(f"{run.execution_id}-{n}")) for run in parents for n in range(30)),
+                *(completed(run, "x") for run in parents),
+                *(suspend(run, on_children=True) for run in parents),
+            )
+        assert counts == {"start_children_v1": 1}
+        children = await hand.claim(300)
+        with statements_counted() as counts:
+            await hand.record(*(finish(run) for run in children))
+        assert counts == {"flush_v1": 1}
+        assert {run.open_children for run in await hand.claim()} == {0}
 
 
 async def test_the_news_of_many_runs_is_one_statement() -> None:

@@ -23,7 +23,8 @@ $$;
 -- same nonce. An id that belongs to another task undoes the call: SQLSTATE ZT001, the id as detail, its task as hint.
 CREATE FUNCTION {schema}.start_v1(
     p_execution_ids text[], p_tasks text[], p_inputs bytea[], p_versions text[], p_queues text[], p_priorities bigint[],
-    p_tags text[], p_wake_at bigint[], p_delays bigint[], p_timeouts bigint[], p_nonces bigint[], p_forever bigint)
+    p_tags text[], p_wake_at bigint[], p_delays bigint[], p_timeouts bigint[], p_deadlines bigint[], p_nonces bigint[],
+    p_forever bigint)
 RETURNS TABLE (execution_id text, run_id bigint, created boolean, now bigint)
 LANGUAGE plpgsql
 -- Thousands may come at once, and the planner takes an array for ten: what was added is found among what was given by a hash
@@ -44,8 +45,8 @@ BEGIN
         FROM (
             SELECT * FROM unnest(
                 p_execution_ids, p_tasks, p_inputs, p_versions, p_queues, p_priorities, p_tags, p_wake_at, p_delays,
-                p_timeouts, p_nonces) WITH ORDINALITY
-            AS u(execution_id, task, input, version, queue, priority, tags, wake_at, delay, timeout, nonce, place)
+                p_timeouts, p_deadlines, p_nonces) WITH ORDINALITY
+            AS u(execution_id, task, input, version, queue, priority, tags, wake_at, delay, timeout, latest, nonce, place)
             ORDER BY u.place
         ) AS g
     ), added AS (
@@ -56,8 +57,8 @@ BEGIN
         ON CONFLICT (execution_id, run) DO NOTHING
         RETURNING r.run_id
     ), timed AS (
-        SELECT g.*, CASE WHEN g.timeout IS NOT NULL
-                         THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END AS deadline
+        SELECT g.*, least(g.latest, CASE WHEN g.timeout IS NOT NULL
+                                         THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END) AS deadline
         FROM given AS g JOIN added ON added.run_id = g.run_id
     ), queued AS (
         INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, priority, queue, task, version)
@@ -89,55 +90,6 @@ BEGIN
     FROM latest AS l LEFT JOIN unnest(v_new) AS n(run_id) ON n.run_id = l.run_id;
 END $$;
 
--- --- ending runs ----------------------------------------------------------------------------------------------------
-
--- Moves runs from active to results and counts their parents down. The caller has locked all of their rows and those of
--- their parents, and has checked that they may end so. Answers the parents, and the executions that ended.
-CREATE FUNCTION {schema}.end_runs_v1(
-    p_runs bigint[], p_statuses text[], p_outputs bytea[], p_errors bytea[], p_now bigint,
-    OUT o_parents bigint[], OUT o_finished text[])
-LANGUAGE plpgsql
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
-AS $$
-DECLARE
-    v_children integer[];
-BEGIN
-    WITH gone AS (
-        DELETE FROM {schema}.active AS a
-        USING unnest(p_runs, p_statuses, p_outputs, p_errors) AS f(run_id, status, output, error)
-        WHERE a.run_id = f.run_id AND a.run_id = ANY (p_runs)
-        RETURNING a.run_id, a.parent_run, a.started_at, a.deadline, a.attempt, a.version, f.status, f.output, f.error
-    ), kept AS (
-        INSERT INTO {schema}.results
-            (run_id, started_at, finished_at, deadline, attempt, status, version, output, error)
-        SELECT g.run_id, g.started_at, p_now, g.deadline, g.attempt, g.status, g.version, g.output, g.error FROM gone AS g
-    ), counted AS (
-        SELECT g.parent_run, count(*)::integer AS children FROM gone AS g
-        WHERE g.parent_run IS NOT NULL GROUP BY g.parent_run
-    )
-    SELECT array_agg(counted.parent_run), array_agg(counted.children) INTO o_parents, v_children FROM counted;
-
-    -- The last open child wakes a parent that waits for its children. Race: the parent's own suspension. Both hold the
-    -- parent's row lock: if the suspension is first, waits says so and it is woken here; if it is later, it finds that no
-    -- child is open and is refused.
-    IF o_parents IS NOT NULL THEN
-        UPDATE {schema}.active AS a SET
-            open_children = a.open_children - p.children,
-            wake_at = CASE
-                WHEN a.worker_id IS NULL AND NOT a.quarantined AND a.waits & 4 <> 0 AND a.open_children <= p.children
-                THEN least(p_now, a.wake_at) ELSE a.wake_at END
-        FROM unnest(o_parents, v_children) AS p(run_id, children)
-        WHERE a.run_id = p.run_id AND a.run_id = ANY (o_parents);
-    END IF;
-
-    -- What the run still waited for stays in its history, without a timer, with the time at which nobody waited any more.
-    UPDATE {schema}.steps AS s SET finished_at = p_now, wake_at = NULL
-    WHERE s.run_id = ANY (p_runs) AND s.status = 'pending' AND s.finished_at IS NULL;
-
-    SELECT array_agg(r.execution_id) INTO o_finished
-    FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs);
-END $$;
-
 -- --- claiming -------------------------------------------------------------------------------------------------------
 
 -- Leases runs found by claim_v1; those that somebody else has or is about to have are passed over. Answers the leased ones
@@ -148,7 +100,7 @@ CREATE FUNCTION {schema}.lease_v1(
     p_forever bigint)
 RETURNS bigint[]
 LANGUAGE plpgsql
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_taken bigint[];
@@ -188,13 +140,13 @@ RETURNS TABLE (
     now bigint, turn integer, next_wake bigint,
     run_id bigint, epoch integer, execution_id text, run integer, task text, version text, input bytea, attempt integer,
     tags text, parent_id text, created_at bigint, started_at bigint, deadline bigint, signal_seq integer,
-    open_children integer, cancel_requested boolean, cancel_reason text,
+    open_children integer, cancel_requested boolean, cancel_reason text, queue text, priority bigint,
     step_names text[], step_ordinals integer[], step_kinds text[], step_statuses text[], step_attempts integer[],
     step_started_at bigint[], step_finished_at bigint[], step_wake_at bigint[], step_deadlines bigint[],
     step_event_seqs integer[], step_outputs bytea[], step_errors bytea[], step_details bytea[], step_workers bigint[],
     event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_nestloop = off SET enable_hashjoin = on
 SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
@@ -347,6 +299,7 @@ BEGIN
            a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, r.input, a.attempt, r.tags::text,
            (SELECT p.execution_id FROM {schema}.runs AS p WHERE p.run_id = a.parent_run),
            r.created_at, a.started_at, a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason,
+           a.queue, a.priority,
            s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_at, s.finished_at, s.wake_at, s.deadlines,
            s.event_seqs, s.outputs, s.errors, s.details, s.workers,
            e.seqs, e.names, e.payloads, e.sent_at
@@ -370,157 +323,7 @@ BEGIN
     ORDER BY t.place;
 END $$;
 
--- --- flushing -------------------------------------------------------------------------------------------------------
-
--- The facts of any number of runs, in one commit. p_runs names each run once, with the epoch of its facts; s_, a_, b_, p_,
--- r_, f_ and u_ are steps, attempts, details (beats), published values, retries, finishes and suspensions. Each is a
--- statement of its own: parts of one statement that touch one row do not see each other.
-CREATE FUNCTION {schema}.flush_v1(
-    p_worker bigint, p_runs bigint[], p_epochs integer[],
-    s_run bigint[], s_name text[], s_ordinal integer[], s_kind text[], s_status text[], s_attempts integer[],
-    s_started_at bigint[], s_finished_at bigint[], s_wake_at bigint[], s_deadline bigint[], s_event_seq integer[],
-    s_worker bigint[], s_output bytea[], s_error bytea[], s_details bytea[],
-    a_run bigint[], a_name text[], a_ordinal integer[], a_attempt integer[], a_started_at bigint[],
-    a_finished_at bigint[], a_worker bigint[], a_error bytea[], a_handler_attempt integer[],
-    b_run bigint[], b_name text[], b_ordinal integer[], b_kind text[], b_attempts integer[], b_started_at bigint[],
-    b_wake_at bigint[], b_deadline bigint[], b_worker bigint[], b_error bytea[], b_details bytea[],
-    p_run bigint[], p_key text[], p_value bytea[],
-    r_run bigint[], r_attempt integer[],
-    f_run bigint[], f_status text[], f_output bytea[], f_error bytea[],
-    u_run bigint[], u_wake_at bigint[], u_waits smallint[], u_seen integer[], u_cleanup boolean[], u_error bytea[],
-    u_compensating boolean[],
-    OUT o_now bigint, OUT o_lost bigint[], OUT o_refused bigint[], OUT o_cancelled bigint[], OUT o_parents bigint[],
-    OUT o_finished text[])
-LANGUAGE plpgsql
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
-AS $$
-DECLARE
-    v_held bigint[];
-    v_all boolean;                 -- nothing is lost: then no fact has to be looked up among those that are held
-    v_parents bigint[];
-    v_ends bigint[]; v_statuses text[]; v_outputs bytea[]; v_errors bytea[];
-    v_parked bigint;
-BEGIN
-    IF cardinality(f_run) > 0 THEN
-        SELECT array_agg(DISTINCT a.parent_run) INTO v_parents
-        FROM {schema}.active AS a WHERE a.run_id = ANY (f_run) AND a.parent_run IS NOT NULL;
-    END IF;
-
-    -- Every lock of this call, in one pass, in the order of run_id; and the fence. The locked rows are the newest versions,
-    -- and nobody can take a run between this check and the writes below: a claim needs the same lock.
-    WITH locked AS MATERIALIZED (
-        SELECT a.run_id, a.worker_id, a.epoch, a.cancel_requested
-        FROM {schema}.active AS a WHERE a.run_id = ANY (p_runs || v_parents)
-        ORDER BY a.run_id FOR NO KEY UPDATE
-    )
-    SELECT coalesce(array_agg(l.run_id), '{}'), coalesce(array_agg(l.run_id) FILTER (WHERE l.cancel_requested), '{}')
-      INTO v_held, o_cancelled
-      FROM locked AS l JOIN unnest(p_runs, p_epochs) AS n(run_id, epoch) ON n.run_id = l.run_id AND n.epoch = l.epoch
-     WHERE l.worker_id = p_worker;
-
-    -- After the locks: nothing that is written now is older than what it follows.
-    o_now := {schema}.now_v1();
-    o_refused := '{}';
-    o_lost := '{}';
-    v_all := cardinality(v_held) = cardinality(p_runs);
-    IF NOT v_all THEN
-        SELECT coalesce(array_agg(g.run_id), '{}') INTO o_lost
-        FROM unnest(p_runs) AS g(run_id) WHERE g.run_id <> ALL (v_held);
-    END IF;
-
-    IF cardinality(s_run) > 0 THEN
-        INSERT INTO {schema}.steps AS t (
-            run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq,
-            worker_id, output, error, details)
-        SELECT s.* FROM unnest(
-            s_run, s_name, s_ordinal, s_kind, s_status, s_attempts, s_started_at, s_finished_at, s_wake_at, s_deadline,
-            s_event_seq, s_worker, s_output, s_error, s_details)
-        AS s(run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq,
-             worker_id, output, error, details)
-        WHERE v_all OR s.run_id = ANY (v_held)
-        ON CONFLICT (run_id, name, ordinal) DO UPDATE SET
-            kind = excluded.kind, status = excluded.status, attempts = excluded.attempts,
-            started_at = excluded.started_at, finished_at = excluded.finished_at, wake_at = excluded.wake_at,
-            deadline = excluded.deadline, event_seq = excluded.event_seq, worker_id = excluded.worker_id,
-            output = excluded.output, error = excluded.error, details = excluded.details
-        WHERE t.status = 'pending';
-    END IF;
-
-    IF cardinality(a_run) > 0 THEN
-        INSERT INTO {schema}.attempts (
-            run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
-        SELECT a.* FROM unnest(
-            a_run, a_name, a_ordinal, a_attempt, a_started_at, a_finished_at, a_worker, a_error, a_handler_attempt)
-        AS a(run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
-        WHERE v_all OR a.run_id = ANY (v_held)
-        ON CONFLICT (run_id, name, ordinal, handler_attempt, attempt) DO NOTHING;
-    END IF;
-
-    IF cardinality(b_run) > 0 THEN
-        INSERT INTO {schema}.steps AS t (
-            run_id, name, ordinal, kind, status, attempts, started_at, wake_at, deadline, worker_id, error, details)
-        SELECT b.run_id, b.name, b.ordinal, b.kind, 'pending', b.attempts, b.started_at, b.wake_at, b.deadline,
-               b.worker_id, b.error, b.details
-        FROM unnest(
-            b_run, b_name, b_ordinal, b_kind, b_attempts, b_started_at, b_wake_at, b_deadline, b_worker, b_error,
-            b_details)
-        AS b(run_id, name, ordinal, kind, attempts, started_at, wake_at, deadline, worker_id, error, details)
-        WHERE v_all OR b.run_id = ANY (v_held)
-        ON CONFLICT (run_id, name, ordinal) DO UPDATE SET details = excluded.details WHERE t.status = 'pending';
-    END IF;
-
-    IF cardinality(p_run) > 0 THEN
-        INSERT INTO {schema}.published AS t (run_id, key, value)
-        SELECT p.run_id, p.key, p.value FROM unnest(p_run, p_key, p_value) AS p(run_id, key, value)
-        WHERE v_all OR p.run_id = ANY (v_held)
-        ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value;
-    END IF;
-
-    IF cardinality(r_run) > 0 THEN
-        DELETE FROM {schema}.steps AS s
-        WHERE s.run_id = ANY (r_run) AND s.status = 'failed' AND (v_all OR s.run_id = ANY (v_held));
-        UPDATE {schema}.active AS a SET attempt = r.attempt FROM unnest(r_run, r_attempt) AS r(run_id, attempt)
-        WHERE a.run_id = r.run_id AND a.run_id = ANY (r_run) AND (v_all OR r.run_id = ANY (v_held));
-    END IF;
-
-    IF cardinality(f_run) > 0 THEN
-        -- A cancellation that was accepted lets only a finish as cancelled through. Race: the cancellation. Both hold the
-        -- row's lock: if it is first, it is seen here; if it is later, it finds the run finished.
-        SELECT array_agg(f.run_id), array_agg(f.status), array_agg(f.output), array_agg(f.error)
-          INTO v_ends, v_statuses, v_outputs, v_errors
-          FROM unnest(f_run, f_status, f_output, f_error) AS f(run_id, status, output, error)
-         WHERE (v_all OR f.run_id = ANY (v_held)) AND (f.status = 'cancelled' OR f.run_id <> ALL (o_cancelled));
-        SELECT coalesce(array_agg(f.run_id), '{}') INTO o_refused
-          FROM unnest(f_run, f_status) AS f(run_id, status)
-         WHERE f.status <> 'cancelled' AND f.run_id = ANY (o_cancelled);
-        IF v_ends IS NOT NULL THEN
-            SELECT e.o_parents, e.o_finished INTO o_parents, o_finished
-            FROM {schema}.end_runs_v1(v_ends, v_statuses, v_outputs, v_errors, o_now) AS e;
-        END IF;
-    END IF;
-
-    IF cardinality(u_run) > 0 THEN
-        -- Refused when what the run would wait for has happened already; see the races at offer_v1, cancel_v1, end_runs_v1.
-        UPDATE {schema}.active AS a SET
-            worker_id = NULL,
-            wake_at = CASE WHEN u.compensating THEN u.wake_at ELSE least(u.wake_at, a.deadline) END,
-            waits = u.waits,
-            cleanup = u.cleanup,
-            error = u.error
-        FROM unnest(u_run, u_wake_at, u_waits, u_seen, u_cleanup, u_error, u_compensating)
-            AS u(run_id, wake_at, waits, seen, cleanup, error, compensating)
-        WHERE a.run_id = u.run_id AND a.run_id = ANY (u_run) AND (v_all OR u.run_id = ANY (v_held))
-          AND (NOT a.cancel_requested OR u.compensating)
-          AND (u.waits & 2 = 0 OR a.signal_seq = u.seen)
-          AND (u.waits & 4 = 0 OR a.open_children > 0);
-        GET DIAGNOSTICS v_parked = ROW_COUNT;
-        IF v_parked < cardinality(u_run) THEN
-            SELECT o_refused || coalesce(array_agg(a.run_id), '{}') INTO o_refused
-            FROM {schema}.active AS a
-            WHERE a.run_id = ANY (u_run) AND a.worker_id = p_worker AND a.run_id = ANY (v_held);
-        END IF;
-    END IF;
-END $$;
+-- --- transactions of steps -----------------------------------------------------------------------------------------
 
 -- Writes the row of a step at the end of the user's transaction. 'lost': the run is not this worker's any more; 'finished': the
 -- step has a finished row, from an earlier try whose answer was lost. In both cases the caller undoes the transaction. The
@@ -603,51 +406,6 @@ BEGIN
         wake_at = CASE WHEN o_ready THEN least(o_now, a.wake_at) ELSE a.wake_at END
     WHERE a.run_id = o_run;
     o_outcome := 'taken';
-END $$;
-
--- o_outcome: 'missing', 'finished' (too late), 'ended' (finished by this call), 'asked' (whoever runs it has to obey).
-CREATE FUNCTION {schema}.cancel_v1(
-    p_execution_id text, p_reason text, p_failure bytea,
-    OUT o_outcome text, OUT o_now bigint, OUT o_run bigint, OUT o_ready boolean, OUT o_running boolean,
-    OUT o_parents bigint[])
-LANGUAGE plpgsql
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
-AS $$
-DECLARE
-    v_parent bigint;
-    v_run {schema}.active;
-BEGIN
-    o_ready := false; o_running := false;
-    SELECT r.run_id, r.parent_run INTO o_run, v_parent FROM {schema}.runs AS r
-    WHERE r.execution_id = p_execution_id ORDER BY r.run DESC LIMIT 1;
-    IF o_run IS NULL THEN
-        o_outcome := 'missing'; o_now := {schema}.now_v1();
-        RETURN;
-    END IF;
-    PERFORM 1 FROM {schema}.active AS a WHERE a.run_id IN (o_run, v_parent) ORDER BY a.run_id FOR NO KEY UPDATE;
-    SELECT a.* INTO v_run FROM {schema}.active AS a WHERE a.run_id = o_run;
-    o_now := {schema}.now_v1();
-    IF v_run.run_id IS NULL THEN
-        o_outcome := 'finished';
-    ELSIF v_run.worker_id IS NULL AND (v_run.epoch = 0 OR NOT v_run.cleanup OR v_run.quarantined) THEN
-        -- No handler has to hear of it; that of a quarantined run must not: it kills workers.
-        SELECT e.o_parents INTO o_parents
-        FROM {schema}.end_runs_v1(ARRAY[o_run], ARRAY['cancelled'], ARRAY[NULL::bytea], ARRAY[p_failure], o_now) AS e;
-        o_ready := o_parents IS NOT NULL;
-        o_outcome := 'ended';
-    ELSE
-        IF NOT v_run.cancel_requested THEN
-            o_running := v_run.worker_id IS NOT NULL;
-            o_ready := NOT o_running;
-            UPDATE {schema}.active AS a SET
-                cancel_requested = true,
-                cancel_reason = p_reason,
-                signal_seq = a.signal_seq + 1,
-                wake_at = CASE WHEN a.worker_id IS NULL THEN least(o_now, a.wake_at) END
-            WHERE a.run_id = o_run;
-        END IF;
-        o_outcome := 'asked';
-    END IF;
 END $$;
 
 -- --- leases ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 from msgspec.structs import replace
 
-from zart_core.records import ClaimedRun, Flushed
+from zart_core.records import ClaimedRun, ExecutionFailure, Flushed
 from zart_core.testing.contract.bench import LONG, Bench, Contract, new, on_bench
 from zart_core.testing.contract.hand import child, finish, retry, suspend, watch
 
@@ -202,6 +203,16 @@ class ChildContract(Contract):
         assert soon < limit
 
     @on_bench
+    async def test_a_deadline_that_is_given_bounds_every_start(self, bench: Bench) -> None:  # B50
+        limit = bench.now() + LONG
+        starts = [new("late", timeout=2 * LONG), new("soon", timeout=LONG // 2), new("none")]
+        await bench.scheduler.start([replace(start, deadline=limit) for start in starts])
+        assert (await bench.row("late")).deadline == (await bench.row("none")).deadline == limit
+        soon = (await bench.row("soon")).deadline
+        assert soon is not None
+        assert soon < limit
+
+    @on_bench
     async def test_a_cancellation_reaches_all_descendants(self, bench: Bench) -> None:  # B52
         hand, top = await bench.running("top")
         await hand.record(child(top, "call", new("middle")), child(top, "queued", new("queued")))
@@ -237,6 +248,42 @@ class ChildContract(Contract):
         )
         await hand.flush(finish(run, "cancelled"))
         assert (await bench.row(run.execution_id)).status == "cancelled"
+
+    @on_bench
+    async def test_what_is_stored_of_the_cancelled_says_who_and_why(self, bench: Bench) -> None:  # B52
+        hand, top = await bench.running("top")
+        quoted = 'it\'s "middle" \\ é'
+        await hand.record(child(top, "call", new(quoted)))
+        middle = await hand.take(quoted)
+        await hand.record(child(middle, "call", new("bottom")), suspend(middle, on_children=True))
+        await bench.scheduler.cancel("top", 'no "more" \\ é')
+        await bench.start("alone")
+        await bench.scheduler.cancel("alone", None)
+        failures: list[ExecutionFailure] = []
+        for name in (quoted, "bottom", "alone"):
+            row = await bench.row(name)
+            failures.append(msgspec.json.decode(row.error or b"", type=ExecutionFailure))
+        assert {(failure.kind, failure.error.type) for failure in failures} == {("cancelled", "ExecutionCancelled")}
+        assert [failure.reason for failure in failures] == ['no "more" \\ é', "its parent has ended", None]
+        said = [failure.error.message for failure in failures]
+        assert said[0].endswith('was cancelled: no "more" \\ é')
+        assert said[1:] == [
+            "execution 'bottom' was cancelled: its parent has ended",
+            "execution 'alone' was cancelled",
+        ]
+        await hand.flush(finish(top, "cancelled"))
+
+    @on_bench
+    async def test_what_a_cancelled_parent_starts_to_clean_up_is_left_alone(self, bench: Bench) -> None:  # B52
+        hand, parent = await bench.running("p")
+        await bench.scheduler.cancel("p", None)
+        await hand.flush(child(parent, "undo", new("c")))
+        await bench.scheduler.cancel("p", None)
+        run = await hand.take("c")
+        assert not run.cancel_requested
+        await hand.flush(finish(run, output=b"undone"))
+        assert [row.output for row in (await bench.history("p")).steps] == [b"undone"]
+        await hand.flush(finish(parent, "cancelled"))
 
     @on_bench
     async def test_the_handlers_next_attempt_keeps_open_children(self, bench: Bench) -> None:  # B51

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from zart_core.records import Notification
-from zart_core.testing.contract.bench import Bench, Contract, on_bench
-from zart_core.testing.contract.hand import finish, suspend
+from zart_core.testing.contract.bench import Bench, Contract, new, on_bench
+from zart_core.testing.contract.hand import child, finish, suspend
 
 PATIENCE: Final = 0.5
 TRIES: Final = 20
@@ -79,6 +79,43 @@ class NotificationContract(Contract):
             await hand.record(finish(await hand.take(f"a-{n}")))
 
         await _heard(bench, act, lambda notice: notice.finished is None or any(i[:2] == "a-" for i in notice.finished))
+
+    @on_bench
+    async def test_the_start_of_a_child_is_heard_as_work(self, bench: Bench) -> None:  # B35
+        hand, parent = await bench.running("p")
+
+        async def act(n: int) -> None:
+            await hand.record(child(parent, f"call-{n}", new(f"c-{n}")))
+
+        await _heard(bench, act, lambda notice: notice.ready)
+        await bench.scheduler.cancel("p", None)
+        await hand.flush(finish(parent, "cancelled"))
+
+    @on_bench
+    async def test_a_child_that_ends_is_heard_by_who_holds_its_parent(self, bench: Bench) -> None:  # B36
+        hand, parent = await bench.running("p")
+
+        async def act(n: int) -> None:
+            await hand.record(child(parent, f"call-{n}", new(f"c-{n}")))
+            await hand.record(finish(await hand.take(f"c-{n}")))
+
+        await _heard(bench, act, lambda notice: notice.signals is None or parent.run_id in notice.signals)
+
+    @on_bench
+    async def test_a_last_child_that_ends_is_heard_as_work(self, bench: Bench) -> None:  # B36
+        hand = await bench.hand()
+        ending = False
+
+        async def act(n: int) -> None:
+            nonlocal ending
+            _, parent = await bench.running(f"p-{n}", hand)
+            await hand.record(child(parent, "call", new(f"c-{n}")), suspend(parent, on_children=True))
+            run = await hand.take(f"c-{n}")
+            ending = True
+            await hand.record(finish(run))
+            await hand.take(f"p-{n}")
+
+        await _heard(bench, act, lambda notice: ending and notice.ready)
 
     @on_bench
     async def test_a_release_is_heard_as_work(self, bench: Bench) -> None:  # B59
