@@ -12,7 +12,26 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         "run {} is in limbo: nothing will ever claim or wake it",
         """
         SELECT run_id FROM {schema}.active
-        WHERE worker_id IS NULL AND wake_at IS NULL AND NOT quarantined AND waits & 6 = 0
+        WHERE worker_id IS NULL AND wake_at IS NULL AND NOT quarantined AND NOT held AND waits & 6 = 0
+        """,
+    ),
+    (
+        "run {} is held back in a lane in which nothing else is left",
+        """
+        SELECT a.run_id FROM {schema}.active AS a
+        WHERE a.held AND NOT EXISTS (
+            SELECT 1 FROM {schema}.active AS b WHERE b.parent_run = a.parent_run AND b.lane = a.lane AND NOT b.held)
+        """,
+    ),
+    (
+        "run {} is held back and leased or claimable",
+        "SELECT run_id FROM {schema}.active WHERE held AND (worker_id IS NOT NULL OR wake_at IS NOT NULL)",
+    ),
+    (
+        "run {} is a part and has ended",
+        """
+        SELECT run_id FROM {schema}.runs AS r
+        WHERE run < 0 AND NOT EXISTS (SELECT 1 FROM {schema}.active AS a WHERE a.run_id = r.run_id)
         """,
     ),
     (
@@ -34,7 +53,7 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         "run {} waits for a child that is not there",
         """
         SELECT s.run_id FROM {schema}.steps AS s
-        WHERE s.status = 'pending' AND s.finished_at IS NULL AND s.kind = 'child' AND NOT EXISTS (
+        WHERE s.status = 'pending' AND s.finished_at IS NULL AND s.kind IN ('child', 'parallel') AND NOT EXISTS (
             SELECT 1 FROM {schema}.active AS c
             WHERE c.parent_run = s.run_id AND c.parent_name = s.name AND c.parent_ordinal = s.ordinal)
         """,
@@ -73,7 +92,7 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         "run {} waits beyond its deadline",
         """
         SELECT run_id FROM {schema}.active
-        WHERE worker_id IS NULL AND NOT quarantined AND deadline IS NOT NULL
+        WHERE worker_id IS NULL AND NOT quarantined AND NOT held AND deadline IS NOT NULL
           AND (wake_at IS NULL OR (wake_at > deadline AND wake_at > (SELECT now FROM {schema}.now_v1() AS now)))
           -- on_failure runs: the deadline has been dealt with
           AND NOT EXISTS (SELECT 1 FROM {schema}.steps AS s WHERE s.run_id = active.run_id AND s.kind IN ('failure', 'undo'))

@@ -8,7 +8,7 @@ from typing import Final
 from zart_core.records import ChildFact
 from zart_postgres.starts import bounded, tags_as_json
 
-COLUMNS: Final = 25
+COLUMNS: Final = 27
 """How many columns :func:`child_columns` gives."""
 
 
@@ -47,4 +47,6 @@ def child_columns(facts: Sequence[ChildFact]) -> Iterable[object]:
         [bounded(child.timeout) for child in children],
         [child.deadline for child in children],
         [child.nonce or None for child in children],
+        [fact.lane for fact in facts],
+        [fact.at_once for fact in facts],
     )

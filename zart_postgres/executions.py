@@ -43,7 +43,7 @@ _JOINS: Final = """
 """
 _LATEST: Final = """
     (SELECT x.run_id FROM {schema}.runs AS x
-     WHERE x.execution_id = $1 AND ($2::integer IS NULL OR x.run = $2) ORDER BY x.run DESC LIMIT 1)
+     WHERE x.execution_id = $1 AND ($2::integer IS NULL OR x.run = $2) AND x.run > 0 ORDER BY x.run DESC LIMIT 1)
 """
 _WAITS: Final = """
     LEFT JOIN LATERAL (
@@ -150,7 +150,10 @@ _LIST_BAD: Final = f"""
 _STATS: Final = f"""
     SELECT {{schema}}.now_v1(), live.status, live.count FROM (
         SELECT {_STATUS} AS status, count(*) AS count
-        FROM {{schema}}.active AS a LEFT JOIN {{schema}}.results AS e ON false GROUP BY 1
+        FROM {{schema}}.active AS a LEFT JOIN {{schema}}.results AS e ON false
+        -- Parts are no executions: of what has a parent, only those runs count that have a number.
+        WHERE a.parent_run IS NULL OR EXISTS (SELECT 1 FROM {{schema}}.runs AS r WHERE r.run_id = a.run_id AND r.run > 0)
+        GROUP BY 1
         UNION ALL
         SELECT e.status, count(*) FROM {{schema}}.results AS e GROUP BY 1
         UNION ALL

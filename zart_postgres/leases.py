@@ -58,7 +58,9 @@ _RESUME: Final = """
     ), resumed AS (
         UPDATE {schema}.active AS a SET
             quarantined = false, crashes = 0, error = NULL, wake_at = {schema}.now_v1()
-        FROM latest WHERE a.run_id = latest.run_id AND a.quarantined
+        FROM {schema}.runs AS r, latest
+        -- The run itself, and its parts.
+        WHERE r.execution_id = $1 AND (r.run < 0 OR r.run_id = latest.run_id) AND a.run_id = r.run_id AND a.quarantined
         RETURNING a.run_id
     )
     SELECT {schema}.now_v1(), EXISTS (SELECT 1 FROM latest), EXISTS (SELECT 1 FROM resumed)

@@ -199,6 +199,17 @@ class PostgresScheduler:
 
         return await self._do(work)
 
+    async def cancel_children(
+        self, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
+    ) -> None:
+        async def work(connections: Connections) -> None:
+            happened = await connections.client.run(
+                lambda db: signals.cancel_children(db, worker_id, run_id, epoch, calls, reason)
+            )
+            self._tell(connections, happened)
+
+        await self._do(work)
+
     async def resume(self, execution_id: str) -> bool:
         async def work(calls: Connections) -> bool:
             resumed = await calls.client.run(lambda db: leases.resume(db, execution_id))

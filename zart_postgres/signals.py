@@ -17,6 +17,9 @@ _OFFER: Final = "SELECT o_now, o_outcome, o_run, o_ready, o_running FROM {schema
 _CANCEL: Final = """
     SELECT o_now, o_outcome, o_ready, o_signals, o_finished FROM {schema}.cancel_v1($1, $2, $3)
 """
+_CANCEL_CALLS: Final = """
+    SELECT o_now, o_ready, o_signals, o_finished FROM {schema}.cancel_calls_v1($1, $2, $3, $4, $5, $6, $7)
+"""
 _SIGNALS: Final = """
     SELECT watch.run_id, watch.seen, a.run_id IS NOT NULL AS held, a.signal_seq, a.open_children, a.cancel_requested,
            a.cancel_reason, e.seqs, e.names, e.payloads, e.sent_at,
@@ -65,6 +68,16 @@ async def cancel(db: Session, execution_id: str, reason: str | None) -> tuple[bo
     if outcome == "missing":
         raise _missing(execution_id)
     return outcome == "accepted", Happened(ready=ready, signals=signals, finished=finished)
+
+
+async def cancel_children(
+    db: Session, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
+) -> Happened:
+    """See :meth:`zart_core.scheduler.Scheduler.cancel_children`."""
+    names, ordinals = [name for name, _ in calls], [ordinal for _, ordinal in calls]
+    row = await db.row(_CANCEL_CALLS, worker_id, run_id, epoch, names, ordinals, reason, CANCELLED)
+    _, ready, told, finished = row
+    return Happened(ready=ready, signals=told, finished=finished)
 
 
 async def signals(db: Session, watches: Sequence[Watch], worker_id: int) -> list[Signals]:

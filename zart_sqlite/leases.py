@@ -50,8 +50,11 @@ _RELEASE: Final = """
     UPDATE zart_active SET worker_id = NULL, wake_at = :now
     WHERE worker_id = :worker_id AND run_id NOT IN (SELECT value FROM json_each(:keep))
 """
+# The run itself, and its parts.
 _RESUME: Final = """
-    UPDATE zart_active SET quarantined = 0, crashes = 0, error = NULL, wake_at = ? WHERE run_id = ? AND quarantined
+    UPDATE zart_active SET quarantined = 0, crashes = 0, error = NULL, wake_at = ?1
+    WHERE quarantined AND run_id IN (
+        SELECT r.run_id FROM zart_runs AS r WHERE r.execution_id = ?2 AND (r.run < 0 OR r.run_id = ?3))
 """
 
 
@@ -114,6 +117,6 @@ def deregister(tx: Transaction, worker_id: int) -> None:
 def resume(tx: Transaction, execution_id: str) -> bool:
     """See :meth:`zart_core.scheduler.Scheduler.resume`."""
     run_id = latest(tx.db, execution_id).run_id
-    resumed = tx.db.execute(_RESUME, (tx.clock.now(), run_id)).rowcount > 0
+    resumed = tx.db.execute(_RESUME, (tx.clock.now(), execution_id, run_id)).rowcount > 0
     tx.happened.ready = tx.happened.ready or resumed
     return resumed

@@ -98,6 +98,35 @@ class Brood(TaskHandler[int, int]):
         return sum(await asyncio.gather(*children))
 
 
+class Spread(TaskHandler[int, int]):
+    """``data`` parallel steps for any worker, a few beside the handler, then a bounded map; each leaves a line ``step ID N PID``.
+
+    A line ``enter ID N`` and ``leave ID N`` around each step of the map tells how many were at work at once.
+    """
+
+    name = "spread"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        handles = [ctx.schedule(f"far-{n}", self.count, n) for n in range(data)]
+        handles += [ctx.schedule(f"near-{n}", lambda n=n: self.count(data + n)) for n in range(5)]
+        total = sum(await ctx.wait_all(handles))
+        return total + sum(await ctx.map("few", range(data), self.count_few, concurrency=3))
+
+    async def count(self, number: int) -> int:
+        self.place.write("step", context().execution_id, number)
+        await asyncio.sleep(0.02)
+        return 1
+
+    async def count_few(self, number: int) -> int:
+        self.place.write("enter", context().execution_id, number)
+        await asyncio.sleep(0.02)
+        self.place.write("leave", context().execution_id, number)
+        return 1
+
+
 class Retreat(TaskHandler[int, int]):
     """``data`` steps and then a failure that takes them back; leaves lines ``step ID N PID`` and ``undo ID N PID``."""
 
@@ -220,8 +249,8 @@ class Blocking(Gated):
 
 
 class Act(Struct, frozen=True):
-    """One act of a mixed program: ``step`` (fails ``failures`` times first), ``pair`` (two side by side), ``sleep`` or ``event``;
-    ``length`` is in milliseconds."""
+    """One act of a mixed program: ``step`` (fails ``failures`` times first), ``pair`` (two side by side), ``fan`` (two that
+    any worker may run, and one beside the handler), ``sleep`` or ``event``; ``length`` is in milliseconds."""
 
     kind: str
     length: int = 0
@@ -255,10 +284,20 @@ class Mixed(TaskHandler[list[Act], int]):
                 case "pair":
                     await asyncio.gather(*(self.step(ctx, f"{number}{side}", act) for side in "lr"))
                     total += 2
+                case "fan":
+                    total += await self.fan(ctx, number, act)
                 case _:
                     await self.step(ctx, f"{number}", act)
                     total += 1
         return total
+
+    async def fan(self, ctx: TaskContext, number: int, act: Act) -> int:
+        retry = f"fixed({act.failures}, 20ms)"
+        handles = [ctx.schedule(f"{number}{side}", self.work, act, retry=retry) for side in "lr"]
+        handles.append(ctx.schedule(f"{number}o", lambda: self.work(act), retry=retry))
+        for handle, token in zip(handles, await ctx.wait_all(handles), strict=True):
+            self.place.write("got", ctx.execution_id, handle.name, token)
+        return len(handles)
 
     async def step(self, ctx: TaskContext, name: str, act: Act) -> None:
         token = await ctx.step(name, self.work, act, retry=f"fixed({act.failures}, 20ms)")
@@ -324,7 +363,7 @@ def _micros() -> int:
 def registry(place: Place) -> TaskRegistry:
     """Every handler of this module."""
     tasks = TaskRegistry()
-    for handler in (Counted, Brood, Retreat, Gated, Stuck, Blocking, Waiting, Napping, Mixed, Booking):
+    for handler in (Counted, Brood, Spread, Retreat, Gated, Stuck, Blocking, Waiting, Napping, Mixed, Booking):
         tasks.register(handler(place))
     return tasks
 

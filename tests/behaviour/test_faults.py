@@ -17,7 +17,7 @@ import pytest
 from msgspec import Struct
 
 from tests.behaviour.programs import Counted, Gated, Napping, Place, Waiting, registry, until
-from tests.behaviour.world import REPLAY, STORE, World
+from tests.behaviour.world import REPLAY, World
 from zart_core import (
     BackendUnavailable,
     DurableScheduler,
@@ -36,19 +36,9 @@ from zart_core import (
     Worker,
     context,
 )
-from zart_core.records import Claim, Notification, StepKey, StepRow, TaskOffer, WorkerInfo
+from zart_core.records import Notification
 from zart_core.testing import TestEngine
-from zart_core.testing.faults import (
-    METHODS,
-    Fault,
-    FaultPlan,
-    FaultyScheduler,
-    Moment,
-    NotificationFaults,
-    delay,
-    fail,
-    hang,
-)
+from zart_core.testing.faults import METHODS, FaultPlan, FaultyScheduler, Moment, NotificationFaults, delay, fail, hang
 
 LEASE = 1.0
 """Seconds of a lease that is to run out."""
@@ -326,13 +316,7 @@ ALWAYS_CALLED = ("start", "claim", "flush", "offer_event", "cancel", "settled", 
 
 @pytest.mark.parametrize(
     ("scenario", "method"),
-    # Parallel steps are not available on Postgres yet.
-    [
-        (scenario, method)
-        for scenario, methods in SWEPT.items()
-        for method in methods
-        if scenario != "parallel" or STORE == "sqlite"
-    ],
+    [(scenario, method) for scenario, methods in SWEPT.items() for method in methods],
 )
 async def test_an_execution_ends_as_if_no_call_had_failed(world: World, scenario: str, method: str) -> None:  # B61
     life = SCENARIOS[scenario]
@@ -882,63 +866,6 @@ async def test_a_delayed_call_takes_that_much_longer(world: World) -> None:
     began = time.monotonic()
     await faulty.get("e")
     assert time.monotonic() - began >= 0.05
-
-
-@pytest.mark.parametrize("fault", [delay("transact", by="60s", moment="after"), hang("transact", moment="after")])
-async def test_a_caller_who_gives_up_after_a_commit_is_not_told_that_nothing_took_effect(
-    world: World, fault: Fault
-) -> None:  # B54
-    plan = FaultPlan(fault)
-    faulty = FaultyScheduler(world.scheduler, plan)
-    await world.client.start("any", execution_id="e")
-    key, runs = await _held(world)
-
-    def pay(_: object) -> StepRow:
-        runs.append("pay")
-        return StepRow("pay", 0, "step", "completed", 1, 1, 1, output=b"1")
-
-    async def pay_on_server(connection: object) -> StepRow:
-        return pay(connection)
-
-    body = pay if world.scheduler.transactions == "plain" else pay_on_server
-    transacting = asyncio.create_task(faulty.transact(key, body))
-    await until(lambda: plan.hit["transact", fault.kind, "after"])
-    transacting.cancel()
-    with pytest.raises(BackendUnavailable, match="took effect"):
-        await transacting
-    row = await world.scheduler.transact(key, body)
-    assert row is not None
-    assert (row.output, runs) == (b"1", ["pay"])
-    await world.scheduler.deregister(key.worker_id)
-    await world.client.cancel("e")
-
-
-@pytest.mark.parametrize("fault", [delay("transact", by="60s"), hang("transact")])
-async def test_a_caller_who_gives_up_before_a_transaction_has_begun_keeps_nothing(
-    world: World, fault: Fault
-) -> None:  # B54
-    plan = FaultPlan(fault)
-    faulty = FaultyScheduler(world.scheduler, plan)
-    await world.client.start("any", execution_id="e")
-    key, runs = await _held(world)
-    transacting = asyncio.create_task(faulty.transact(key, runs.append))
-    await until(lambda: plan.hit["transact", fault.kind, "before"])
-    transacting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await transacting
-    assert runs == []
-    await world.scheduler.deregister(key.worker_id)
-    await world.client.cancel("e")
-
-
-async def _held(world: World) -> tuple[StepKey, list[Any]]:
-    """The key of a step of a run that is leased by hand, and an empty list."""
-    info = WorkerInfo(name="worker", host="here", pid=1, tasks=("any",), queues=("default",))
-    worker_id = await world.scheduler.register(info, 60_000_000)
-    offer = TaskOffer("any", "1", None)
-    claim = Claim(worker_id=worker_id, lease=60_000_000, queues=("default",), tasks=(offer,), limit=1)
-    [run] = (await world.scheduler.claim(claim)).runs
-    return StepKey(worker_id, run.run_id, run.epoch, "pay", 0), []
 
 
 async def test_notifications_are_dropped_and_doubled_as_planned(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,8 @@ def names(number: int, act: Act) -> list[str]:
             return [f"{number}"]
         case "pair":
             return [f"{number}l", f"{number}r"]
+        case "fan":
+            return [f"{number}l", f"{number}r", f"{number}o"]
         case _:
             return []
 

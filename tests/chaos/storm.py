@@ -198,7 +198,7 @@ class Storm:
 def program(dice: random.Random) -> list[Act]:
     """Three to seven acts."""
     acts: list[Act] = []
-    for kind in dice.choices(["step", "pair", "sleep", "event"], [5, 2, 2, 2], k=dice.randint(3, 7)):
+    for kind in dice.choices(["step", "pair", "fan", "sleep", "event"], [5, 2, 2, 2, 2], k=dice.randint(3, 7)):
         match kind:
             case "sleep":
                 acts.append(Act(kind, length=dice.randint(1, 400)))

@@ -47,6 +47,7 @@ LIFE = [
     Act("event"),
     Act("sleep", length=1_200),
     Act("pair", length=5),
+    Act("fan", length=5, failures=1),
     Act("step", length=5),
 ]
 DEPTH = {"register": 1, "claim": 3, "flush": 8, "signals": 1, "heartbeat": 1, "reap": 2, "deregister": 1}

@@ -19,6 +19,7 @@ from zart_core import (
     RetryConfig,
     StartRequest,
     Step,
+    StepHandle,
     TaskContext,
     TaskHandler,
     TaskRegistry,
@@ -70,6 +71,7 @@ class Checkout(TaskHandler[Order, Receipt]):
         assert_type(await ctx.transaction("book", self.book, data), int)
         assert_type(await ctx.transaction("book-async", self.book_async, data, retry="fixed(3, 1s)"), Receipt)
         assert_type(await ctx.transaction("look", lambda db: 5, timeout="1s", timeout_scope="per_attempt"), int)
+        await self.fan_out(ctx, data)
         match await ctx.outcome("charge-again", self.charge, data):
             case Ok(value):
                 assert_type(value, Receipt)
@@ -78,6 +80,32 @@ class Checkout(TaskHandler[Order, Receipt]):
             case ZartErr():
                 raise RuntimeError("charged by nobody")
         return receipt
+
+    async def fan_out(self, ctx: TaskContext, data: Order) -> None:
+        charges = [ctx.schedule(f"charge-{n}", self.charge, data, retry="fixed(2, 1s)") for n in range(3)]
+        assert_type(charges, list[StepHandle[Receipt]])
+        assert_type(await ctx.wait_all(charges), list[Receipt])
+        assert_type(await ctx.wait_any(charges), tuple[int, Receipt])
+        assert_type(await ctx.wait_first(charges, 2), list[tuple[int, Receipt]])
+        for result in await ctx.wait(charges):
+            assert_type(result, Ok[Receipt] | BusinessErr[BaseException] | ZartErr)
+        count = ctx.schedule("count-later", self.count, "a", 2)
+        assert_type(count, StepHandle[int])
+        assert_type(ctx.schedule("lambda-later", lambda: 5), StepHandle[int])
+        assert_type(ctx.schedule("step-later", charge_card, "1", 2), StepHandle[Receipt])
+        nap = ctx.schedule_sleep("nap", "1h")
+        assert_type(nap, StepHandle[None])
+        approval = ctx.schedule_event("approval", Order, timeout="1d")
+        assert_type(approval, StepHandle[Order])
+        assert_type(ctx.schedule_event("anything"), StepHandle[Any])
+        child = ctx.schedule_child("child", Checkout, data)
+        assert_type(child, StepHandle[Receipt])
+        assert_type(ctx.schedule_child("by-name", "checkout", {}), StepHandle[Any])
+        # Handles of several kinds: a list of their common type.
+        mixed: list[StepHandle[Order | Receipt | None]] = [approval, nap, child]
+        assert_type(await ctx.wait_any(mixed), tuple[int, Order | Receipt | None])
+        assert_type(await ctx.map("all", ["a", "b"], self.count, concurrency=2), list[int])
+        assert_type(await ctx.map("charge-all", [data], self.charge, retry="fixed(1, 1s)"), list[Receipt])
 
     async def charge(self, order: Order) -> Receipt:
         return Receipt(order.order_id)
@@ -117,7 +145,14 @@ async def checkout(data: Order) -> Receipt:
     await durable_sleep("settle", "60s")
     assert_type(await durable_step("free", count.fn, "a"), Any)
     assert_type(await zart_core.outcome("free-outcome", count, "a"), Ok[int] | BusinessErr[BaseException] | ZartErr)
+    handle = zart_core.schedule("free-later", count.fn, "a")
+    await zart_core.wait_all([handle, zart_core.schedule_sleep("free-nap", 5)])
+    assert_type(await zart_core.map("free-map", ["a"], checkout_item), list[int])
     return Receipt("1")
+
+
+async def checkout_item(item: str) -> int:
+    return len(item)
 
 
 @zart_durable("with-context")

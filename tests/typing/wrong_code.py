@@ -81,11 +81,28 @@ class Checkout(TaskHandler[Order, Receipt]):
         await ctx.transaction("book", self.book)  # type: ignore[arg-type, call-arg]
         await ctx.transaction("book", self.book, data, at_most_once=True)  # type: ignore[call-overload]
         booking: str = await ctx.transaction("book", self.book, data)  # type: ignore[arg-type]
+        # Parallel work.
+        ctx.schedule("charge", self.charge, "order 1")  # type: ignore[arg-type]
+        ctx.schedule("charge", self.charge)  # type: ignore[arg-type, call-arg]
+        ctx.schedule("charge", self.charge, data, retires=3)  # type: ignore[call-overload]
+        ctx.schedule("charge", self.charge(data))  # type: ignore[call-overload]
+        charges = [ctx.schedule("charge", self.charge, data)]
+        numbers: list[int] = await ctx.wait_all(charges)  # type: ignore[arg-type]
+        await ctx.wait_all([self.charge(data)])  # type: ignore[arg-type]
+        await ctx.wait(ctx.schedule("charge", self.charge, data))  # type: ignore[arg-type]
+        won: tuple[int, str] = await ctx.wait_any(charges)  # type: ignore[arg-type]
+        await ctx.wait_first(charges)  # type: ignore[call-arg]
+        await ctx.schedule_sleep("nap", "1h")  # type: ignore[misc]
+        ctx.schedule_child("child", Checkout, "order 1")  # type: ignore[misc]
+        mapped: list[str] = await ctx.map("count", ["a"], self.count)  # type: ignore[arg-type]
+        await ctx.map("charge", ["order 1"], self.charge)  # type: ignore[arg-type]
+        await ctx.map("count", ["a"], self.count, concurrency="2")  # type: ignore[call-overload]
         # Other calls.
         await ctx.sleep("nap", None)  # type: ignore[arg-type]
         await ctx.sleep_until("nap", timedelta(hours=1))  # type: ignore[arg-type]
         await ctx.capture("id", self.charge)  # type: ignore[arg-type, unused-coroutine]
         ctx.execution_id = "another"  # type: ignore[misc]
+        _ = numbers, won, mapped
         return number, text, sure, several, both, booking, captured, event  # type: ignore[return-value]
 
     async def on_failure(self, ctx: TaskContext, data: Order, failure: ExecutionFailure) -> Receipt:

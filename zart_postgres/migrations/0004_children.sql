@@ -5,6 +5,11 @@ ALTER TABLE {schema}.active ADD COLUMN parent_name text COLLATE "C";
 ALTER TABLE {schema}.active ADD COLUMN parent_ordinal integer;
 -- With the bit 4 of waits: the run is woken when no more than this many of its children are open.
 ALTER TABLE {schema}.active ADD COLUMN children_left integer NOT NULL DEFAULT 0;
+-- Of the children of one run in one lane only so many may be claimed at once. The others are held back, without a wake_at, and
+-- the end of one lets the next in.
+ALTER TABLE {schema}.active ADD COLUMN held boolean NOT NULL DEFAULT false;
+ALTER TABLE {schema}.active ADD COLUMN lane text COLLATE "C";
+CREATE INDEX active_lane ON {schema}.active (parent_run, lane, held, run_id) WHERE lane IS NOT NULL;
 
 -- The open children of a run that ends or is cancelled.
 CREATE INDEX active_parent ON {schema}.active (parent_run) WHERE parent_run IS NOT NULL;
@@ -115,6 +120,7 @@ CREATE FUNCTION {schema}.start_children_v1(
     c_details bytea[], c_taken bytea[],
     n_execution_id text[], n_task text[], n_input bytea[], n_version text[], n_queue text[], n_priority bigint[],
     n_tags text[], n_wake_at bigint[], n_delay bigint[], n_timeout bigint[], n_deadline bigint[], n_nonce bigint[],
+    n_lane text[], n_at_once integer[],
     p_forever bigint,
     OUT o_worker bigint, OUT o_ready boolean, OUT o_signals bigint[])
 LANGUAGE plpgsql
@@ -135,10 +141,10 @@ BEGIN
                coalesce(k.wake_at, greatest(0, least(v_now + coalesce(k.delay, 0), p_forever))) AS first_at
         FROM (
             SELECT u.* FROM unnest(
-                c_run, c_name, c_ordinal, c_status, n_execution_id, n_task, n_input, n_version, n_queue, n_priority, n_tags,
-                n_wake_at, n_delay, n_timeout, n_deadline, n_nonce) WITH ORDINALITY
-            AS u(parent_run, name, ordinal, status, execution_id, task, input, version, queue, priority, tags,
-                 wake_at, delay, timeout, latest, nonce, place)
+                c_run, c_name, c_ordinal, c_kind, c_status, n_execution_id, n_task, n_input, n_version, n_queue, n_priority,
+                n_tags, n_wake_at, n_delay, n_timeout, n_deadline, n_nonce, n_lane, n_at_once) WITH ORDINALITY
+            AS u(parent_run, name, ordinal, kind, status, execution_id, task, input, version, queue, priority, tags,
+                 wake_at, delay, timeout, latest, nonce, lane, at_once, place)
             LEFT JOIN LATERAL (
                 SELECT true AS known FROM {schema}.steps AS s
                 WHERE s.run_id = u.parent_run AND s.name = u.name AND s.ordinal = u.ordinal OFFSET 0
@@ -150,21 +156,36 @@ BEGIN
         -- In the order of the ids: two batches that overlap wait for each other's unique entries in one order only.
         INSERT INTO {schema}.runs AS r (
             run_id, parent_run, created_at, priority, run, execution_id, task, queue, tags, input, nonce)
-        SELECT k.run_id, k.parent_run, v_now, k.priority, 1, k.execution_id, k.task, k.queue, k.tags::jsonb, k.input, k.nonce
+        -- A part has its execution's id and a number below zero: so it is never the latest run. Two of one execution have the
+        -- same only if two thousand million runs are between them; then the call is refused.
+        SELECT k.run_id, k.parent_run, v_now, k.priority, CASE WHEN k.kind = 'parallel' THEN -1 - k.run_id % 2147483647 ELSE 1 END,
+               k.execution_id, k.task, k.queue, k.tags::jsonb, k.input, k.nonce
         FROM call AS k ORDER BY k.execution_id COLLATE "C", k.place
         ON CONFLICT (execution_id, run) DO NOTHING
         RETURNING r.run_id
+    ), busy AS (
+        -- Race: one of the lane ends beside this. It needs the parent's lock, which is held here: it was before, and is not
+        -- counted, or comes later, and lets one in that is held back here.
+        SELECT l.parent_run, l.lane, b.count
+        FROM (SELECT DISTINCT k.parent_run, k.lane FROM call AS k WHERE k.lane IS NOT NULL) AS l
+        CROSS JOIN LATERAL (
+            SELECT count(*) FROM {schema}.active AS a
+            WHERE a.parent_run = l.parent_run AND a.lane = l.lane AND NOT a.held OFFSET 0
+        ) AS b
     ), met AS (
         SELECT k.*, added.run_id AS child, k.status = 'pending' AS awaited,
+               k.lane IS NOT NULL
+                   AND busy.count + row_number() OVER (PARTITION BY k.parent_run, k.lane ORDER BY k.place) > k.at_once AS held,
                least(k.latest, CASE WHEN k.timeout IS NOT NULL
                                     THEN greatest(0, least(k.first_at + k.timeout, p_forever)) END) AS deadline
         FROM call AS k LEFT JOIN added ON added.run_id = k.run_id
+        LEFT JOIN busy ON busy.parent_run = k.parent_run AND busy.lane = k.lane
     ), queued AS (
         INSERT INTO {schema}.active (
-            run_id, wake_at, deadline, priority, queue, task, version, parent_run, parent_name, parent_ordinal)
-        SELECT m.child, least(m.first_at, m.deadline), m.deadline, m.priority, m.queue, m.task, m.version,
+            run_id, wake_at, deadline, priority, queue, task, version, parent_run, parent_name, parent_ordinal, lane, held)
+        SELECT m.child, CASE WHEN NOT m.held THEN least(m.first_at, m.deadline) END, m.deadline, m.priority, m.queue, m.task, m.version,
                CASE WHEN m.awaited THEN m.parent_run END, CASE WHEN m.awaited THEN m.name END,
-               CASE WHEN m.awaited THEN m.ordinal END
+               CASE WHEN m.awaited THEN m.ordinal END, m.lane, m.held
         FROM met AS m WHERE m.child IS NOT NULL
     )
     SELECT array_agg(m.place), array_agg(m.child) INTO v_places, v_children FROM met AS m;
@@ -223,30 +244,46 @@ AS $$
 DECLARE
     v_parents bigint[];
     v_children integer[];
+    v_parts bigint[];              -- those that are parts: of them nothing stays but the row of the call
+    v_fathers bigint[]; v_lanes text[]; v_left integer[];  -- lanes, and how many leave each
+    v_next bigint[];
 BEGIN
     o_ready := false; o_signals := '{}';
     SELECT array_agg(DISTINCT a.parent_run) INTO v_parents
     FROM {schema}.active AS a WHERE a.run_id = ANY (p_runs) AND a.parent_run IS NOT NULL;
 
     IF v_parents IS NOT NULL THEN
+        SELECT array_agg(r.run_id) INTO v_parts FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs) AND r.run < 0;
+        SELECT array_agg(l.parent_run), array_agg(l.lane), array_agg(l.count) INTO v_fathers, v_lanes, v_left
+        FROM (
+            SELECT a.parent_run, a.lane, count(*)::integer FROM {schema}.active AS a
+            WHERE a.run_id = ANY (p_runs) AND a.lane IS NOT NULL AND NOT a.held GROUP BY a.parent_run, a.lane
+        ) AS l;
         -- What a parent's call gets of its child: the output or the error, and the parent's next signal. It is copied, so that
         -- a child can be purged as soon as it has ended. It is an insert that meets its row, and not an update: that would be
         -- a join, and might read all calls of the parent for the few that are answered.
         INSERT INTO {schema}.steps AS t (
-            run_id, name, ordinal, kind, status, attempts, started_at, finished_at, event_seq, output, error)
+            run_id, name, ordinal, kind, status, attempts, started_at, worker_id, finished_at, event_seq, output, error)
         SELECT c.parent_run, c.parent_name, c.parent_ordinal, s.kind,
-               CASE WHEN f.status = 'completed' THEN 'completed' ELSE 'failed' END, s.attempts, s.started_at, p_now,
+               CASE WHEN f.status = 'completed' THEN 'completed' ELSE 'failed' END,
+               -- Of a part the row tells when and by whom it was run, and how often.
+               CASE WHEN s.kind <> 'parallel' THEN s.attempts ELSE
+                   (f.status = 'completed')::integer
+                   + (SELECT count(*) FROM {schema}.attempts AS y WHERE y.run_id = c.run_id)::integer END,
+               CASE WHEN s.kind <> 'parallel' THEN s.started_at ELSE coalesce(c.started_at, s.started_at) END,
+               CASE WHEN s.kind <> 'parallel' THEN s.worker_id ELSE c.worker_id END, p_now,
                p.signal_seq + row_number() OVER (PARTITION BY c.parent_run ORDER BY c.run_id), f.output, f.error
         FROM unnest(p_runs, p_statuses, p_outputs, p_errors) AS f(run_id, status, output, error)
         JOIN {schema}.active AS c ON c.run_id = f.run_id AND c.run_id = ANY (p_runs)
         JOIN {schema}.active AS p ON p.run_id = c.parent_run AND p.run_id = ANY (v_parents)
         CROSS JOIN LATERAL (
-            SELECT x.kind, x.attempts, x.started_at FROM {schema}.steps AS x
+            SELECT x.kind, x.attempts, x.started_at, x.worker_id FROM {schema}.steps AS x
             WHERE x.run_id = c.parent_run AND x.name = c.parent_name AND x.ordinal = c.parent_ordinal
               AND x.status = 'pending' OFFSET 0
         ) AS s
         ON CONFLICT (run_id, name, ordinal) DO UPDATE SET
-            status = excluded.status, finished_at = excluded.finished_at, event_seq = excluded.event_seq,
+            status = excluded.status, attempts = excluded.attempts, started_at = excluded.started_at,
+            worker_id = excluded.worker_id, finished_at = excluded.finished_at, event_seq = excluded.event_seq,
             output = excluded.output, error = excluded.error
         WHERE t.status = 'pending';
     END IF;
@@ -261,6 +298,7 @@ BEGIN
         INSERT INTO {schema}.results
             (run_id, started_at, finished_at, deadline, attempt, status, version, output, error)
         SELECT g.run_id, g.started_at, p_now, g.deadline, g.attempt, g.status, g.version, g.output, g.error FROM gone AS g
+        WHERE v_parts IS NULL OR g.run_id NOT IN (SELECT unnest(v_parts))
     ), counted AS (
         SELECT g.parent_run, count(*)::integer AS children FROM gone AS g
         WHERE g.parent_run IS NOT NULL GROUP BY g.parent_run
@@ -296,7 +334,32 @@ BEGIN
     UPDATE {schema}.steps AS s SET finished_at = p_now, wake_at = NULL
     WHERE s.run_id = ANY (p_runs) AND s.status = 'pending' AND s.finished_at IS NULL;
 
-    SELECT array_agg(r.execution_id) INTO o_finished
+    IF v_lanes IS NOT NULL THEN
+        SELECT array_agg(h.run_id) INTO v_next
+        FROM unnest(v_fathers, v_lanes, v_left) AS l(parent_run, lane, count)
+        CROSS JOIN LATERAL (
+            SELECT a.run_id FROM {schema}.active AS a
+            WHERE a.parent_run = l.parent_run AND a.lane = l.lane AND a.held ORDER BY a.run_id LIMIT l.count
+        ) AS h;
+        IF v_next IS NOT NULL THEN
+            -- Nobody else takes a lock on one that is held back without having its parent's.
+            UPDATE {schema}.active AS a SET held = false, wake_at = least(p_now, a.deadline) WHERE a.run_id = ANY (v_next);
+            o_ready := true;
+        END IF;
+    END IF;
+    IF v_parts IS NOT NULL THEN
+        INSERT INTO {schema}.attempts (
+            run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
+        SELECT r.parent_run, y.name, y.ordinal, y.attempt, y.started_at, y.finished_at, y.worker_id, y.error, y.handler_attempt
+        FROM {schema}.attempts AS y JOIN {schema}.runs AS r ON r.run_id = y.run_id AND r.run_id = ANY (v_parts)
+        WHERE y.run_id = ANY (v_parts)
+        ON CONFLICT DO NOTHING;
+        DELETE FROM {schema}.attempts AS y WHERE y.run_id = ANY (v_parts);
+        DELETE FROM {schema}.steps AS s WHERE s.run_id = ANY (v_parts);
+        DELETE FROM {schema}.runs AS r WHERE r.run_id = ANY (v_parts);
+    END IF;
+
+    SELECT coalesce(array_agg(r.execution_id), '{}') INTO o_finished
     FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs);
 END $$;
 
@@ -402,6 +465,34 @@ BEGIN
     SELECT c.o_ready, c.o_signals, c.o_finished INTO o_ready, o_signals, o_finished
     FROM {schema}.cancel_runs_v1(ARRAY[v_run], p_reason, o_now, p_failure) AS c;
     o_outcome := 'accepted';
+END $$;
+
+-- Cancels the open children that calls of a run have started. Nothing is done when the run is not this worker's any more.
+CREATE FUNCTION {schema}.cancel_calls_v1(
+    p_worker bigint, p_run bigint, p_epoch integer, p_names text[], p_ordinals integer[], p_reason text, p_failure jsonb,
+    OUT o_now bigint, OUT o_ready boolean, OUT o_signals bigint[], OUT o_finished text[])
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    v_held bigint[];
+    v_children bigint[];
+BEGIN
+    o_ready := false; o_signals := '{}'; o_finished := '{}';
+    SELECT array_agg(c.run_id) INTO v_children
+    FROM unnest(p_names, p_ordinals) AS k(name, ordinal)
+    JOIN {schema}.active AS c ON c.parent_name = k.name AND c.parent_ordinal = k.ordinal AND c.parent_run = p_run;
+    IF v_children IS NOT NULL THEN
+        SELECT l.o_held INTO v_held FROM {schema}.lock_v1(
+            p_worker, p_run || v_children, p_epoch || array_fill(-1, ARRAY[cardinality(v_children)]), v_children) AS l;
+        -- Of these some may have ended before the lock was there: they are not found any more.
+        o_now := {schema}.now_v1();
+        IF p_run = ANY (v_held) THEN
+            SELECT c.o_ready, c.o_signals, c.o_finished INTO o_ready, o_signals, o_finished
+            FROM {schema}.cancel_runs_v1(v_children, p_reason, o_now, p_failure) AS c;
+        END IF;
+    END IF;
+    o_now := {schema}.now_v1();
 END $$;
 
 -- --- flushing -------------------------------------------------------------------------------------------------------

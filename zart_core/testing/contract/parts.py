@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from zart_core.records import ChildFact, ClaimedRun, FinalStatus, ListQuery, StepFact
-from zart_core.testing.contract.bench import LONG, Bench, Contract, new, on_bench
+from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench
 from zart_core.testing.contract.hand import attempt, attempt_row, child, finish, step_row, suspend
 
 
@@ -127,6 +127,19 @@ class PartContract(Contract):
         await hand.flush(finish(claimed, "cancelled", error=b"gone"))
         woken = await hand.take("p")
         assert [(row.name, row.status) for row in woken.steps] == [("one", "failed")]
+
+    @on_bench
+    async def test_a_quarantined_part_is_resumed_with_its_execution(self, bench: Bench) -> None:  # B46
+        hand, run = await bench.running("p")
+        await hand.record(part(run, "one"))
+        doomed = await bench.hand(lease=LAPSE)
+        assert len(await doomed.claim()) == 1
+        await bench.bury(doomed, max_deliveries=1)
+        assert await hand.claim() == []
+        assert await bench.scheduler.resume("p")
+        [claimed] = await hand.claim()
+        assert claimed.input == b"one"
+        assert not await bench.scheduler.resume("p")
 
     # --- lanes -------------------------------------------------------------------------------------------------------
 
