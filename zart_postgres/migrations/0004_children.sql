@@ -19,7 +19,8 @@ CREATE INDEX steps_ended ON {schema}.steps (run_id, event_seq) WHERE event_seq I
 
 -- What was said of plans at the beginning of the functions holds here too, and more of it: a run may have ten thousand
 -- children, and each flush is about some of them. Where rows are sought one by one, it is by a LATERAL subquery with OFFSET 0,
--- which can be nothing but a loop of seeks. Where lists are joined, nested loops are switched off.
+-- which can be nothing but a loop of seeks. Where lists are joined, nested loops are switched off; a plan that has one all the
+-- same looks so expensive to older servers that they would compile it at every call, so that is switched off too.
 
 -- --- locks ----------------------------------------------------------------------------------------------------------
 
@@ -44,8 +45,8 @@ BEGIN
 END $$;
 
 -- Locks what a call is about: the runs it names, the parents of those that it may end, and all that descend from those.
--- Answers which of the runs the worker holds with the epoch given, and which of these were cancelled. A second call in the
--- same transaction finds its locks taken.
+-- Answers which of the runs the worker holds with the epoch given, which of these were cancelled, and whether any that may
+-- end is a child. A second call in the same transaction finds its locks taken.
 --
 -- Everybody takes locks in the order of run_id, so no two calls wait for each other in a circle. A child is younger than its
 -- parent and has the higher number: down the tree is upwards.
@@ -53,7 +54,8 @@ END $$;
 -- is locked and can start nothing any more. Newcomers have higher numbers than all that is locked, and are locked then, in
 -- their order. Should one have a lower number (given out before it was stored), the call is undone, and the caller repeats it.
 CREATE FUNCTION {schema}.lock_v1(
-    p_worker bigint, p_runs bigint[], p_epochs integer[], p_ending bigint[], OUT o_held bigint[], OUT o_cancelled bigint[])
+    p_worker bigint, p_runs bigint[], p_epochs integer[], p_ending bigint[],
+    OUT o_held bigint[], OUT o_cancelled bigint[], OUT o_children boolean)
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -69,6 +71,7 @@ BEGIN
           INTO v_parents, v_open
           FROM {schema}.active AS a WHERE a.run_id = ANY (p_ending);
         v_all := v_all || v_parents;
+        o_children := v_parents IS NOT NULL;
         IF v_open IS NOT NULL THEN
             v_all := v_all || {schema}.descendants_v1(v_open);
         END IF;
@@ -124,15 +127,16 @@ CREATE FUNCTION {schema}.start_children_v1(
     p_forever bigint,
     OUT o_worker bigint, OUT o_ready boolean, OUT o_signals bigint[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_now bigint;
-    v_held bigint[];
+    v_lock record;
     v_places bigint[]; v_children bigint[];  -- calls to be answered: the place of each, and its run if one was made
 BEGIN
     o_worker := p_worker; o_ready := false; o_signals := '{}';
-    SELECT l.o_held INTO v_held FROM {schema}.lock_v1(p_worker, p_runs, p_epochs, p_ending) AS l;
+    v_lock := {schema}.lock_v1(p_worker, p_runs, p_epochs, p_ending);
     v_now := {schema}.now_v1();
 
     WITH call AS MATERIALIZED (
@@ -149,7 +153,7 @@ BEGIN
                 SELECT true AS known FROM {schema}.steps AS s
                 WHERE s.run_id = u.parent_run AND s.name = u.name AND s.ordinal = u.ordinal OFFSET 0
             ) AS s ON true
-            WHERE s.known IS NULL AND u.parent_run IN (SELECT unnest(v_held))
+            WHERE s.known IS NULL AND u.parent_run IN (SELECT unnest(v_lock.o_held))
             ORDER BY u.place
         ) AS k
     ), added AS (
@@ -232,14 +236,15 @@ END $$;
 -- --- ending runs ----------------------------------------------------------------------------------------------------
 
 -- Moves runs from active to results, answers the calls that await them, and counts their parents down. The caller has locked
--- all of their rows and those of their parents, and has checked that they may end so. o_ready: a parent has become claimable;
--- o_signals: parents that somebody holds, who has to be told; o_finished: the executions that ended; o_orphaned: runs that
--- ended with open children, which the caller has to cancel.
+-- all of their rows and those of their parents, and has checked that they may end so. p_children: any of them may be a child.
+-- o_ready: a parent has become claimable; o_signals: parents that somebody holds, who has to be told; o_finished: the
+-- executions that ended; o_orphaned: runs that ended with open children, which the caller has to cancel.
 CREATE FUNCTION {schema}.end_runs_v1(
-    p_runs bigint[], p_statuses text[], p_outputs bytea[], p_errors bytea[], p_now bigint,
+    p_runs bigint[], p_statuses text[], p_outputs bytea[], p_errors bytea[], p_children boolean, p_now bigint,
     OUT o_ready boolean, OUT o_signals bigint[], OUT o_finished text[], OUT o_orphaned bigint[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_parents bigint[];
@@ -249,9 +254,10 @@ DECLARE
     v_next bigint[];
 BEGIN
     o_ready := false; o_signals := '{}';
-    SELECT array_agg(DISTINCT a.parent_run) INTO v_parents
-    FROM {schema}.active AS a WHERE a.run_id = ANY (p_runs) AND a.parent_run IS NOT NULL;
-
+    IF p_children THEN
+        SELECT array_agg(DISTINCT a.parent_run) INTO v_parents
+        FROM {schema}.active AS a WHERE a.run_id = ANY (p_runs) AND a.parent_run IS NOT NULL;
+    END IF;
     IF v_parents IS NOT NULL THEN
         SELECT array_agg(r.run_id) INTO v_parts FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs) AND r.run < 0;
         SELECT array_agg(l.parent_run), array_agg(l.lane), array_agg(l.count) INTO v_fathers, v_lanes, v_left
@@ -385,7 +391,8 @@ DECLARE
     v_runs bigint[] := p_runs; v_reasons text[] := array_fill(p_reason, ARRAY[cardinality(p_runs)]);
     v_ends bigint[]; v_errors bytea[]; v_orphaned bigint[];
     v_above bigint[]; v_given text[];          -- runs whose children are next, and the reasons these are given
-    v_ready boolean; v_signals bigint[]; v_finished text[];
+    v_ended record;
+    v_ready boolean; v_signals bigint[];
 BEGIN
     o_ready := false; o_signals := '{}'; o_finished := '{}';
     WHILE v_runs IS NOT NULL LOOP
@@ -398,13 +405,13 @@ BEGIN
          WHERE a.worker_id IS NULL AND (a.epoch = 0 OR NOT a.cleanup OR a.quarantined);
         v_orphaned := NULL;
         IF v_ends IS NOT NULL THEN
-            SELECT e.o_ready, e.o_signals, e.o_finished, e.o_orphaned INTO v_ready, v_signals, v_finished, v_orphaned
-            FROM {schema}.end_runs_v1(
+            v_ended := {schema}.end_runs_v1(
                 v_ends, array_fill('cancelled'::text, ARRAY[cardinality(v_ends)]),
-                array_fill(NULL::bytea, ARRAY[cardinality(v_ends)]), v_errors, p_now) AS e;
-            o_ready := o_ready OR v_ready;
-            o_signals := o_signals || v_signals;
-            o_finished := o_finished || v_finished;
+                array_fill(NULL::bytea, ARRAY[cardinality(v_ends)]), v_errors, true, p_now);
+            o_ready := o_ready OR v_ended.o_ready;
+            o_signals := o_signals || v_ended.o_signals;
+            o_finished := o_finished || v_ended.o_finished;
+            v_orphaned := v_ended.o_orphaned;
         END IF;
 
         -- Race: a completion. Both hold the row's lock: if that is first, the run is not here any more; if it is later, it
@@ -448,6 +455,7 @@ SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET 
 AS $$
 DECLARE
     v_run bigint;
+    v_cancelled record;
 BEGIN
     o_ready := false; o_signals := '{}'; o_finished := '{}';
     SELECT r.run_id INTO v_run FROM {schema}.runs AS r
@@ -462,8 +470,8 @@ BEGIN
         o_outcome := 'finished';
         RETURN;
     END IF;
-    SELECT c.o_ready, c.o_signals, c.o_finished INTO o_ready, o_signals, o_finished
-    FROM {schema}.cancel_runs_v1(ARRAY[v_run], p_reason, o_now, p_failure) AS c;
+    v_cancelled := {schema}.cancel_runs_v1(ARRAY[v_run], p_reason, o_now, p_failure);
+    o_ready := v_cancelled.o_ready; o_signals := v_cancelled.o_signals; o_finished := v_cancelled.o_finished;
     o_outcome := 'accepted';
 END $$;
 
@@ -525,12 +533,13 @@ DECLARE
     v_held bigint[];
     v_all boolean;                 -- nothing is lost: then no fact has to be looked up among those that are held
     v_ends bigint[]; v_statuses text[]; v_outputs bytea[]; v_errors bytea[];
+    v_lock record; v_ended record; v_abandoned record;
     v_orphaned bigint[];
-    v_ready boolean; v_signals bigint[]; v_cancelled text[];
     v_parked bigint;
 BEGIN
     -- Every lock of this call, and the fence.
-    SELECT l.o_held, l.o_cancelled INTO v_held, o_cancelled FROM {schema}.lock_v1(p_worker, p_runs, p_epochs, f_run) AS l;
+    v_lock := {schema}.lock_v1(p_worker, p_runs, p_epochs, f_run);
+    v_held := v_lock.o_held; o_cancelled := v_lock.o_cancelled;
 
     -- After the locks: nothing that is written now is older than what it follows.
     o_now := {schema}.now_v1();
@@ -616,18 +625,17 @@ BEGIN
           FROM unnest(f_run, f_status) AS f(run_id, status)
          WHERE f.status <> 'cancelled' AND f.run_id = ANY (o_cancelled);
         IF v_ends IS NOT NULL THEN
-            SELECT e.o_ready, e.o_signals, e.o_finished, e.o_orphaned INTO o_ready, o_signals, o_finished, v_orphaned
-            FROM {schema}.end_runs_v1(v_ends, v_statuses, v_outputs, v_errors, o_now) AS e;
-            IF v_orphaned IS NOT NULL THEN
+            v_ended := {schema}.end_runs_v1(v_ends, v_statuses, v_outputs, v_errors, v_lock.o_children, o_now);
+            o_ready := v_ended.o_ready; o_signals := v_ended.o_signals; o_finished := v_ended.o_finished;
+            IF v_ended.o_orphaned IS NOT NULL THEN
                 SELECT array_agg(c.run_id) INTO v_orphaned
-                FROM {schema}.active AS c WHERE c.parent_run = ANY (v_orphaned);
+                FROM {schema}.active AS c WHERE c.parent_run = ANY (v_ended.o_orphaned);
             END IF;
             IF v_orphaned IS NOT NULL THEN
-                SELECT c.o_ready, c.o_signals, c.o_finished INTO v_ready, v_signals, v_cancelled
-                FROM {schema}.cancel_runs_v1(v_orphaned, 'its parent has ended', o_now, p_failure) AS c;
-                o_ready := o_ready OR v_ready;
-                o_signals := o_signals || v_signals;
-                o_finished := o_finished || v_cancelled;
+                v_abandoned := {schema}.cancel_runs_v1(v_orphaned, 'its parent has ended', o_now, p_failure);
+                o_ready := o_ready OR v_abandoned.o_ready;
+                o_signals := o_signals || v_abandoned.o_signals;
+                o_finished := o_finished || v_abandoned.o_finished;
             END IF;
         END IF;
     END IF;
