@@ -483,53 +483,83 @@ async def _holds(world: World, number: int) -> bool:
     return await _held(world) == number
 
 
-def watch_slots(world: World) -> Callable[[], int]:
-    """Have the store itself note the most runs that any worker ever held; returns how to read it."""
-    with database(world) as db:
-        db.execute("CREATE TABLE most (held INTEGER)")
-        db.execute("INSERT INTO most VALUES (0)")
-        db.execute(
-            "CREATE TRIGGER held AFTER UPDATE OF worker_id ON zart_active WHEN NEW.worker_id IS NOT NULL BEGIN "
-            "UPDATE most SET held = max(held, "
-            "(SELECT count(*) FROM zart_active WHERE worker_id = NEW.worker_id)); END"
-        )
+_WATCH_FILE = """
+    CREATE TABLE most (held INTEGER);
+    INSERT INTO most VALUES (0);
+    CREATE TRIGGER held AFTER UPDATE OF worker_id ON zart_active WHEN NEW.worker_id IS NOT NULL BEGIN
+        UPDATE most SET held = max(held, (SELECT count(*) FROM zart_active WHERE worker_id = NEW.worker_id));
+    END;
+"""
+_WATCH_SERVER = """
+    CREATE TABLE most (held bigint);
+    INSERT INTO most VALUES (0);
+    CREATE FUNCTION note_most() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        UPDATE public.most
+        SET held = greatest(held, (SELECT count(*) FROM zart.active AS a WHERE a.worker_id = NEW.worker_id));
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER held AFTER UPDATE OF worker_id ON zart.active
+        FOR EACH ROW WHEN (NEW.worker_id IS NOT NULL) EXECUTE FUNCTION note_most();
+"""
+_UNWATCH_SERVER = (
+    "DROP TRIGGER IF EXISTS held ON zart.active; DROP FUNCTION IF EXISTS note_most; DROP TABLE IF EXISTS most"
+)
 
-    def most() -> int:
+
+@contextlib.asynccontextmanager
+async def slots_watched(world: World) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """Have the store itself note the most runs that any worker ever held; gives how to read it."""
+    if STORE == "sqlite":
         with database(world) as db:
-            held: int = db.execute("SELECT held FROM most").fetchone()[0]
-            return held
+            db.executescript(_WATCH_FILE)
 
-    return most
+            async def in_file() -> int:
+                return int(db.execute("SELECT held FROM most").fetchone()[0])
+
+            yield in_file
+        return
+    from tests.postgres.server import connection_to
+
+    async with connection_to(world.url) as sql:
+        await sql.execute(f"{_UNWATCH_SERVER}; {_WATCH_SERVER}")
+        try:
+
+            async def on_server() -> int:
+                return int(await sql.fetchval("SELECT held FROM most"))
+
+            yield on_server
+        finally:
+            # Other tests get this database too.
+            await sql.execute(_UNWATCH_SERVER)
 
 
-@in_a_file
 async def test_never_more_is_claimed_than_there_are_free_slots(world: World, place: Place) -> None:  # B60
-    most = watch_slots(world)
     ids = [f"e{number}" for number in range(20)]
-    async with world.worker(concurrency=3, poll_interval="20ms"):
-        handles = await world.client.start_many([StartRequest(Gated, None, execution_id=name) for name in ids])
-        for done in range(1, len(ids) + 1):
-            # Three are at work at any time, the rest is nobody's.
-            await until(lambda: len(place.lines("begin")) == min(done + 2, 20))  # noqa: B023 - awaited here
-            assert await _held(world) <= 3
-            place.open_gate(place.lines("begin")[done - 1].split()[1])
-        await asyncio.gather(*(handle.result("20s") for handle in handles))
-    assert most() == 3
+    async with slots_watched(world) as most:
+        async with world.worker(concurrency=3, poll_interval="20ms"):
+            handles = await world.client.start_many([StartRequest(Gated, None, execution_id=name) for name in ids])
+            for done in range(1, len(ids) + 1):
+                # Three are at work at any time, the rest is nobody's.
+                await until(lambda: len(place.lines("begin")) == min(done + 2, 20))  # noqa: B023 - awaited here
+                assert await _held(world) <= 3
+                place.open_gate(place.lines("begin")[done - 1].split()[1])
+            await asyncio.gather(*(handle.result("20s") for handle in handles))
+        assert await most() == 3
 
 
-@in_a_file
 async def test_executions_that_wait_hold_no_slot_that_another_needs(world: World, place: Place) -> None:  # B60
-    most = watch_slots(world)
     ids = [f"w{number}" for number in range(10)]
-    async with world.worker(concurrency=3, linger="60s"):
-        waiting = await world.client.start_many([StartRequest(Waiting, None, execution_id=name) for name in ids])
-        await until(lambda: {line.split()[1] for line in place.lines("waits")} == set(ids))
-        busy = [await world.client.start(Counted, 3) for _ in range(6)]
-        assert await asyncio.gather(*(handle.result("20s") for handle in busy)) == [3] * 6
-        for handle in waiting:
-            await handle.offer_event("go", handle.execution_id)
-        assert await asyncio.gather(*(handle.result("20s") for handle in waiting)) == ids
-    assert most() == 3
+    async with slots_watched(world) as most:
+        async with world.worker(concurrency=3, linger="60s"):
+            waiting = await world.client.start_many([StartRequest(Waiting, None, execution_id=name) for name in ids])
+            await until(lambda: {line.split()[1] for line in place.lines("waits")} == set(ids))
+            busy = [await world.client.start(Counted, 3) for _ in range(6)]
+            assert await asyncio.gather(*(handle.result("20s") for handle in busy)) == [3] * 6
+            for handle in waiting:
+                await handle.offer_event("go", handle.execution_id)
+            assert await asyncio.gather(*(handle.result("20s") for handle in waiting)) == ids
+        assert await most() == 3
 
 
 class Backlog(TaskHandler[None, None]):

@@ -183,6 +183,8 @@ class Storm:
                 "could not register, it will be repeated",
                 "listening for notifications failed, polling goes on",
                 "heartbeat failed",
+                "could not be deregistered, its lease will run out",
+                "signals failed, it will be repeated",
                 "sweeping failed, it will be repeated",
                 "DETAIL:  ",
                 "HINT:  ",

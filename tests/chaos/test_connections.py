@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(STORE == "sqlite", reason="a file has no connect
 
 
 def test_connections_that_the_server_ends_cost_nothing_in_a_short_storm(place: Place) -> None:
-    lightning(place, seed=61, seconds=8)
+    lightning(place, seed=61, seconds=6)
 
 
 @pytest.mark.soak
@@ -30,7 +30,7 @@ def test_connections_that_the_server_ends_cost_nothing_in_a_long_storm(place: Pl
 
 
 def test_a_wire_that_is_cut_slow_or_silent_costs_nothing_in_a_short_storm(place: Place) -> None:
-    asyncio.run(gusts(place, seed=62, seconds=8))
+    asyncio.run(gusts(place, seed=62, seconds=7))
 
 
 @pytest.mark.soak
@@ -40,7 +40,7 @@ def test_a_wire_that_is_cut_slow_or_silent_costs_nothing_in_a_long_storm(place: 
 
 
 def test_a_server_that_crashes_again_and_again_costs_nothing_in_a_short_storm(tmp_path: Path) -> None:
-    crashes(tmp_path, seed=63, seconds=7)
+    crashes(tmp_path, seed=63, seconds=6)
 
 
 @pytest.mark.soak

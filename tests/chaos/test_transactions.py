@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tests.behaviour.programs import Place, audited, launch, launch_worker, until, worker_process
-from tests.behaviour.world import REPLAY
+from tests.behaviour.world import REPLAY, STORE
 from tests.chaos.shop import Shop
 from zart_core import DurableScheduler, ExecutionHandle, Scheduler, connect
 
@@ -83,7 +83,7 @@ async def test_a_death_before_or_right_after_the_commit_repeats_nothing(place: P
 async def test_in_a_storm_of_kills_bookings_and_rows_never_differ(place: Place, shop: Shop) -> None:
     dice = random.Random(54)
     names = [f"e{number}" for number in range(24)]
-    count = 100
+    count = 100 if STORE == "sqlite" else 40
     total = len(names) * count
     over = asyncio.Event()
 
@@ -146,7 +146,7 @@ async def test_wherever_a_seller_is_killed_each_order_has_its_execution_and_each
     dice = random.Random(6)
     told: list[str] = []
     async with connect(place.url) as scheduler, worker_process(place):
-        for number in range(3):
+        for number in range(2):
             sellers = [await launch(place, "seller", f"{number}{side}") for side in "lr"]
             for seller in sellers:
                 told.append((await seller.line()).strip())
