@@ -96,6 +96,33 @@ class Ticking(TaskHandler[None, int]):
         return self.last
 
 
+class Fan(TaskHandler[int, int]):
+    """``data`` parallel steps that any worker may run; counts the bodies that ran in this process."""
+
+    name = "fan"
+
+    def __init__(self) -> None:
+        self.ran = 0
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        handles = [ctx.schedule(f"step-{number}", self.one, number) for number in range(data)]
+        return sum(await ctx.wait_all(handles))
+
+    async def one(self, number: int) -> int:
+        self.ran += 1
+        return number
+
+
+class Family(TaskHandler[int, int]):
+    """``data`` children at once, each :class:`Plain`."""
+
+    name = "family"
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        handles = [ctx.schedule_child(f"child-{number}", Plain, number) for number in range(data)]
+        return sum(await ctx.wait_all(handles))
+
+
 class Ballast(TaskHandler[int, int]):
     """Writes ``data`` MiB."""
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from benchmarks import backlog, process, takeover
-from benchmarks.handlers import Plain, Replayed, Steps, Waiting, registry
+from benchmarks.handlers import Family, Fan, Plain, Replayed, Steps, Waiting, registry
 from benchmarks.limits import Limits
 from benchmarks.readings import Goal, Reading, percentile
 from benchmarks.store import Store, Wrong, same
@@ -34,6 +34,9 @@ class Sizes(Struct, frozen=True, kw_only=True):
     crowd: int = 200
     steps: int = 10
     calls: int = 200
+    fan: int = 200
+    fans: int = 10
+    children: tuple[int, int] = (1_000, 10_000)
     sequence: int = 1_000
     idle: float = 10.0
     finished: int = 1_000_000
@@ -49,6 +52,8 @@ QUICK: Final = Sizes(
     singles=200,
     crowd=100,
     calls=40,
+    fans=3,
+    children=(200, 2_000),
     sequence=1_000,
     idle=5.0,
     finished=50_000,
@@ -282,6 +287,54 @@ def _latency(
     ]
 
 
+# --- parallel work --------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _fan_out(bench: Bench) -> AsyncIterator[Repetition]:
+    """The limit is one commit of as many rows as there are steps."""
+    count, done, fan = bench.sizes.fan, 0, Fan()
+    async with bench.store("fan") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            limit = count / await bench.limits.rows_per_second(count) * 1_000
+            took = [
+                await _through(store, [StartRequest(Fan, count)], [sum(range(count))]) for _ in range(bench.sizes.fans)
+            ]
+            done += len(took)
+            label = f"fan-out of {count:,} parallel steps"
+            ours = percentile(took, 0.5) * 1_000
+            return [Reading(label=label, unit="ms", ours=ours, limit=limit, goal=Goal("ours", "most", 60.0))]
+
+        async with Worker(store.scheduler, registry(fan), _CROWD):
+            yield repetition
+        same("steps that ran", fan.ran, done * count)
+        await store.check(completed=done)
+
+
+@asynccontextmanager
+async def _families(bench: Bench) -> AsyncIterator[Repetition]:
+    """The limit is the time for each child of a small family."""
+    few, many = bench.sizes.children
+    done = 0
+    async with bench.store("families") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            small, large = [
+                await _through(store, [StartRequest(Family, count)], [sum(range(count))]) / count * 1_000_000
+                for count in (few, many)
+            ]
+            done += few + many + 2
+            label = f"each of {many:,} children, to each of {few:,}"
+            return [Reading(label=label, unit="µs", ours=large, limit=small, goal=Goal("ratio", "most", 1.5))]
+
+        async with Worker(store.scheduler, registry(Family(), Plain()), _CROWD):
+            yield repetition
+        await store.check(completed=done)
+
+
 # --- one long execution ---------------------------------------------------------------------------------------------
 
 
@@ -433,6 +486,8 @@ WORKLOADS: Final = (
     Workload("W2", _crowd),
     Workload("W3", _answers),
     Workload("W3-two", _remote_answers),
+    Workload("W4", _fan_out),
+    Workload("W4-children", _families),
     Workload("W5", _events),
     Workload("W6", _sequence),
     Workload("W7", _rest, once=True),
@@ -442,6 +497,8 @@ WORKLOADS: Final = (
     Workload("W1-postgres", _singles, backend="postgres"),
     Workload("W2-postgres", _crowd, backend="postgres"),
     Workload("W3-postgres", _answers, backend="postgres"),
+    Workload("W4-postgres", _fan_out, backend="postgres"),
+    Workload("W4-children-postgres", _families, backend="postgres"),
     Workload("W5-postgres", _events, backend="postgres"),
     Workload("W6-postgres", _sequence, backend="postgres"),
     Workload("W8", _backlog, backend="postgres"),

@@ -21,6 +21,7 @@ from zart_core import (
     ZartErr,
 )
 from zart_core.testing import TestEngine
+from zart_core.testing.faults import FaultPlan, FaultyScheduler, delay
 
 
 class Doors(TaskHandler[str, Any]):
@@ -288,3 +289,70 @@ class Lonely(TaskHandler[None, list[str]]):
 async def test_a_failing_branch_leaves_the_others_alone(world: World) -> None:  # B18, B37
     world.register(Lonely())
     assert await world.run(Lonely) == ["0", "step 'step-1' failed: ValueError: one", "2"]
+
+
+class Overtaken(TaskHandler[None, list[int]]):
+    """One branch waits while another, busy with something else, schedules a step when the run may be on its way out."""
+
+    name = "overtaken"
+
+    def __init__(self) -> None:
+        self.pause = 0.0
+        self.gate = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> list[int]:
+        first = ctx.schedule("first", self.wait_for_gate)
+        [one], two = await asyncio.gather(ctx.wait_all([first]), self.later(ctx))
+        return [one, two]
+
+    async def later(self, ctx: TaskContext) -> int:
+        await asyncio.sleep(self.pause)
+        second = ctx.schedule("second", self.number)
+        self.gate.set()
+        [two] = await ctx.wait_all([second])
+        return two
+
+    async def wait_for_gate(self) -> int:
+        await self.gate.wait()
+        return 1
+
+    async def number(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02, 0.03, 0.05])  # before, during and after the flush that suspends
+async def test_a_step_can_be_scheduled_while_the_run_is_being_suspended(world: World, pause: float) -> None:  # B18, B36
+    overtaken = Overtaken()
+    overtaken.pause = pause
+    world.register(overtaken)
+    slow = FaultyScheduler(world.scheduler, FaultPlan(delay("flush", by="20ms")))
+    async with world.worker(scheduler=slow, linger="15ms"):
+        handle = await world.client.start(Overtaken)
+        assert await handle.result("20s") == [1, 2]
+
+
+class LastWords(TaskHandler[None, int]):
+    """Its last word takes longer than the handler may."""
+
+    name = "last-words"
+    timeout = "1m"
+
+    async def run(self, ctx: TaskContext, data: None) -> int:
+        raise RuntimeError("no")
+
+    async def on_failure(self, ctx: TaskContext, data: None, failure: ExecutionFailure) -> int:
+        [value] = await ctx.wait_all([ctx.schedule("slow", self.slow, retry="fixed(1, 1h)")])
+        return value
+
+    async def slow(self) -> int:
+        if not zart_core.context().is_retry():
+            raise RuntimeError("not yet")
+        return 7
+
+
+async def test_parallel_steps_of_on_failure_know_no_deadline(replay: Replay) -> None:  # B44, B50
+    async with TestEngine(registry_of(LastWords()), replay=replay) as engine:
+        handle = await engine.start(LastWords, None)
+        await engine.settle()
+        await engine.advance("1h")
+        assert await handle.result() == 7

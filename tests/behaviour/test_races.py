@@ -341,3 +341,36 @@ async def test_a_winner_that_is_gone_from_the_code_parks_the_run(world: World) -
         await until(parked, "the run is parked")
         await handle.cancel()
         await world.client.wait(handle.execution_id, "20s")
+
+
+class Rerun(TaskHandler[None, list[Any]]):
+    """The winner fails the handler's first attempt."""
+
+    name = "rerun"
+    max_retries = 1
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    async def run(self, ctx: TaskContext, data: None) -> list[Any]:
+        handles: list[Any] = [
+            ctx.schedule("winner", self.work, "winner"),
+            ctx.schedule("local", lambda: self.work("local")),
+            ctx.schedule_event("never"),
+        ]
+        return list(await ctx.wait_any(handles, name="race"))
+
+    async def work(self, name: str) -> str:
+        self.ran.append(name)
+        if name == "local":
+            await asyncio.Event().wait()
+        if self.ran.count("winner") == 1:
+            raise RuntimeError("not yet")
+        return name
+
+
+async def test_a_winner_that_has_failed_runs_again_in_the_handlers_next_attempt(world: World) -> None:  # B39, B51
+    rerun = Rerun()
+    world.register(rerun)
+    assert await world.run(Rerun) == [0, "winner"]
+    assert rerun.ran.count("winner") == 2

@@ -81,7 +81,14 @@ class Checkout(TaskHandler[Order, Receipt]):
         await ctx.transaction("book", self.book)  # type: ignore[arg-type, call-arg]
         await ctx.transaction("book", self.book, data, at_most_once=True)  # type: ignore[call-overload]
         booking: str = await ctx.transaction("book", self.book, data)  # type: ignore[arg-type]
-        # Parallel work.
+        # Other calls.
+        await ctx.sleep("nap", None)  # type: ignore[arg-type]
+        await ctx.sleep_until("nap", timedelta(hours=1))  # type: ignore[arg-type]
+        await ctx.capture("id", self.charge)  # type: ignore[arg-type, unused-coroutine]
+        ctx.execution_id = "another"  # type: ignore[misc]
+        return number, text, sure, several, both, booking, captured, event  # type: ignore[return-value]
+
+    async def fan_out(self, ctx: TaskContext, data: Order) -> object:
         ctx.schedule("charge", self.charge, "order 1")  # type: ignore[arg-type]
         ctx.schedule("charge", self.charge)  # type: ignore[arg-type, call-arg]
         ctx.schedule("charge", self.charge, data, retires=3)  # type: ignore[call-overload]
@@ -97,13 +104,7 @@ class Checkout(TaskHandler[Order, Receipt]):
         mapped: list[str] = await ctx.map("count", ["a"], self.count)  # type: ignore[arg-type]
         await ctx.map("charge", ["order 1"], self.charge)  # type: ignore[arg-type]
         await ctx.map("count", ["a"], self.count, concurrency="2")  # type: ignore[call-overload]
-        # Other calls.
-        await ctx.sleep("nap", None)  # type: ignore[arg-type]
-        await ctx.sleep_until("nap", timedelta(hours=1))  # type: ignore[arg-type]
-        await ctx.capture("id", self.charge)  # type: ignore[arg-type, unused-coroutine]
-        ctx.execution_id = "another"  # type: ignore[misc]
-        _ = numbers, won, mapped
-        return number, text, sure, several, both, booking, captured, event  # type: ignore[return-value]
+        return numbers, won, mapped
 
     async def on_failure(self, ctx: TaskContext, data: Order, failure: ExecutionFailure) -> Receipt:
         return failure.step  # type: ignore[return-value]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from zart_core import failure as failures
+from zart_core.duration import FOREVER
 from zart_core.engine.children import ChildOrder, child_fact, output_of
 from zart_core.engine.journal import LOST, Durable
 from zart_core.engine.orders import StepOrder, encode_order
@@ -180,9 +181,7 @@ class RemoteBranch(Branch):
         """Have it started."""
         run = self.run
         run.replay.keep(fact.row)
-        # Race: the run is being suspended while this is appended. Then it comes behind the suspension, is refused as lost, and
-        # the pass that follows starts it anew.
-        self.recorded = _watched(run, run.journal.child(fact))
+        self.recorded = _watched(run, run.start_child(fact))
 
 
 def schedule_child(run: Run, site: Site, name: str, order: ChildOrder, returns: Any) -> Branch:
@@ -244,7 +243,8 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         version=claimed.version,
         queue=claimed.queue,
         priority=claimed.priority,
-        deadline=None if run.compensating else claimed.deadline,
+        # Without any, a first claim would give it the handler's.
+        deadline=FOREVER if run.compensating or claimed.deadline is None else claimed.deadline,
         nonce=1 + random.getrandbits(62),
     )
     row = StepRow(name, run.own(0), "parallel", "pending", 0, run.clock.now(), worker_id=run.services.worker_id)

@@ -79,7 +79,9 @@ class Ending:
         """Tasks of the engine's own that make calls of this run: parallel branches."""
         self.branches: dict[Key, Any] = {}
         """What this pass has set going and may wait for: see branches.py."""
-        self._parked: set[Parked] = set()
+        self._parked: dict[
+            Parked, None
+        ] = {}  # in their order: of two waits for events of one name, the first gets the first
         self._root_parked = 0
         self.woken = 0
         """Parked calls that have been woken and have not run yet."""

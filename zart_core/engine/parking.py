@@ -20,6 +20,7 @@ from zart_core.engine.parked import Parked
 from zart_core.engine.replay import Key
 from zart_core.engine.timer import Timer
 from zart_core.records import (
+    ChildFact,
     StepRow,
     SuspendFact,
 )
@@ -77,6 +78,38 @@ class Parking(Ending):
         parked.remote = set(remote)
         await self._park(parked, is_open)
 
+    def start_child(self, fact: ChildFact) -> Durable:
+        """Have a child started, by a call that does not wait."""
+        if self._suspending is None:
+            return self.journal.child(fact)
+        # Race: the run is being suspended. In the same flush the child would be started before that, and the suspension, which
+        # does not know of it, would wait for more ends than it has to. The backend's answer comes first.
+        promise: Durable = self.loop.create_future()
+        self._calls += 1
+        task = self.loop.create_task(self._start_later(fact, promise))
+        self.tasks.add(task)
+        task.add_done_callback(self._started)
+        return promise
+
+    async def _start_later(self, fact: ChildFact, promise: Durable) -> None:
+        try:
+            await self.ready(fact.row.name)
+            promise.set_result(await self.journal.child(fact))
+        except BaseException:  # what ends the pass: whoever waits hears of it by itself
+            promise.cancel()
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self.leave()
+
+    def leave(self) -> None:
+        """A call has ended, see ``Run.enter``."""
+        self._calls -= 1
+        if not self._calls:
+            self._hush()
+        if self._parked:
+            self._look()
+
     def ended(self, call: Key) -> None:
         """A call that others may wait for has ended."""
         for parked in self._awaiting.get(call, ()):
@@ -93,7 +126,7 @@ class Parking(Ending):
         if error is not None:
             raise error
         keys = tuple(parked.awaited)
-        self._parked.add(parked)
+        self._parked[parked] = None
         parked.by_root = asyncio.current_task() is self.root
         self._root_parked += parked.by_root
         for key in keys:
@@ -106,7 +139,7 @@ class Parking(Ending):
         try:
             await parked.future
         finally:
-            self._parked.discard(parked)
+            self._parked.pop(parked, None)
             self._root_parked -= parked.by_root
             self.woken -= parked.woken
             for key in keys:

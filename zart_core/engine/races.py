@@ -52,6 +52,8 @@ async def first(run: Run, site: Site, name: str | None, branches: list[Branch], 
     what = f"the winners {chosen!r} of execution {run.execution_id!r}"
     places = winners(run, branches, run.payloads.decode(row.output or b"[]", list[list[Any]], what=what))
     await _dismiss(run, [branch for index, branch in enumerate(branches) if index not in places])
+    # In the handler's next attempt, a winner that had failed runs again: it stays the winner.
+    await settle(run, chosen, [branches[index] for index in places])
     return places
 
 
@@ -133,7 +135,10 @@ async def _dismiss(run: Run, losers: Iterable[Branch]) -> None:
     """
     calls: list[Key] = []
     for branch in losers:
-        branch.lose()
+        lost = branch.lose()
+        if lost is not None:
+            run.journal.step(StepFact(run.run_id, run.epoch, lost))
+            run.replay.keep(lost)
         row = branch.row
         if branch.remote and row is not None and row.status == "pending":
             calls.append(branch.key)

@@ -161,14 +161,6 @@ class Run(Parking):
         """A call begins that a task of the engine's own will make: counted from now, whoever sets it going."""
         self._calls += 1
 
-    def leave(self) -> None:
-        """… and has ended."""
-        self._calls -= 1
-        if not self._calls:
-            self._hush()
-        if self._parked:
-            self._look()
-
     async def record(self, row: StepRow) -> None:
         """Make a call's row durable. Raises ``Halt`` when the run is not this worker's any more."""
         fact = StepFact(self.run_id, self.epoch, row)

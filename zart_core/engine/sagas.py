@@ -89,20 +89,25 @@ class Saga:
             _current.reset(self._token)
             self._token = None
         expected, self._expected = self._expected, []
-        if error is not None and expected and self._ends_the_block(error):
-            await settle_for_undo(self.run, [branch for branch, _, _ in expected])
-        for branch, make, site in expected:
-            self.run.undoable -= 1
-            row = branch.row
-            if row is not None and row.status == "completed" and branch.finished_at is not None:
-                self.finished(make(row, branch.decode(row), site))
-            elif error is None and self._outer is not None:
-                self._outer.expect(branch, make, site)
+        self.run.undoable -= len(expected)
+        if error is None or self._ends_the_block(error):
+            await self._look_at(expected, error)
         undos, self._undos = self._undos, []
         try:
             await self._end(undos, error)
         finally:
             self.run.undoable -= len(undos)
+
+    async def _look_at(self, expected: list[tuple[Branch, MakeUndo, Site]], error: BaseException | None) -> None:
+        """What has become of the steps that were set going."""
+        if error is not None and expected:
+            await settle_for_undo(self.run, [branch for branch, _, _ in expected])
+        for branch, make, site in expected:
+            row = branch.row
+            if row is not None and row.status == "completed" and branch.finished_at is not None:
+                self.finished(make(row, branch.decode(row), site))
+            elif error is None and self._outer is not None:
+                self._outer.expect(branch, make, site)
 
     async def _end(self, undos: list[Undo], error: BaseException | None) -> None:
         if error is None and self._outer is None and self._begun(undos):

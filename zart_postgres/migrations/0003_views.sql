@@ -30,7 +30,9 @@ SELECT r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version) A
 FROM {schema}.runs AS r
 LEFT JOIN {schema}.results AS e ON e.run_id = r.run_id
 LEFT JOIN {schema}.active AS a ON a.run_id = r.run_id
-LEFT JOIN {schema}.workers AS w ON w.worker_id = a.worker_id;
+LEFT JOIN {schema}.workers AS w ON w.worker_id = a.worker_id
+-- Below zero: a step of the execution that is a run of its own while it lasts.
+WHERE r.run > 0;
 
 CREATE VIEW {schema}.steps_readable AS
 SELECT r.execution_id, r.run, s.name, s.ordinal, s.kind, s.status, s.attempts,
