@@ -7,6 +7,7 @@ survives crashes, restarts and deployments, on the SQLite file or the PostgreSQL
 from zart_core.ambient import ExecutionInfo, context
 from zart_core.calls import (
     capture,
+    continue_as_new,
     loop,
     now,
     outcome,
@@ -23,7 +24,7 @@ from zart_core.calls import (
     transaction,
     wait_for_event,
 )
-from zart_core.client import DurableScheduler, ExecutionHandle, StartRequest
+from zart_core.client import DurableScheduler, StartRequest
 from zart_core.connect import connect
 from zart_core.decorators import DurableFunction, StepCall, ZartStep, zart_durable, zart_step
 from zart_core.duration import Duration
@@ -65,7 +66,9 @@ from zart_core.execution import (
     Step,
     WaitingOn,
 )
+from zart_core.handle import ExecutionHandle
 from zart_core.handler import TaskHandler
+from zart_core.operations import RerunHandle
 from zart_core.outcomes import BusinessErr, Ok, ZartErr
 from zart_core.payload import Codec, Payloads
 from zart_core.records import ErrorInfo, ExecutionFailure
@@ -107,6 +110,7 @@ __all__ = [
     "OpaqueError",
     "PayloadError",
     "Payloads",
+    "RerunHandle",
     "RetryAfter",
     "RetryConfig",
     "RetryExhausted",
@@ -135,6 +139,7 @@ __all__ = [
     "capture",
     "connect",
     "context",
+    "continue_as_new",
     "loop",
     "now",
     "outcome",

@@ -65,6 +65,7 @@ run_child = _current.run_child
 start_child = _current.start_child
 saga = _current.saga
 patched = _current.patched
+continue_as_new = _current.continue_as_new
 sleep = _current.sleep
 sleep_until = _current.sleep_until
 wait_for_event = _current.wait_for_event

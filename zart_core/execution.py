@@ -19,6 +19,7 @@ from zart_core.records import (
     HistoryRow,
     PendingWait,
     RunStatus,
+    RunTrigger,
     StatsRow,
     StepKind,
     StepRow,
@@ -67,6 +68,8 @@ class Execution(Struct, frozen=True, kw_only=True):
     parent_id: str | None
     worker: str | None
     cancel_requested: bool
+    trigger: RunTrigger = "start"
+    """What began this run: ``start``, ``continue``, ``restart``, ``rerun`` or ``fork``."""
 
 
 class ExecutionPage(Struct, frozen=True, kw_only=True):
@@ -161,6 +164,7 @@ def execution_view(row: ExecutionRow, payloads: Payloads) -> Execution:
         parent_id=row.parent_id,
         worker=row.worker,
         cancel_requested=row.cancel_requested,
+        trigger=row.trigger,
     )
 
 

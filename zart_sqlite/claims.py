@@ -145,7 +145,8 @@ _LOAD: Final = f"""
     SELECT json_group_array(json_array(
         a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, {inlined("r.input")}, a.attempt, json(r.tags),
         (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = a.parent_run), r.created_at, a.started_at,
-        a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason, a.queue, a.priority))
+        a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason, a.queue, a.priority,
+        r.trigger))
     FROM json_each(?1) AS taken
     CROSS JOIN zart_active AS a ON a.run_id = taken.value
     CROSS JOIN zart_runs AS r ON r.run_id = a.run_id
@@ -173,6 +174,7 @@ class _Loaded(msgspec.Struct, array_like=True, frozen=True):
     cancel_reason: str | None
     queue: str
     priority: int
+    trigger: str
 
 
 _decode_found = msgspec.json.Decoder(list[tuple[int, int]]).decode
@@ -272,8 +274,8 @@ def _load_apart(tx: Transaction, run_ids: list[int], now: int) -> list[ClaimedRu
 def _load(db: sqlite3.Connection, run_ids: list[int]) -> list[ClaimedRun]:
     """Everything needed to go on with these runs, in their order."""
     loaded = {run.run_id: run for run in _decode_loaded(db.execute(_LOAD, (as_json(run_ids),)).fetchone()[0])}
-    # A first claim has no steps, and what nobody signalled has no events.
-    resumed = [run.run_id for run in loaded.values() if run.epoch > 1]
+    # A first claim has no steps, unless they were taken over of another run; and what nobody signalled has no events.
+    resumed = [run.run_id for run in loaded.values() if run.epoch > 1 or run.trigger in ("rerun", "fork")]
     signalled = [run.run_id for run in loaded.values() if run.signal_seq > 0]
     steps = history.steps(db, resumed) if resumed else {}
     events = history.events(db, [(run_id, 0) for run_id in signalled]) if signalled else {}

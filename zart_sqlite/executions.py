@@ -15,6 +15,7 @@ from zart_core.records import (
     ListQuery,
     PendingWait,
     RunStatus,
+    RunTrigger,
     Settled,
     StatsRow,
     StepKind,
@@ -35,7 +36,7 @@ _ROWS: Final = f"""
         (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = r.parent_run),
         r.created_at, coalesce(e.started_at, a.started_at), e.finished_at, coalesce(e.deadline, a.deadline), a.wake_at,
         (SELECT w.name FROM zart_workers AS w WHERE w.worker_id = a.worker_id),
-        coalesce(a.cancel_requested, e.status = 'cancelled')))
+        coalesce(a.cancel_requested, e.status = 'cancelled'), r.trigger))
     FROM json_each(?1) AS wanted
     CROSS JOIN zart_runs AS r ON r.run_id = wanted.value
     LEFT JOIN zart_results AS e ON e.run_id = r.run_id
@@ -61,6 +62,10 @@ _WAITS: Final = """
 """
 _RUN: Final = """
     SELECT run_id FROM zart_runs WHERE execution_id = ?1 AND run = coalesce(?2, run) ORDER BY run DESC LIMIT 1
+"""
+_RUNS: Final = """
+    SELECT json_group_array(run_id) FROM (
+        SELECT run_id FROM zart_runs WHERE execution_id = ? ORDER BY run DESC LIMIT ?)
 """
 _SETTLED: Final = """
     SELECT json_group_array(json_array(
@@ -159,6 +164,7 @@ class _Stored(msgspec.Struct, array_like=True, frozen=True):
     wake_at: int | None
     worker: str | None
     cancel_requested: int
+    trigger: RunTrigger
 
 
 _decode_stored = msgspec.json.Decoder(list[_Stored]).decode
@@ -177,6 +183,12 @@ def settled(db: sqlite3.Connection, execution_ids: Sequence[str]) -> Settled:
     asked = _decode_asked(db.execute(_SETTLED, (as_json(dict.fromkeys(execution_ids)),)).fetchone()[0])
     finished = [run_id for _, run_id, done in asked if run_id is not None and done]
     return Settled(_load(db, finished) if finished else [], [name for name, run_id, _ in asked if run_id is None])
+
+
+def runs(db: sqlite3.Connection, execution_id: str, limit: int) -> list[ExecutionRow]:
+    """See :meth:`zart_core.scheduler.Scheduler.runs`."""
+    found = _decode_ids(db.execute(_RUNS, (execution_id, max(0, limit))).fetchone()[0])
+    return sorted(_load(db, found), key=lambda row: row.run)
 
 
 def list_executions(db: sqlite3.Connection, query: ListQuery) -> list[ExecutionRow]:
@@ -283,6 +295,7 @@ def _load(db: sqlite3.Connection, run_ids: Iterable[int]) -> list[ExecutionRow]:
                 worker=row.worker,
                 cancel_requested=bool(row.cancel_requested),
                 waits=[],
+                trigger=row.trigger,
             )
         )
     return rows

@@ -113,8 +113,11 @@ _decode_ids = msgspec.json.Decoder(list[int]).decode
 _decode_names = msgspec.json.Decoder(list[str]).decode
 
 
-def finish(tx: Transaction, endings: Sequence[Ending]) -> None:
-    """End these runs, all active and each named once. Whether they may end so is for the caller to check."""
+def finish(tx: Transaction, endings: Sequence[Ending], *, reason: str | None = None) -> None:
+    """End these runs, all active and each named once. Whether they may end so is for the caller to check.
+
+    ``reason``: what their open children are cancelled with.
+    """
     now = tx.clock.now()
     ended = as_json(ending[0] for ending in endings)
     _RECORD.execute(tx.db, [(*ending, now) for ending in endings])
@@ -128,7 +131,7 @@ def finish(tx: Transaction, endings: Sequence[Ending]) -> None:
     tx.db.execute(_END_WAITS, (now, ended))
     if tx.overheard:
         tx.happened.finished.update(_decode_names(tx.db.execute(_NAMES, (ended,)).fetchone()[0]))
-    cancel_children(tx, [ending[0] for ending in endings], "its parent has ended")
+    cancel_children(tx, [ending[0] for ending in endings], reason or "its parent has ended")
 
 
 def cancel_children(tx: Transaction, run_ids: Iterable[int], reason: str | None) -> None:

@@ -23,6 +23,7 @@ from zart_sqlite.children import start_children
 from zart_sqlite.finishes import finish
 from zart_sqlite.rows import ManyRows, as_json
 from zart_sqlite.runs import CHILDREN, SIGNAL
+from zart_sqlite.succession import continue_runs
 from zart_sqlite.writer import Transaction
 
 # The fence, for all runs of a flush in one step. The transaction holds the write lock, so what it finds stays true
@@ -162,6 +163,7 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
         request.published,
         request.retries,
         request.finishes,
+        request.continues,
         request.suspends,
     ]
     named = {fact.run_id for kind in facts for fact in kind}
@@ -182,6 +184,8 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
     _publish(tx.db, kept(request.published))
     _retry(tx.db, kept(request.retries))
     refused = _finish(tx, kept(request.finishes), cancelled)
+    if request.continues:
+        refused |= continue_runs(tx, kept(request.continues), cancelled)
     refused |= _suspend(tx, kept(request.suspends), request.worker_id)
     return Flushed(frozenset(lost), frozenset(refused), cancelled)
 
@@ -198,6 +202,7 @@ def is_lone(request: Flush) -> bool | None:
         + len(request.published)
         + len(request.retries)
         + len(request.finishes)
+        + len(request.continues)
         + len(request.suspends)
     )
     if len(request.steps) + others != 1:

@@ -21,8 +21,10 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewRun,
     Notification,
     Offer,
+    Revival,
     Settled,
     Signals,
     Start,
@@ -33,7 +35,7 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_sqlite import audit, claims, executions, leases, signals, transactions
+from zart_sqlite import audit, claims, executions, leases, signals, succession, transactions
 from zart_sqlite.database import Database, Synchronous
 from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
@@ -167,6 +169,15 @@ class SqliteScheduler:
 
     async def resume(self, execution_id: str) -> bool:
         return await self._write(lambda tx: leases.resume(tx, execution_id))
+
+    async def begin_run(self, new: NewRun) -> Started | None:
+        return await self._write(lambda tx: succession.begin_run(tx, new))
+
+    async def revive(self, revival: Revival) -> bool:
+        return await self._write(lambda tx: succession.revive(tx, revival))
+
+    async def runs(self, execution_id: str, limit: int) -> Sequence[ExecutionRow]:
+        return await self._read(lambda db: executions.runs(db, execution_id, limit))
 
     async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
         return await self._read(lambda db: executions.get(db, execution_id, run, self.clock.now()))

@@ -15,7 +15,7 @@ import pytest
 
 from tests.sqlite.hand import claim, finish, new, register
 from zart_core.records import Claim, TaskOffer
-from zart_sqlite import SqliteScheduler, claims, executions, finishes, flush, history, leases, signals, starts
+from zart_sqlite import SqliteScheduler, claims, executions, finishes, flush, history, leases, signals, starts, succession
 from zart_sqlite.rows import ManyRows
 
 HOUR = 3_600_000_000
@@ -24,7 +24,17 @@ WALKS = {"_COUNT_LIVE", "_COUNT_FINISHED", "_COUNT_REPLACED", "_READY"}
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    modules: tuple[ModuleType, ...] = (claims, executions, finishes, flush, history, leases, signals, starts)
+    modules: tuple[ModuleType, ...] = (
+        claims,
+        executions,
+        finishes,
+        flush,
+        history,
+        leases,
+        signals,
+        starts,
+        succession,
+    )
     for module in modules:
         for name, value in vars(module).items():
             text = value._of_size(3) if isinstance(value, ManyRows) else value

@@ -18,6 +18,7 @@ from zart_core.errors import BackendUnavailable, LeaseLost
 from zart_core.records import (
     AttemptFact,
     ChildFact,
+    ContinueFact,
     DetailsFact,
     FinishFact,
     Flush,
@@ -42,7 +43,9 @@ _SET_ASIDE: Final = 5_000_000
 """How long a run waits, in microseconds, whose facts the backend refuses."""
 
 
-_Fact = StepFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | SuspendFact
+_Fact = (
+    StepFact | ChildFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | ContinueFact | SuspendFact
+)
 
 
 class Journal:
@@ -102,6 +105,10 @@ class Journal:
 
     def finish(self, fact: FinishFact) -> Durable:
         self._pending.finishes.append(fact)
+        return self._expect(fact.run_id)
+
+    def continue_as(self, fact: ContinueFact) -> Durable:
+        self._pending.continues.append(fact)
         return self._expect(fact.run_id)
 
     def suspend(self, fact: SuspendFact) -> Durable:
@@ -239,11 +246,13 @@ class Journal:
 def _facts(flush: Flush) -> list[_Fact]:
     return [
         *flush.steps,
+        *flush.children,
         *flush.attempts,
         *flush.details,
         *flush.published,
         *flush.retries,
         *flush.finishes,
+        *flush.continues,
         *flush.suspends,
     ]
 
@@ -257,11 +266,13 @@ def _of_run(flush: Flush, run_id: int) -> Flush:
     return Flush(
         worker_id=flush.worker_id,
         steps=[fact for fact in flush.steps if fact.run_id == run_id],
+        children=[fact for fact in flush.children if fact.run_id == run_id],
         attempts=[fact for fact in flush.attempts if fact.run_id == run_id],
         details=[fact for fact in flush.details if fact.run_id == run_id],
         published=[fact for fact in flush.published if fact.run_id == run_id],
         retries=[fact for fact in flush.retries if fact.run_id == run_id],
         finishes=[fact for fact in flush.finishes if fact.run_id == run_id],
+        continues=[fact for fact in flush.continues if fact.run_id == run_id],
         suspends=[fact for fact in flush.suspends if fact.run_id == run_id],
     )
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, Protocol
 from zart_core.ambient import ExecutionInfo, current_execution, current_step
 from zart_core.clock import Clock
 from zart_core.duration import later
-from zart_core.engine.halt import Abandoned, Halt, Suspended
+from zart_core.engine.halt import Abandoned, Continued, Halt, Suspended
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import DONE, LOST, Durable, Journal
 from zart_core.engine.lease import Lease
@@ -192,6 +192,8 @@ class Run:
         """Whether the handler's task was cancelled because it did not end by itself."""
         self.unrepeatable = False
         """Whether an at-most-once step has an unknown outcome: then a handler's retry must not begin anew."""
+        self.continuation: bytes | None = None
+        """The input of the execution's next run, once the handler has asked for it: no call begins any more."""
         self.turn = 0
         """Counts the passes through the handler and on_failure. A call belongs to the one whose context it is made with."""
         self._ending = False  # a pass has ended, and the calls that it left behind have not
@@ -287,6 +289,17 @@ class Run:
         self.replay.rewind(drop_failed=True)
         current_execution.set(self.info())
 
+    def continue_with(self, data: bytes) -> None:
+        """The handler continues as a new run: see continuation.py."""
+        self.continuation = data
+        self._regate()
+        self._interrupt()
+
+    def walk_again(self) -> None:
+        """The continuation was refused: the handler walks through what it has recorded once more."""
+        self.continuation = None
+        self.replay.rewind(drop_failed=False)
+
     def begin_compensation(self) -> None:
         """From here on calls work again, in a namespace of their own, whatever ended the body."""
         self.compensating = True
@@ -361,7 +374,7 @@ class Run:
             "names are text of 1 to 200 printable characters"
         )
 
-    async def ready(self, name: str) -> None:
+    async def ready(self, name: str | None) -> None:
         """May something new begin? Waits out a suspension or a lapsed lease; raises what has ended the execution."""
         while self._suspending is not None:
             # Race: the lease is being given up in the backend while another branch wants to begin. The answer decides.
@@ -374,7 +387,7 @@ class Run:
             await self._refuse()
             raise error
         if self._draining:
-            await self.hold(name)
+            await self.hold(name or "")
 
     async def _refuse(self) -> None:
         """A call comes after the end. A handler that swallows that and calls again must not keep the loop from everybody else."""
@@ -395,7 +408,11 @@ class Run:
             return self.halt
         if self._ending:
             return Abandoned(self.execution_id)
-        if self.compensating or name in self._undoing:
+        if name in self._undoing:
+            return None
+        if self.continuation is not None:
+            return Continued(self.execution_id)
+        if self.compensating:
             return None
         if self.cancelled:
             return self.cancel_error()
@@ -658,6 +675,7 @@ class Run:
             self._suspending is not None
             or self._draining
             or self._ending
+            or self.continuation is not None
             or (not self.compensating and (self.cancelled or self.overdue))
         )
 

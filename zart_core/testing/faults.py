@@ -38,8 +38,10 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewRun,
     Notification,
     Offer,
+    Revival,
     Settled,
     Signals,
     Start,
@@ -65,6 +67,9 @@ METHODS: Final = frozenset(
         "offer_event",
         "cancel",
         "resume",
+        "begin_run",
+        "revive",
+        "runs",
         "get",
         "settled",
         "list",
@@ -325,6 +330,15 @@ class FaultyScheduler:
 
     async def resume(self, execution_id: str) -> bool:
         return await self._through("resume", lambda: self.inner.resume(execution_id))
+
+    async def begin_run(self, new: NewRun) -> Started | None:
+        return await self._through("begin_run", lambda: self.inner.begin_run(new))
+
+    async def revive(self, revival: Revival) -> bool:
+        return await self._through("revive", lambda: self.inner.revive(revival))
+
+    async def runs(self, execution_id: str, limit: int) -> Sequence[ExecutionRow]:
+        return await self._through("runs", lambda: self.inner.runs(execution_id, limit))
 
     async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
         return await self._through("get", lambda: self.inner.get(execution_id, run))
