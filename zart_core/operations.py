@@ -8,7 +8,14 @@ from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from zart_core.errors import ExecutionNotFound, StepNotFound, StepStatusMismatch, ZartError
+from zart_core.errors import (
+    BackendUnavailable,
+    ExecutionAlreadyExists,
+    ExecutionNotFound,
+    StepNotFound,
+    StepStatusMismatch,
+    ZartError,
+)
 from zart_core.failure import decode_failure, encode_failure, encode_info
 from zart_core.handle import ExecutionHandle
 from zart_core.identity import check_execution_id, check_text, new_id
@@ -78,8 +85,8 @@ class Operations(Inspection):
     async def rerun(self, execution_id: str, steps: Iterable[str] = ()) -> RerunHandle:
         """Begin a new run that keeps the results of the last one, but for ``steps``: those run again, and so do all that failed.
 
-        ``steps`` are names, or patterns (``"send-*"``) for the steps of a fan-out. Kept results come with the attempts they took, kept waits with
-        their events. What was undone by a saga, and all of ``on_failure``, happens anew. The handle's ``stale`` names the kept
+        ``steps`` are names, or patterns (``"send-*"``) for the steps of a fan-out. Kept results come with the attempts they took, kept
+        waits with their events. What was undone by a saga, and all of ``on_failure``, happens anew. The handle's ``stale`` names the kept
         calls that may have used a result which is now made again; name those too if they did. A live run ends, as by :meth:`restart`.
 
         Returns once the new run is stored. Raises ``ExecutionNotFound``, and ``StepNotFound`` for a name or a pattern that meets nothing.
@@ -106,14 +113,17 @@ class Operations(Inspection):
     ) -> ExecutionHandle[Any]:
         """Start another execution with the input of this one, and with the results that it had when ``from_step`` began.
 
-        ``from_step`` and whatever began after it run in the new execution. This one is left as it is, live or finished. The
-        new one has the same task, queue, priority and tags, and an id of its own unless ``new_execution_id`` is given.
+        ``from_step`` and whatever began after it run in the new execution; a step can be named once it has a record. This one is left as
+        it is, live or finished. The new one has the same task, queue, priority and tags, and an id of its own unless ``new_execution_id``
+        is given.
 
         Returns once it is stored. Raises ``ExecutionNotFound``, ``StepNotFound``, ``ExecutionAlreadyExists``.
         """
         check_execution_id(execution_id)
         chosen = new_id() if new_execution_id is None else check_execution_id(new_execution_id)
-        history = await self._stored(execution_id)
+        if chosen == execution_id:
+            raise ExecutionAlreadyExists(f"execution {execution_id!r} cannot be forked as itself")
+        history = await patiently(lambda: self._stored(execution_id))
         rows = [row for row in history.steps if row.ordinal >= 0]
         first = next((place for place, row in enumerate(rows) if row.name == from_step), None)
         if first is None:
@@ -133,17 +143,19 @@ class Operations(Inspection):
         the execution has not failed or the step has not.
         """
         check_execution_id(execution_id)
-        tries = 0
-        seen: HistoryRow | None = None
+        unanswered: int | None = None  # the attempt that a try whose answer was lost has begun, if it took effect
 
         async def revive() -> bool:
-            nonlocal seen, tries
-            tries += 1
+            nonlocal unanswered
             history = await self._stored(execution_id)
-            if seen is not None and history.execution.attempt > seen.execution.attempt:
-                return True  # the answer to an earlier try was lost: it was that one which took effect
-            seen = history
-            return await self._scheduler.revive(_revival(history, step))
+            if unanswered is not None and history.execution.attempt >= unanswered:
+                return True
+            revival = _revival(history, step)
+            try:
+                return await self._scheduler.revive(revival)
+            except BackendUnavailable:
+                unanswered = history.execution.attempt + 1
+                raise
 
         for _ in range(_TRIES):
             if await patiently(revive):
@@ -270,12 +282,12 @@ def _revival(history: HistoryRow, step: str) -> Revival:
     row = history.execution
     calls = [call for call in history.steps if call.name == step and call.ordinal >= 0 and call.kind != "undo"]
     failed = [call for call in calls if call.status == "failed"]
-    if not calls:
-        raise _no_step(row.execution_id, step)
     if row.status != "failed" or row.finished_at is None or row.error is None:
         raise StepStatusMismatch(
             f"execution {row.execution_id!r} is {row.status}: only a step of an execution that has failed can be retried"
         )
+    if not calls:
+        raise _no_step(row.execution_id, step)
     if not failed:
         raise StepStatusMismatch(f"step {step!r} of execution {row.execution_id!r} is {calls[0].status}, not failed")
     undone = _undone(history)

@@ -98,9 +98,9 @@ class Scheduler(Protocol):
     async def offer_event(self, offer: Offer, tx: object = None) -> bool:
         """Add an event to the execution's latest run and wake it if it waits for signals. ``tx`` as for :meth:`start`.
 
-        Returns False when an event with this ``event_id`` is there already: in this run, or in one that it continues. Raises ``ExecutionNotFound`` and
-        ``ExecutionFinished``. Locks the run's row, so it is either before a suspension (which is then refused) or after it
-        (and wakes it): no wake-up is lost.
+        Returns False when an event with this ``event_id`` is there already: in this run, or in one that it continues. Raises
+        ``ExecutionNotFound`` and ``ExecutionFinished``. Locks the run's row, so it is either before a suspension (which is then
+        refused) or after it (and wakes it): no wake-up is lost.
         """
         ...
 

@@ -15,7 +15,18 @@ import pytest
 
 from tests.sqlite.hand import claim, finish, new, register
 from zart_core.records import Claim, TaskOffer
-from zart_sqlite import SqliteScheduler, claims, executions, finishes, flush, history, leases, signals, starts, succession
+from zart_sqlite import (
+    SqliteScheduler,
+    claims,
+    executions,
+    finishes,
+    flush,
+    history,
+    leases,
+    signals,
+    starts,
+    succession,
+)
 from zart_sqlite.rows import ManyRows
 
 HOUR = 3_600_000_000

@@ -54,6 +54,7 @@ from zart_core.testing.contract.races import RaceContract
 from zart_core.testing.contract.reading import ReadingContract
 from zart_core.testing.contract.signals import SignalContract
 from zart_core.testing.contract.start import StartContract
+from zart_core.testing.contract.succession import SuccessionContract
 from zart_core.testing.contract.suspend import SuspendContract
 from zart_core.testing.contract.transact import TransactContract
 
@@ -76,6 +77,7 @@ class SchedulerContract(
     CancelContract,
     LeaseContract,
     QuarantineContract,
+    SuccessionContract,
     ReadingContract,
     ListingContract,
     PayloadContract,

@@ -11,6 +11,7 @@ from zart_core.records import (
     Claim,
     Claimed,
     ClaimedRun,
+    ContinueFact,
     DetailsFact,
     FinalStatus,
     FinishFact,
@@ -34,7 +35,9 @@ from zart_core.scheduler import Scheduler
 TASK: Final = TaskOffer("task", "1", None)
 """The task of every execution and worker that does not say otherwise."""
 
-Fact = StepFact | ChildFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | SuspendFact
+Fact = (
+    StepFact | ChildFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | ContinueFact | SuspendFact
+)
 FactT = TypeVar("FactT", bound=Fact)
 
 
@@ -107,6 +110,7 @@ class Hand:
             published=_only(PublishFact, facts),
             retries=_only(RetryFact, facts),
             finishes=_only(FinishFact, facts),
+            continues=_only(ContinueFact, facts),
             suspends=_only(SuspendFact, facts),
         )
 
