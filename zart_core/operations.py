@@ -262,15 +262,21 @@ def _matched(history: HistoryRow, patterns: tuple[str, ...]) -> frozenset[_Key]:
 
 def _stale(history: HistoryRow, kept: list[StepRow], dropped: frozenset[_Key]) -> list[StepRow]:
     """The kept rows that began when a result was there which is now made again."""
-    again = [
-        row
-        for row in history.steps
-        if row.ordinal >= 0
-        and row.finished_at is not None
-        and ((row.name, row.ordinal) in dropped or (row.status == "failed" and row.kind != "undo"))
-    ]
-    since = min((row.finished_at for row in again if row.finished_at is not None), default=None)
-    return [row for row in kept if since is not None and row.started_at >= since and row.kind in _MADE]
+    keys = {(row.name, row.ordinal) for row in kept}
+    stale: list[StepRow] = []
+    since: int | None = None  # when the first of those results was there
+    for row in history.steps:  # in the order of their begin
+        key = (row.name, row.ordinal)
+        if key in keys:
+            if since is not None and row.started_at >= since and row.kind in _MADE:
+                stale.append(row)
+        elif row.ordinal >= 0 and row.finished_at is not None and (key in dropped or _failed(row)):
+            since = row.finished_at if since is None else min(since, row.finished_at)
+    return stale
+
+
+def _failed(row: StepRow) -> bool:
+    return row.status == "failed" and row.kind != "undo"
 
 
 def _names(rows: Iterable[StepRow]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ _COLUMNS: Final = f"""
     r.created_at, coalesce(e.started_at, a.started_at) AS started_at, e.finished_at,
     coalesce(e.deadline, a.deadline) AS deadline, a.wake_at,
     (SELECT w.name FROM {{schema}}.workers AS w WHERE w.worker_id = a.worker_id) AS worker,
-    coalesce(a.cancel_requested, e.status = 'cancelled') AS cancel_requested
+    coalesce(a.cancel_requested, e.status = 'cancelled') AS cancel_requested, r.trigger
 """
 _JOINS: Final = """
     LEFT JOIN {schema}.results AS e ON e.run_id = r.run_id
@@ -110,6 +110,9 @@ _SETTLED: Final = f"""
     ) AS r ON true
     {_JOINS}
     WHERE r.run_id IS NULL OR e.run_id IS NOT NULL
+"""
+_RUNS: Final = f"""
+    SELECT {_COLUMNS} FROM {{schema}}.runs AS r {_JOINS} WHERE r.execution_id = $1 ORDER BY r.run DESC LIMIT $2
 """
 _PUBLISHED: Final = f"""
     SELECT r.run_id, p.key, p.value
@@ -228,6 +231,12 @@ async def settled(db: Session, execution_ids: Sequence[str]) -> Settled:
     )
 
 
+async def runs(db: Session, execution_id: str, limit: int) -> list[ExecutionRow]:
+    """See :meth:`zart_core.scheduler.Scheduler.runs`."""
+    rows = await db.rows(_RUNS, execution_id, max(0, limit))
+    return [_execution(row, []) for row in reversed(rows)]
+
+
 async def list_executions(db: Session, query: ListQuery) -> list[ExecutionRow]:
     """See :meth:`zart_core.scheduler.Scheduler.list`."""
     statuses = frozenset(query.statuses)
@@ -293,6 +302,7 @@ def _execution(row: asyncpg.Record, waits: list[PendingWait]) -> ExecutionRow:
         worker=row["worker"],
         cancel_requested=row["cancel_requested"],
         waits=waits,
+        trigger=row["trigger"],
     )
 
 

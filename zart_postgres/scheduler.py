@@ -17,8 +17,10 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewRun,
     Notification,
     Offer,
+    Revival,
     Settled,
     Signals,
     Start,
@@ -29,7 +31,7 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_postgres import audit, claims, executions, leases, schema, signals, starts, transactions
+from zart_postgres import audit, claims, executions, leases, schema, signals, starts, succession, transactions
 from zart_postgres.clock import DatabaseClock
 from zart_postgres.connections import Connections
 from zart_postgres.database import Database
@@ -192,7 +194,7 @@ class PostgresScheduler:
 
     async def cancel(self, execution_id: str, reason: str | None) -> bool:
         async def work(calls: Connections) -> bool:
-            accepted, happened = await calls.client.run(lambda db: signals.cancel(db, execution_id, reason))
+            accepted, happened = await calls.client.run(lambda db: succession.cancel(db, execution_id, reason))
             self._tell(calls, happened)
             return accepted
 
@@ -205,6 +207,25 @@ class PostgresScheduler:
             return resumed
 
         return await self._do(work)
+
+    async def begin_run(self, new: NewRun) -> Started | None:
+        async def work(calls: Connections) -> Started | None:
+            started, happened = await calls.client.run(lambda db: succession.begin_run(db, new), repeatable=True)
+            self._tell(calls, happened)
+            return started
+
+        return await self._do(work)
+
+    async def revive(self, revival: Revival) -> bool:
+        async def work(calls: Connections) -> bool:
+            revived = await calls.client.run(lambda db: succession.revive(db, revival))
+            self._tell(calls, Happened(ready=revived))
+            return revived
+
+        return await self._do(work)
+
+    async def runs(self, execution_id: str, limit: int) -> Sequence[ExecutionRow]:
+        return await self._read(lambda db: executions.runs(db, execution_id, limit))
 
     async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
         return await self._read(lambda db: executions.get(db, execution_id, run))
@@ -247,12 +268,26 @@ class PostgresScheduler:
             raise
 
     async def flush(self, flush: Flush) -> Flushed:
+        if flush.continues:
+            return await self._flush_and_continue(flush)
+
         async def work(calls: Connections) -> Flushed:
             outcome = await calls.flush.run(lambda db: write_facts(db, flush))
             self._tell(calls, Happened(ready=outcome.ready, signals=outcome.parents, finished=outcome.finished))
             return outcome.flushed
 
         return await self._do(work)
+
+    async def _flush_and_continue(self, flush: Flush) -> Flushed:
+        async def work(calls: Connections) -> Flushed:
+            flushed, happened = await calls.flush.run(
+                lambda db: succession.continue_runs(db, flush.worker_id, flush.continues)
+            )
+            self._tell(calls, happened)
+            return flushed
+
+        before = await self.flush(succession.without_continuations(flush))
+        return succession.together(before, await self._do(work))
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         """``work`` gets an asyncpg connection. Its transaction is READ COMMITTED; nested ones are savepoints."""

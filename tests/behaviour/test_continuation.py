@@ -236,11 +236,14 @@ async def test_open_children_end_with_the_run(world: World) -> None:  # B52
             return data
 
         async def go_on(self, ctx: TaskContext) -> None:
+            await ctx.step("see-the-child", self.see)
+            await ctx.continue_as_new(1)
+
+        async def see(self) -> None:
             async def started() -> bool:
                 return bool((await world.client.list(search="child")).items)
 
             await until(started, "the child has started")
-            await ctx.continue_as_new(1)
 
     world.register(Parent(), Waiting())
     assert await world.run(Parent, 0) == 1
