@@ -19,8 +19,8 @@ from zart_core.errors import (
 from zart_core.failure import decode_failure, encode_failure, encode_info
 from zart_core.handle import ExecutionHandle
 from zart_core.identity import check_execution_id, check_text, new_id
-from zart_core.inspection import Inspection
 from zart_core.patience import patiently
+from zart_core.pausing import Pausing
 from zart_core.records import (
     AttemptRow,
     ErrorInfo,
@@ -55,7 +55,7 @@ class RerunHandle(ExecutionHandle[Any]):
         self.stale = stale
 
 
-class Operations(Inspection):
+class Operations(Pausing):
     """The part of :class:`~zart_core.DurableScheduler` for operators."""
 
     @abstractmethod
@@ -161,11 +161,6 @@ class Operations(Inspection):
             if await patiently(revive):
                 return self.handle(execution_id)
         raise _restless(execution_id)
-
-    async def resume(self, *, execution_id: str) -> bool:
-        """Let an execution run again that was quarantined (status ``paused``) because its workers kept dying. False if it was not."""
-        check_execution_id(execution_id)
-        return await patiently(lambda: self._scheduler.resume(execution_id))
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

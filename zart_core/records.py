@@ -16,6 +16,7 @@ epoch       counts the claims of a run; together with the worker's id it fences 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -236,10 +237,12 @@ class ClaimedRun(Struct, frozen=True, kw_only=True):
 
 
 class Claimed(Struct, frozen=True):
-    """``next_wake`` is the earliest time at which a run that this claim could have taken becomes due, as far as is known."""
+    """``next_wake`` is the earliest time at which a run that this claim could have taken becomes due, as far as is known, or at which a
+    pause ends. ``pauses``: the rules that hold now."""
 
     runs: list[ClaimedRun]
     next_wake: int | None
+    pauses: Sequence[PauseRow] = ()
 
 
 # --- flush: the facts of one group commit ---------------------------------------------------------------------------
@@ -358,6 +361,9 @@ class SuspendFact(Struct, frozen=True, gc=False):
     error: bytes | None = None  # an encoded ErrorInfo, shown while the run waits
     compensating: bool = False
     children_left: int = 0  # with on_children: as soon as no more than this many are open
+    held_by: int | None = None
+    """The pause that holds a call of the run: when it ends the run is woken. Means nothing when it has ended already."""
+    only_held: bool = False  # nothing but the end of that pause wakes the run
 
 
 class Flush(Struct, frozen=True, kw_only=True):
@@ -472,6 +478,45 @@ class ExecutionRow(Struct, frozen=True, kw_only=True):
     cancel_requested: bool
     waits: list[PendingWait]
     trigger: RunTrigger = "start"  # what began this run
+    paused_by: PauseRow | None = None  # the rule that holds it, while it is paused by one
+
+
+class PauseRow(Struct, frozen=True):
+    """A rule that keeps what it matches from starting: everything that has the given execution_id, task and (as a pattern) step."""
+
+    rule_id: int
+    execution_id: str | None
+    task: str | None
+    step: str | None
+    reason: str | None
+    created_at: int
+    expires_at: int | None
+
+
+class NewPause(Struct, frozen=True, kw_only=True):
+    """A rule that is to be made; at least one of the three is given. ``nonce``: of the call, as for a start."""
+
+    nonce: int
+    execution_id: str | None = None
+    task: str | None = None
+    step: str | None = None
+    reason: str | None = None
+    expires_at: int | None = None
+
+
+class PauseFilter(Struct, frozen=True, kw_only=True):
+    """Which rules are meant: that of a number, or those that were made with just these filters."""
+
+    rule_id: int | None = None
+    execution_id: str | None = None
+    task: str | None = None
+    step: str | None = None
+
+    def means(self, rule: PauseRow) -> bool:
+        """Whether ``rule`` is one of them."""
+        if self.rule_id is not None:
+            return rule.rule_id == self.rule_id
+        return (rule.execution_id, rule.task, rule.step) == (self.execution_id, self.task, self.step)
 
 
 class Settled(Struct, frozen=True):

@@ -29,9 +29,12 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewPause,
     NewRun,
     Notification,
     Offer,
+    PauseFilter,
+    PauseRow,
     Revival,
     Settled,
     Signals,
@@ -120,6 +123,23 @@ class Scheduler(Protocol):
         """
         ...
 
+    async def pause(self, new: NewPause) -> int:
+        """Make a rule that keeps what it matches from starting; returns its number.
+
+        Runs of a paused execution or task are not claimed any more, and their deadlines do not fire, however long that takes; what is
+        running is for the workers to stop, who hear of rules with their claims. The call repeated with the same nonce makes one rule.
+        Raises ``ExecutionNotFound`` and ``ExecutionFinished``.
+        """
+        ...
+
+    async def lift(self, wanted: PauseFilter) -> int:
+        """End rules; returns how many. What no other rule holds is claimable again, its deadline as far away as it was."""
+        ...
+
+    async def pauses(self) -> Sequence[PauseRow]:
+        """The rules that there are, the oldest first."""
+        ...
+
     async def begin_run(self, new: NewRun) -> Started | None:
         """Make a run from another one and make it claimable; see ``NewRun``. All of it is one act.
 
@@ -183,7 +203,7 @@ class Scheduler(Protocol):
         """Lease due runs to a worker, with their whole history. Also a heartbeat. Raises ``LeaseLost``.
 
         Takes only runs of the tasks and queues named, at most ``limit``: higher priority first, then the longest due; besides, at
-        most ``overdue`` runs whose deadline has passed. Each
+        most ``overdue`` runs whose deadline has passed. Nothing that a pause holds is taken; a pause whose time is over ends here. Each
         claimed run's epoch is raised; a first claim records started_at, version and deadline. What it returns of a run was
         read after the run was leased, so it holds everything the previous owner made durable.
         """

@@ -13,6 +13,7 @@ from zart_core.records import (
     ExecutionRow,
     HistoryRow,
     ListQuery,
+    PauseRow,
     PendingWait,
     RunStatus,
     RunTrigger,
@@ -26,7 +27,10 @@ from zart_sqlite.rows import as_json, mapping_as_json
 
 _STATUS: Final = """
     CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
-         WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+         WHEN a.worker_id IS NOT NULL THEN 'running'
+         WHEN a.queue = '' OR EXISTS (
+             SELECT 1 FROM zart_pauses AS rule WHERE rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL) THEN 'paused'
+         WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
 _ROWS: Final = f"""
     SELECT json_group_array(json_array(
@@ -36,7 +40,13 @@ _ROWS: Final = f"""
         (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = r.parent_run),
         r.created_at, coalesce(e.started_at, a.started_at), e.finished_at, coalesce(e.deadline, a.deadline), a.wake_at,
         (SELECT w.name FROM zart_workers AS w WHERE w.worker_id = a.worker_id),
-        coalesce(a.cancel_requested, e.status = 'cancelled'), r.trigger))
+        coalesce(a.cancel_requested, e.status = 'cancelled'), r.trigger,
+        json((SELECT json_array(rule.rule_id, rule.execution_id, rule.task, rule.step, rule.reason, rule.created_at, rule.expires_at)
+         FROM zart_pauses AS rule
+         WHERE a.worker_id IS NULL AND NOT a.quarantined AND (
+             (a.queue = '' AND rule.rule_id = a.held_by)
+             OR (rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL))
+         ORDER BY rule.execution_id IS NULL AND rule.step IS NULL, rule.rule_id LIMIT 1))))
     FROM json_each(?1) AS wanted
     CROSS JOIN zart_runs AS r ON r.run_id = wanted.value
     LEFT JOIN zart_results AS e ON e.run_id = r.run_id
@@ -131,8 +141,9 @@ _COUNT_REPLACED: Final = """
     WHERE n.run > 1 GROUP BY e.status
 """
 _READY: Final = """
-    SELECT count(*), min(wake_at) FROM zart_active INDEXED BY zart_active_ready
-    WHERE worker_id IS NULL AND wake_at IS NOT NULL AND wake_at <= ?
+    SELECT count(*), min(a.wake_at) FROM zart_active AS a INDEXED BY zart_active_ready
+    WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= ? AND a.queue <> '' AND NOT EXISTS (
+        SELECT 1 FROM zart_pauses AS rule WHERE rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL)
 """
 _WORKERS: Final = "SELECT count(*) FROM zart_workers WHERE expires_at > ?"
 _WORKER_NAMES: Final = "SELECT worker_id, name FROM zart_workers WHERE worker_id IN (SELECT value FROM json_each(?))"
@@ -165,6 +176,7 @@ class _Stored(msgspec.Struct, array_like=True, frozen=True):
     worker: str | None
     cancel_requested: int
     trigger: RunTrigger
+    paused_by: tuple[int, str | None, str | None, str | None, str | None, int, int | None] | None
 
 
 _decode_stored = msgspec.json.Decoder(list[_Stored]).decode
@@ -296,6 +308,7 @@ def _load(db: sqlite3.Connection, run_ids: Iterable[int]) -> list[ExecutionRow]:
                 cancel_requested=bool(row.cancel_requested),
                 waits=[],
                 trigger=row.trigger,
+                paused_by=None if row.paused_by is None else PauseRow(*row.paused_by),
             )
         )
     return rows

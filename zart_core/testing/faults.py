@@ -38,9 +38,12 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewPause,
     NewRun,
     Notification,
     Offer,
+    PauseFilter,
+    PauseRow,
     Revival,
     Settled,
     Signals,
@@ -67,6 +70,9 @@ METHODS: Final = frozenset(
         "offer_event",
         "cancel",
         "resume",
+        "pause",
+        "lift",
+        "pauses",
         "begin_run",
         "revive",
         "runs",
@@ -330,6 +336,15 @@ class FaultyScheduler:
 
     async def resume(self, execution_id: str) -> bool:
         return await self._through("resume", lambda: self.inner.resume(execution_id))
+
+    async def pause(self, new: NewPause) -> int:
+        return await self._through("pause", lambda: self.inner.pause(new))
+
+    async def lift(self, wanted: PauseFilter) -> int:
+        return await self._through("lift", lambda: self.inner.lift(wanted))
+
+    async def pauses(self) -> Sequence[PauseRow]:
+        return await self._through("pauses", self.inner.pauses)
 
     async def begin_run(self, new: NewRun) -> Started | None:
         return await self._through("begin_run", lambda: self.inner.begin_run(new))

@@ -47,6 +47,7 @@ from zart_core.testing.contract.leases import LeaseContract
 from zart_core.testing.contract.life import LifeContract
 from zart_core.testing.contract.listing import ListingContract
 from zart_core.testing.contract.notifications import NotificationContract
+from zart_core.testing.contract.pausing import PausingContract
 from zart_core.testing.contract.payloads import PayloadContract
 from zart_core.testing.contract.quarantine import QuarantineContract
 from zart_core.testing.contract.queueing import QueueContract
@@ -78,6 +79,7 @@ class SchedulerContract(
     LeaseContract,
     QuarantineContract,
     SuccessionContract,
+    PausingContract,
     ReadingContract,
     ListingContract,
     PayloadContract,

@@ -248,6 +248,8 @@ def suspend(
     error: bytes | None = None,
     compensating: bool = False,
     children_left: int = 0,
+    held_by: int | None = None,
+    only_held: bool = False,
 ) -> SuspendFact:
     """Give ``run`` up; ``seen`` is the signal it was claimed with unless given."""
     return SuspendFact(
@@ -261,6 +263,8 @@ def suspend(
         error=error,
         compensating=compensating,
         children_left=children_left,
+        held_by=held_by,
+        only_held=only_held,
     )
 
 
