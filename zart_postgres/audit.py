@@ -109,6 +109,13 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         """,
     ),
     (
+        "run {} is held by a pause that is not there",
+        """
+        SELECT a.run_id FROM {schema}.active AS a
+        WHERE a.queue = '' AND NOT EXISTS (SELECT 1 FROM {schema}.pauses AS p WHERE p.rule_id = a.held_by)
+        """,
+    ),
+    (
         "run {} is live, and a later one took its place",
         """
         SELECT a.run_id FROM {schema}.active AS a JOIN {schema}.runs AS r ON r.run_id = a.run_id

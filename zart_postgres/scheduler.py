@@ -17,9 +17,12 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewPause,
     NewRun,
     Notification,
     Offer,
+    PauseFilter,
+    PauseRow,
     Revival,
     Settled,
     Signals,
@@ -31,7 +34,7 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_postgres import audit, claims, executions, leases, schema, signals, starts, succession, transactions
+from zart_postgres import audit, claims, executions, leases, pauses, schema, signals, starts, succession, transactions
 from zart_postgres.clock import DatabaseClock
 from zart_postgres.connections import Connections
 from zart_postgres.database import Database
@@ -208,6 +211,25 @@ class PostgresScheduler:
 
         return await self._do(work)
 
+    async def pause(self, new: NewPause) -> int:
+        async def work(calls: Connections) -> int:
+            rule_id = await calls.client.run(lambda db: pauses.pause(db, new), repeatable=True)
+            self._tell(calls, Happened(ready=True))  # claims hear of it
+            return rule_id
+
+        return await self._do(work)
+
+    async def lift(self, wanted: PauseFilter) -> int:
+        async def work(calls: Connections) -> int:
+            lifted = await calls.client.run(lambda db: pauses.lift(db, wanted))
+            self._tell(calls, Happened(ready=lifted > 0))
+            return lifted
+
+        return await self._do(work)
+
+    async def pauses(self) -> Sequence[PauseRow]:
+        return await self._read(pauses.rules)
+
     async def begin_run(self, new: NewRun) -> Started | None:
         async def work(calls: Connections) -> Started | None:
             started, happened = await calls.client.run(lambda db: succession.begin_run(db, new), repeatable=True)
@@ -270,6 +292,8 @@ class PostgresScheduler:
     async def flush(self, flush: Flush) -> Flushed:
         if flush.continues:
             return await self._flush_and_continue(flush)
+        if flush.suspends and pauses.held(flush):
+            return await self._flush_and_hold(flush)
 
         async def work(calls: Connections) -> Flushed:
             outcome = await calls.flush.run(lambda db: write_facts(db, flush))
@@ -277,6 +301,17 @@ class PostgresScheduler:
             return outcome.flushed
 
         return await self._do(work)
+
+    async def _flush_and_hold(self, flush: Flush) -> Flushed:
+        held = pauses.held(flush)
+
+        async def work(calls: Connections) -> Flushed:
+            flushed, ready = await calls.flush.run(lambda db: pauses.hold(db, flush.worker_id, held))
+            self._tell(calls, Happened(ready=ready))
+            return flushed
+
+        before = await self.flush(succession.without(flush, held))
+        return succession.together(before, await self._do(work))
 
     async def _flush_and_continue(self, flush: Flush) -> Flushed:
         async def work(calls: Connections) -> Flushed:
@@ -286,7 +321,7 @@ class PostgresScheduler:
             self._tell(calls, happened)
             return flushed
 
-        before = await self.flush(succession.without_continuations(flush))
+        before = await self.flush(succession.without(flush, flush.continues))
         return succession.together(before, await self._do(work))
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:

@@ -18,6 +18,7 @@ from zart_core.records import (
     NewRun,
     Revival,
     Started,
+    SuspendFact,
 )
 from zart_postgres import signals
 from zart_postgres.lanes import Session
@@ -91,9 +92,13 @@ async def continue_runs(db: Session, worker_id: int, facts: Sequence[ContinueFac
     return flushed, Happened(ready=ready, signals=told, finished=finished)
 
 
-def without_continuations(flush: Flush) -> Flush:
-    """The facts that come before, in a commit of their own: each commit is whole by itself, and they may be repeated together."""
-    return msgspec.structs.replace(flush, continues=[])
+def without(flush: Flush, facts: Sequence[ContinueFact | SuspendFact]) -> Flush:
+    """The facts that come before these, in a commit of their own: each commit is whole by itself, and they may be repeated together."""
+    return msgspec.structs.replace(
+        flush,
+        continues=[fact for fact in flush.continues if fact not in facts],
+        suspends=[fact for fact in flush.suspends if fact not in facts],
+    )
 
 
 def together(first: Flushed, second: Flushed) -> Flushed:

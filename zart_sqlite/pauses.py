@@ -36,7 +36,7 @@ RELEASE: Final = """
         held_at = iif(held.other IS NULL, NULL, held_at),
         deadline = iif(zart_active.queue = '' AND held.other IS NULL, deadline + :now - held_at, deadline),
         wake_at = CASE
-            WHEN worker_id IS NOT NULL THEN NULL
+            WHEN worker_id IS NOT NULL OR quarantined THEN NULL
             WHEN zart_active.queue <> '' OR (epoch = 0 AND wake_at < :now) THEN :now
             ELSE wake_at END
     FROM (
@@ -49,7 +49,7 @@ RELEASE: Final = """
         CROSS JOIN zart_runs AS r ON r.run_id = a.run_id
         WHERE a.held_by IS NOT NULL
     ) AS held
-    WHERE zart_active.run_id = held.run_id AND NOT quarantined
+    WHERE zart_active.run_id = held.run_id
 """
 _RELEASE_TASK: Final = """
     UPDATE zart_active SET

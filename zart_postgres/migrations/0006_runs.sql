@@ -84,6 +84,8 @@ BEGIN
               (SELECT p.deadline FROM {schema}.active AS p WHERE p.run_id = p_parent_run)),
         v_new.priority, v_new.queue, v_new.task, p_parent_run, p_parent_name, p_parent_ordinal,
         {schema}.last_signal_v1(p_source));
+    PERFORM {schema}.hold_next_v1(v_run, p_execution_id, p_now);
+
     IF p_keep IS NULL OR cardinality(p_keep) > 0 THEN
         INSERT INTO {schema}.steps (
             run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq, worker_id,
@@ -261,7 +263,11 @@ END $$;
 CREATE OR REPLACE VIEW {schema}.executions AS
 SELECT r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version) AS version,
        CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
-            WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END AS status,
+            WHEN a.worker_id IS NOT NULL THEN 'running'
+            WHEN a.queue = '' OR EXISTS (
+                SELECT 1 FROM {schema}.pauses AS p WHERE p.task = a.task AND p.execution_id IS NULL AND p.step IS NULL
+            ) THEN 'paused'
+            WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END AS status,
        r.queue, r.priority, r.tags, coalesce(e.attempt, a.attempt) AS attempt,
        {schema}.moment(r.created_at) AS created_at,
        {schema}.moment(coalesce(e.started_at, a.started_at)) AS started_at,
