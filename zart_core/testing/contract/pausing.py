@@ -48,10 +48,11 @@ class PausingContract(Contract):
         assert (row.status, row.paused_by and row.paused_by.task) == ("paused", "task")
         stats = await bench.scheduler.stats()
         assert (stats.by_status["paused"], stats.ready) == (1, 0)
+        before = bench.now()
         await bench.scheduler.lift(PauseFilter(task="task"))
         run = await hand.take("a")
         assert run.deadline is not None
-        assert run.deadline > bench.scheduler.clock.latest()
+        assert run.deadline > before
 
     @on_bench
     async def test_a_rule_for_a_step_keeps_nothing_from_being_claimed(self, bench: Bench) -> None:
