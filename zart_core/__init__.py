@@ -7,6 +7,7 @@ survives crashes, restarts and deployments, on the SQLite file or the PostgreSQL
 from zart_core.ambient import ExecutionInfo, context
 from zart_core.calls import (
     capture,
+    continue_as_new,
     loop,
     map,
     now,
@@ -32,7 +33,7 @@ from zart_core.calls import (
     wait_first,
     wait_for_event,
 )
-from zart_core.client import DurableScheduler, ExecutionHandle, StartRequest
+from zart_core.client import DurableScheduler, StartRequest
 from zart_core.connect import connect
 from zart_core.decorators import DurableFunction, StepCall, ZartStep, zart_durable, zart_step
 from zart_core.duration import Duration
@@ -70,11 +71,14 @@ from zart_core.execution import (
     Execution,
     ExecutionPage,
     History,
+    Pause,
     Stats,
     Step,
     WaitingOn,
 )
+from zart_core.handle import ExecutionHandle
 from zart_core.handler import TaskHandler
+from zart_core.operations import RerunHandle
 from zart_core.outcomes import BusinessErr, Ok, ZartErr
 from zart_core.parallel_calls import StepHandle
 from zart_core.payload import Codec, Payloads
@@ -115,8 +119,10 @@ __all__ = [
     "NonRetryable",
     "Ok",
     "OpaqueError",
+    "Pause",
     "PayloadError",
     "Payloads",
+    "RerunHandle",
     "RetryAfter",
     "RetryConfig",
     "RetryExhausted",
@@ -146,6 +152,7 @@ __all__ = [
     "capture",
     "connect",
     "context",
+    "continue_as_new",
     "loop",
     "map",
     "now",

@@ -78,6 +78,7 @@ wait_first = _current.wait_first
 map = _current.map  # the builtin of this name stays what it is elsewhere
 saga = _current.saga
 patched = _current.patched
+continue_as_new = _current.continue_as_new
 sleep = _current.sleep
 sleep_until = _current.sleep_until
 wait_for_event = _current.wait_for_event

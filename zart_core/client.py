@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 from msgspec import Struct
 
@@ -15,7 +13,6 @@ from zart_core.completions import Completions
 from zart_core.decorators import DurableFunction
 from zart_core.duration import FOREVER, Duration, instant, micros
 from zart_core.errors import (
-    BackendUnavailable,
     ExecutionAlreadyExists,
     ExecutionCancelled,
     ExecutionFailed,
@@ -23,28 +20,20 @@ from zart_core.errors import (
     ExecutionTimedOut,
     WaitTimedOut,
 )
-from zart_core.execution import (
-    Execution,
-    ExecutionPage,
-    History,
-    Stats,
-    execution_view,
-    history_view,
-    stats_view,
-)
+from zart_core.execution import Execution, execution_view
 from zart_core.failure import decode_failure
-from zart_core.handler import TaskHandler, task_types
-from zart_core.identity import check_execution_id, new_id
+from zart_core.handle import ExecutionHandle
+from zart_core.handler import TaskHandler
+from zart_core.identity import check_execution_id, check_tags, check_text, new_id
+from zart_core.operations import Operations
+from zart_core.patience import patiently
 from zart_core.payload import Payloads
-from zart_core.records import FINAL, ExecutionRow, ListQuery, Offer, RunStatus, Start, Started
+from zart_core.records import ExecutionRow, Offer, Start, Started
 from zart_core.scheduler import Scheduler
+from zart_core.task_reference import name_of, types_of
 
-T = TypeVar("T")
 Data = TypeVar("Data")
 Output = TypeVar("Output")
-
-_TRIES: Final = (0.05, 0.1, 0.2, 0.4)
-_MAX_PAGE: Final = 1_000
 
 
 class StartRequest(Struct, frozen=True):
@@ -60,43 +49,7 @@ class StartRequest(Struct, frozen=True):
     tags: dict[str, str] | None = None
 
 
-class ExecutionHandle(Generic[Output]):
-    """A started execution. ``created`` is False when the id existed and this start attached to it."""
-
-    __slots__ = ("_client", "_type", "created", "execution_id")
-
-    def __init__(self, client: DurableScheduler, execution_id: str, type_: Any, created: bool) -> None:
-        self._client = client
-        self._type = type_
-        self.execution_id = execution_id
-        self.created = created
-
-    def __repr__(self) -> str:
-        return f"<ExecutionHandle {self.execution_id!r}>"
-
-    async def result(self, timeout: Duration | None = None) -> Output:
-        """Wait for the output. Woken by the completion, not by a poll.
-
-        Raises ``ExecutionFailed`` (``ExecutionTimedOut`` for a passed deadline), ``ExecutionCancelled``, ``WaitTimedOut`` when it took
-        longer than ``timeout`` (the execution goes on), ``ExecutionNotFound``.
-        """
-        row = await self._client.finished(self.execution_id, timeout)
-        return cast(Output, self._client.output(row, self._type))
-
-    async def status(self) -> Execution:
-        """How it is now."""
-        return await self._client.status(self.execution_id)
-
-    async def cancel(self, *, reason: str | None = None) -> bool:
-        """See :meth:`DurableScheduler.cancel`."""
-        return await self._client.cancel(self.execution_id, reason=reason)
-
-    async def offer_event(self, name: str, payload: Any = None, *, event_id: str | None = None) -> None:
-        """See :meth:`DurableScheduler.offer_event`."""
-        await self._client.offer_event(self.execution_id, name, payload, event_id=event_id)
-
-
-class DurableScheduler:
+class DurableScheduler(Operations):
     """The client's side: any number of them, in any process that can reach the store; it needs no worker and no handler.
 
     Every operation is idempotent by its key, so a broken connection is answered by trying again a few times before
@@ -104,8 +57,7 @@ class DurableScheduler:
     """
 
     def __init__(self, scheduler: Scheduler, *, payloads: Payloads | None = None) -> None:
-        self._scheduler = scheduler
-        self._payloads = payloads or Payloads()
+        super().__init__(scheduler, payloads or Payloads())
         self._completions = Completions(scheduler)
 
     # --- starting --------------------------------------------------------------------------------------------------
@@ -265,7 +217,7 @@ class DurableScheduler:
         self, execution_id: str, task: str | type[Any] | DurableFunction[Any, Any] | None = None
     ) -> ExecutionHandle[Any]:
         """The handle of an execution that was started elsewhere; asks nobody whether it exists. A handler's class types it."""
-        return ExecutionHandle(self, check_execution_id(execution_id), _types(task)[1], created=False)
+        return ExecutionHandle(self, check_execution_id(execution_id), types_of(task)[1], created=False)
 
     # --- talking to executions -------------------------------------------------------------------------------------
 
@@ -284,14 +236,14 @@ class DurableScheduler:
         if event_id is not None:
             if not isinstance(event_id, str) or not 0 < len(event_id) <= 200:
                 raise ValueError(f"event_id must be text of 1 to 200 characters, not {event_id!r}")
-            _check_text(event_id, "event_id")
+            check_text(event_id, "event_id")
         data = self._payloads.encode(payload, what=f"event {name!r} for execution {execution_id!r}")
         # With an id of its own the offer can be repeated when its fate is unknown.
         offer = Offer(execution_id=execution_id, name=name, payload=data, event_id=event_id or new_id())
         if tx is not None:
             await self._scheduler.offer_event(offer, tx)
         else:
-            await self._persist(lambda: self._scheduler.offer_event(offer))
+            await patiently(lambda: self._scheduler.offer_event(offer))
 
     async def cancel(self, execution_id: str, *, reason: str | None = None) -> bool:
         """Cancel an execution. True: it will end as cancelled, whatever else happens. False: it had finished before.
@@ -301,7 +253,7 @@ class DurableScheduler:
         """
         check_execution_id(execution_id)
         if reason is not None:
-            _check_text(reason, "the reason of a cancellation")
+            check_text(reason, "the reason of a cancellation")
         tries = 0
 
         async def cancel() -> bool:
@@ -315,84 +267,13 @@ class DurableScheduler:
             row = await self._scheduler.get(execution_id)
             return row is not None and row.status == "cancelled"
 
-        return await self._persist(cancel)
+        return await patiently(cancel)
 
-    async def resume(self, *, execution_id: str) -> bool:
-        """Let an execution run again that was quarantined (status ``paused``) because its workers kept dying. False if it was not."""
-        check_execution_id(execution_id)
-        return await self._persist(lambda: self._scheduler.resume(execution_id))
-
-    # --- looking ---------------------------------------------------------------------------------------------------
-
-    async def status(self, execution_id: str) -> Execution:
-        """How an execution is now. Raises ``ExecutionNotFound``."""
-        row = await self._persist(lambda: self._scheduler.get(check_execution_id(execution_id)))
-        if row is None:
-            raise ExecutionNotFound(f"there is no execution {execution_id!r}")
-        return execution_view(row, self._payloads)
+    # --- waiting ---------------------------------------------------------------------------------------------------
 
     async def wait(self, execution_id: str, timeout: Duration | None = None) -> Execution:
         """The finished execution, whatever its status. Raises ``WaitTimedOut``, ``ExecutionNotFound``."""
         return execution_view(await self.finished(execution_id, timeout), self._payloads)
-
-    async def list(
-        self,
-        *,
-        status: RunStatus | Iterable[RunStatus] | None = None,
-        task: str | type[Any] | DurableFunction[Any, Any] | None = None,
-        tags: dict[str, str] | None = None,
-        search: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> ExecutionPage:
-        """Executions, newest first: of a status (or several), a task, with all of ``tags``, whose id begins with ``search``.
-
-        ``cursor`` is the last page's. At most 1,000 a page.
-        """
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_PAGE:
-            raise ValueError(f"limit must be between 1 and {_MAX_PAGE}, not {limit!r}")
-        statuses = (status,) if isinstance(status, str) else tuple(status or ())
-        unknown = set(statuses) - FINAL - {"scheduled", "running", "waiting", "paused"}
-        if unknown:
-            raise ValueError(f"unknown status {', '.join(sorted(unknown))}")
-        if cursor is not None and not (isinstance(cursor, str) and re.fullmatch("[0-9]{1,18}", cursor)):
-            raise ValueError(f"{cursor!r} is not a cursor of list()")
-        if tags is not None:
-            _check_tags(tags, "list()")
-        for text, what in ((search, "search"), (task if isinstance(task, str) else None, "task")):
-            if text is not None:
-                _check_text(text, what)
-        query = ListQuery(
-            statuses=cast("tuple[RunStatus, ...]", statuses),
-            task=task if isinstance(task, str) or task is None else _name_of(task),
-            tags=tags or {},
-            search=search,
-            limit=limit,
-            before=None if cursor is None else int(cursor),
-        )
-        rows = await self._persist(lambda: self._scheduler.list(query))
-        items = [execution_view(row, self._payloads) for row in rows]
-        return ExecutionPage(items=items, cursor=str(rows[-1].run_id) if len(rows) == limit else None)
-
-    async def history(self, execution_id: str, run: int | None = None) -> History:
-        """Every step, attempt and event of an execution's latest run, or of the one numbered ``run``. ``ExecutionNotFound``."""
-        row = await self._persist(lambda: self._scheduler.history(check_execution_id(execution_id), run))
-        if row is None:
-            which = "" if run is None else f" with a run {run}"
-            raise ExecutionNotFound(f"there is no execution {execution_id!r}{which}")
-        return history_view(row, self._payloads)
-
-    async def published(self, execution_id: str) -> dict[str, Any]:
-        """What an execution has published so far, by key. Raises ``ExecutionNotFound``."""
-        values = await self._persist(lambda: self._scheduler.published(check_execution_id(execution_id)))
-        if values is None:
-            raise ExecutionNotFound(f"there is no execution {execution_id!r}")
-        what = f"a published value of execution {execution_id!r}"
-        return {key: self._payloads.decode(value, Any, what=what) for key, value in values.items()}
-
-    async def stats(self) -> Stats:
-        """Counts over all stored executions."""
-        return stats_view(await self._persist(self._scheduler.stats))
 
     # --- for handles -----------------------------------------------------------------------------------------------
 
@@ -402,7 +283,7 @@ class DurableScheduler:
         if seconds != 0:
             return await self._completions.wait(check_execution_id(execution_id), seconds)
         # No patience: one look, however long that takes.
-        settled = await self._persist(lambda: self._scheduler.settled([check_execution_id(execution_id)]))
+        settled = await patiently(lambda: self._scheduler.settled([check_execution_id(execution_id)]))
         if settled.missing:
             raise ExecutionNotFound(f"there is no execution {execution_id!r}")
         if not settled.finished:
@@ -430,8 +311,8 @@ class DurableScheduler:
     def _record(self, request: StartRequest) -> Start:
         if not isinstance(cast(object, request), StartRequest):
             raise TypeError(f"what is to be started is given as StartRequest, not as {request!r}")
-        task = _name_of(request.task)
-        data_type, _, _, timeout = _types(request.task)
+        task = name_of(request.task)
+        data_type, _, _, timeout = types_of(request.task)
         execution_id = new_id() if request.execution_id is None else check_execution_id(request.execution_id)
         what = f"the input of execution {execution_id!r} (task {task!r})"
         data = self._payloads.encode(request.data, what=what)
@@ -449,9 +330,9 @@ class DurableScheduler:
             )
         if not isinstance(request.queue, str) or not request.queue.strip() or len(request.queue) > 200:
             raise ValueError(f"execution {execution_id!r}: {request.queue!r} cannot name a queue")
-        _check_text(request.queue, f"execution {execution_id!r}: the queue")
+        check_text(request.queue, f"execution {execution_id!r}: the queue")
         tags: Any = {} if request.tags is None else request.tags
-        _check_tags(tags, f"execution {execution_id!r}")
+        check_tags(tags, f"execution {execution_id!r}")
         return Start(
             execution_id=execution_id,
             task=task,
@@ -466,57 +347,9 @@ class DurableScheduler:
         )
 
     def _handle(self, request: StartRequest, started: Started) -> ExecutionHandle[Any]:
-        return ExecutionHandle(self, started.execution_id, _types(request.task)[1], started.created)
+        return ExecutionHandle(self, started.execution_id, types_of(request.task)[1], started.created)
 
     async def _start(self, records: Sequence[Start], tx: object) -> Sequence[Started]:
         if tx is not None:  # never repeated: whether a broken transaction goes on is the caller's to decide
             return await self._scheduler.start(records, tx)
-        return await self._persist(lambda: self._scheduler.start(records))
-
-    async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
-        for pause in _TRIES:
-            try:
-                return await operation()
-            except BackendUnavailable as error:
-                if error.waited_out:
-                    raise
-                await asyncio.sleep(pause)
-        return await operation()
-
-
-def _name_of(task: str | type[Any] | DurableFunction[Any, Any]) -> str:
-    name = _types(task)[2]
-    if name is None:
-        raise ValueError(
-            f"{task!r} has no name: give the class one (name = ...), or use the name it is registered with"
-        )
-    return name
-
-
-def _check_tags(tags: object, what: str) -> None:
-    refusal = f"{what}: tags are text by text, not {tags!r}"
-    if not isinstance(tags, dict):
-        raise ValueError(refusal)
-    for pair in cast("dict[Any, Any]", tags).items():
-        for part in pair:
-            if not isinstance(part, str):
-                raise ValueError(refusal)
-            _check_text(part, f"{what}: a tag")
-
-
-def _check_text(text: object, what: str) -> None:
-    """Refuse what a store cannot keep as text, before it is asked to."""
-    if not isinstance(text, str):
-        raise TypeError(f"{what} must be text, not {type(text).__name__}")
-    if "\0" in text or (not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)):
-        raise ValueError(f"{what} has characters that are no text (half a surrogate pair, or NUL): {text!r}")
-
-
-def _types(task: str | type[Any] | DurableFunction[Any, Any] | None) -> tuple[Any, Any, str | None, int | None]:
-    """Input type, output type, name and timeout of what was given to start."""
-    if task is None:
-        return Any, Any, None, None
-    if not isinstance(task, (str, type, DurableFunction)):
-        raise TypeError(f"a task is given by its name or its TaskHandler class, not as {task!r}")
-    types = task_types(task)
-    return types.data, types.output, types.name, types.timeout
+        return await patiently(lambda: self._scheduler.start(records))

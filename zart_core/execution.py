@@ -17,8 +17,10 @@ from zart_core.records import (
     ExecutionFailure,
     ExecutionRow,
     HistoryRow,
+    PauseRow,
     PendingWait,
     RunStatus,
+    RunTrigger,
     StatsRow,
     StepKind,
     StepRow,
@@ -41,6 +43,18 @@ class WaitingOn(Struct, frozen=True, kw_only=True):
     kind: str
     name: str
     until: datetime | None
+
+
+class Pause(Struct, frozen=True, kw_only=True):
+    """A rule that keeps everything from starting that has this execution_id, task and (as a pattern) step."""
+
+    rule_id: int
+    execution_id: str | None
+    task: str | None
+    step: str | None
+    reason: str | None
+    created_at: datetime
+    expires_at: datetime | None
 
 
 class Execution(Struct, frozen=True, kw_only=True):
@@ -68,6 +82,10 @@ class Execution(Struct, frozen=True, kw_only=True):
     parent_id: str | None
     worker: str | None
     cancel_requested: bool
+    trigger: RunTrigger = "start"
+    """What began this run: ``start``, ``continue``, ``restart``, ``rerun`` or ``fork``."""
+    paused_by: Pause | None = None
+    """The rule that holds it, while its status is ``paused``; ``None`` when it is quarantined."""
 
 
 class ExecutionPage(Struct, frozen=True, kw_only=True):
@@ -162,6 +180,21 @@ def execution_view(row: ExecutionRow, payloads: Payloads) -> Execution:
         parent_id=row.parent_id,
         worker=row.worker,
         cancel_requested=row.cancel_requested,
+        trigger=row.trigger,
+        paused_by=None if row.paused_by is None else pause_view(row.paused_by),
+    )
+
+
+def pause_view(rule: PauseRow) -> Pause:
+    """``rule`` as clients see it."""
+    return Pause(
+        rule_id=rule.rule_id,
+        execution_id=rule.execution_id,
+        task=rule.task,
+        step=rule.step,
+        reason=rule.reason,
+        created_at=moment(rule.created_at),
+        expires_at=optional_moment(rule.expires_at),
     )
 
 

@@ -16,11 +16,13 @@ epoch       counts the claims of a run; together with the worker's id it fences 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
 
 RunStatus = Literal["scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled"]
+RunTrigger = Literal["start", "continue", "restart", "rerun", "fork"]
 FinalStatus = Literal["completed", "failed", "cancelled"]
 StepKind = Literal["step", "parallel", "capture", "sleep", "event", "child", "choice", "patch", "failure", "undo"]
 StepStatus = Literal["pending", "completed", "failed"]
@@ -138,6 +140,40 @@ class Started(Struct, frozen=True):
     created: bool
 
 
+class NewRun(Struct, frozen=True, kw_only=True):
+    """A run made from another one, its ``source``: with its task, queue, priority and tags, and some of its history.
+
+    With the source's ``execution_id`` it is the next run of that execution, which takes the source's place: a live source ends with it.
+    With an id that is new it is the first run of another execution, and the source goes on as it is.
+
+    The rows taken over are completed ones of ordinal 0 and more, that were not undone: all those in ``keep`` (``None``: every one), but for
+    those in ``drop``, with their failed attempts and the events that they have read.
+    """
+
+    source: int
+    execution_id: str
+    trigger: RunTrigger
+    nonce: int  # of the call, as for a start
+    input: bytes | None = None  # None: the source's
+    keep: tuple[tuple[str, int], ...] | None = None
+    drop: tuple[tuple[str, int], ...] = ()
+    ended: bytes = b""  # an encoded ExecutionFailure: why a live source ends, as cancelled
+    reason: str | None = None  # the same for its open children
+
+
+class Revival(Struct, frozen=True, kw_only=True):
+    """Let a failed run go on. ``finished_at`` names the end that the caller has seen: it is refused when there has been another since.
+
+    ``drop`` names the rows that have to be done again; ``failure`` keeps the end as a failed attempt of the handler.
+    """
+
+    execution_id: str
+    run_id: int
+    finished_at: int
+    drop: tuple[tuple[str, int], ...]
+    failure: AttemptRow
+
+
 # --- workers and claims ---------------------------------------------------------------------------------------------
 
 
@@ -208,10 +244,12 @@ class Reaped(Struct, frozen=True):
 
 
 class Claimed(Struct, frozen=True):
-    """``next_wake`` is the earliest time at which a run that this claim could have taken becomes due, as far as is known."""
+    """``next_wake`` is the earliest time at which a run that this claim could have taken becomes due, as far as is known, or at which a
+    pause ends. ``pauses``: the rules that hold now."""
 
     runs: list[ClaimedRun]
     next_wake: int | None
+    pauses: Sequence[PauseRow] = ()
 
 
 # --- flush: the facts of one group commit ---------------------------------------------------------------------------
@@ -307,6 +345,19 @@ class FinishFact(Struct, frozen=True, gc=False):
     error: bytes | None = None  # an encoded ExecutionFailure
 
 
+class ContinueFact(Struct, frozen=True, gc=False):
+    """Finish the run as completed, without an output, and begin the next run of its execution. Refused when a cancellation was accepted.
+
+    The next run has this ``input``, the unread events and the published values, and is claimable at once; ``timeout`` gives it a deadline of
+    its own, never beyond that of a parent that awaits it. Such a parent then waits for the next run. All of it is one act.
+    """
+
+    run_id: int
+    epoch: int
+    input: bytes
+    timeout: int | None
+
+
 class SuspendFact(Struct, frozen=True, gc=False):
     """Give the lease up until ``wake_at`` (``None``: no timer), or until the run's deadline if that is sooner.
 
@@ -326,6 +377,9 @@ class SuspendFact(Struct, frozen=True, gc=False):
     error: bytes | None = None  # an encoded ErrorInfo, shown while the run waits
     compensating: bool = False
     children_left: int = 0  # with on_children: as soon as no more than this many are open
+    held_by: int | None = None
+    """The pause that holds a call of the run: when it ends the run is woken. Means nothing when it has ended already."""
+    only_held: bool = False  # nothing but the end of that pause wakes the run
 
 
 class Flush(Struct, frozen=True, kw_only=True):
@@ -339,14 +393,15 @@ class Flush(Struct, frozen=True, kw_only=True):
     published: list[PublishFact] = []
     retries: list[RetryFact] = []
     finishes: list[FinishFact] = []
+    continues: list[ContinueFact] = []
     suspends: list[SuspendFact] = []
 
 
 class Flushed(Struct, frozen=True):
     """What did not go as asked, by run_id. A run in none of them: all its facts are durable.
 
-    ``lost``: its lease is not this worker's any more and nothing of it was written. ``refused``: its suspension or finish
-    was refused, all other facts are durable. ``cancelled``: a cancellation was accepted for it.
+    ``lost``: its lease is not this worker's any more and nothing of it was written. ``refused``: its suspension, finish or
+    continuation was refused, all other facts are durable. ``cancelled``: a cancellation was accepted for it.
     """
 
     lost: frozenset[int] = frozenset()
@@ -438,6 +493,46 @@ class ExecutionRow(Struct, frozen=True, kw_only=True):
     worker: str | None
     cancel_requested: bool
     waits: list[PendingWait]
+    trigger: RunTrigger = "start"  # what began this run
+    paused_by: PauseRow | None = None  # the rule that holds it, while it is paused by one
+
+
+class PauseRow(Struct, frozen=True):
+    """A rule that keeps what it matches from starting: everything that has the given execution_id, task and (as a pattern) step."""
+
+    rule_id: int
+    execution_id: str | None
+    task: str | None
+    step: str | None
+    reason: str | None
+    created_at: int
+    expires_at: int | None
+
+
+class NewPause(Struct, frozen=True, kw_only=True):
+    """A rule that is to be made; at least one of the three is given. ``nonce``: of the call, as for a start."""
+
+    nonce: int
+    execution_id: str | None = None
+    task: str | None = None
+    step: str | None = None
+    reason: str | None = None
+    expires_at: int | None = None
+
+
+class PauseFilter(Struct, frozen=True, kw_only=True):
+    """Which rules are meant: that of a number, or those that were made with just these filters."""
+
+    rule_id: int | None = None
+    execution_id: str | None = None
+    task: str | None = None
+    step: str | None = None
+
+    def means(self, rule: PauseRow) -> bool:
+        """Whether ``rule`` is one of them."""
+        if self.rule_id is not None:
+            return rule.rule_id == self.rule_id
+        return (rule.execution_id, rule.task, rule.step) == (self.execution_id, self.task, self.step)
 
 
 class Settled(Struct, frozen=True):

@@ -29,9 +29,14 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewPause,
+    NewRun,
     Notification,
     Offer,
+    PauseFilter,
+    PauseRow,
     Reaped,
+    Revival,
     Settled,
     Signals,
     Start,
@@ -97,9 +102,9 @@ class Scheduler(Protocol):
     async def offer_event(self, offer: Offer, tx: object = None) -> bool:
         """Add an event to the execution's latest run and wake it if it waits for signals. ``tx`` as for :meth:`start`.
 
-        Returns False when an event with this ``event_id`` is there already. Raises ``ExecutionNotFound`` and
-        ``ExecutionFinished``. Locks the run's row, so it is either before a suspension (which is then refused) or after it
-        (and wakes it): no wake-up is lost.
+        Returns False when an event with this ``event_id`` is there already: in this run, or in one that it continues. Raises
+        ``ExecutionNotFound`` and ``ExecutionFinished``. Locks the run's row, so it is either before a suspension (which is then
+        refused) or after it (and wakes it): no wake-up is lost.
         """
         ...
 
@@ -117,6 +122,48 @@ class Scheduler(Protocol):
 
         Raises ``ExecutionNotFound``.
         """
+        ...
+
+    async def pause(self, new: NewPause) -> int:
+        """Make a rule that keeps what it matches from starting; returns its number.
+
+        Runs of a paused execution or task are not claimed any more, and their deadlines do not fire, however long that takes; what is
+        running is for the workers to stop, who hear of rules with their claims. The call repeated with the same nonce makes one rule.
+        Raises ``ExecutionNotFound`` and ``ExecutionFinished``.
+        """
+        ...
+
+    async def lift(self, wanted: PauseFilter) -> int:
+        """End rules; returns how many. What no other rule holds is claimable again, its deadline as far away as it was."""
+        ...
+
+    async def pauses(self) -> Sequence[PauseRow]:
+        """The rules that there are, the oldest first."""
+        ...
+
+    async def begin_run(self, new: NewRun) -> Started | None:
+        """Make a run from another one and make it claimable; see ``NewRun``. All of it is one act.
+
+        A live source whose place it takes is ended as cancelled, whoever holds it: its row is gone from the live ones, so nothing can be
+        written for it any more. Its open children are cancelled, and a parent that awaits it waits for the new run. Events that the source
+        has not read go to the new run, unless that is another execution's.
+
+        ``None`` when the source is not the latest run of its execution any more: nothing was changed, unless an earlier try of the same call
+        (one of the same nonce) took effect, which is answered with its run. Raises ``ExecutionNotFound`` when there is no source, and
+        ``ExecutionAlreadyExists`` when a new execution's id is taken.
+        """
+        ...
+
+    async def revive(self, revival: Revival) -> bool:
+        """Make a failed run claimable again, in its next attempt, with a deadline as far away as the one it had.
+
+        False, and nothing is changed, unless it is the latest run of its execution and has failed at ``finished_at``. Its epoch goes on
+        beyond all that it had, so that whatever an earlier owner may still write is fenced.
+        """
+        ...
+
+    async def runs(self, execution_id: str, limit: int) -> Sequence[ExecutionRow]:
+        """The latest ``limit`` runs of an execution in their order; none when it does not exist. ``waits`` need not be filled."""
         ...
 
     async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
@@ -157,7 +204,7 @@ class Scheduler(Protocol):
         """Lease due runs to a worker, with their whole history. Also a heartbeat. Raises ``LeaseLost``.
 
         Takes only runs of the tasks and queues named, at most ``limit``: higher priority first, then the longest due; besides, at
-        most ``overdue`` runs whose deadline has passed. Each
+        most ``overdue`` runs whose deadline has passed. Nothing that a pause holds is taken; a pause whose time is over ends here. Each
         claimed run's epoch is raised; a first claim records started_at, version and deadline. What it returns of a run was
         read after the run was leased, so it holds everything the previous owner made durable.
         """
@@ -168,6 +215,7 @@ class Scheduler(Protocol):
 
         A run that finishes ends the row of the call that awaits it, and counts its parent's open children down; a parent that waits for
         them is woken as soon as no more than its ``children_left`` are open. Its own open children are cancelled. All of it is one act.
+        A run that continues as its next one does the last of these only; see ``ContinueFact``.
 
         Repeating a flush is harmless: finished rows stay, and for a run that the first call already finished or suspended the
         repeated call reports ``lost``.

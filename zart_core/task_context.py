@@ -10,11 +10,12 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from datetime import datetime
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from zart_core.call_site import user_site
 from zart_core.duration import FOREVER, Duration, instant, later, micros, moment
 from zart_core.engine.children import ChildOrder, run_child, start_child
+from zart_core.engine.continuation import continue_as_new
 from zart_core.engine.sagas import Saga, open_saga
 from zart_core.engine.steps import PLAIN, run_step
 from zart_core.engine.transactions import run_transaction
@@ -543,6 +544,31 @@ class TaskContext(ParallelCalls):
         True for runs that reach this line for the first time; False for a run that has recorded calls beyond it already.
         """
         return patched(self._live(), user_site(), marker)
+
+    def continue_as_new(self, data: Any) -> Coroutine[Any, Any, NoReturn]:
+        """Finish this run, and begin the execution anew as its next run, with ``data`` for its input and an empty history::
+
+            async def run(self, ctx: TaskContext, data: Cursor) -> None:
+                for _ in range(1_000):
+                    data = await self.next_page(ctx, data)
+                await ctx.continue_as_new(data)
+
+        For work that goes on for ever, so that no history grows without end. Unread events and published values are kept, and whoever waits
+        for the execution waits for its last run. The new run has a deadline of its own, and begins with the newest version of the handler.
+
+        Does not return: no further call is made in this run, branches included; calls under way are waited for, children that are open are
+        cancelled, and an open saga is not undone. ``PayloadError`` when ``data`` is not the handler's input; ``ExecutionCancelled``.
+        """
+        return self._continue_as_new(data)
+
+    async def _continue_as_new(self, data: Any) -> NoReturn:
+        run = self._live()
+        what = f"the input of the next run of execution {run.execution_id!r}"
+        payload = run.payloads.encode(data, what=what)
+        types = self._types(run.claimed.task)
+        if types.data is not Any:
+            run.payloads.decode(payload, types.data, what=what)
+        await continue_as_new(run, payload)
 
     # --- time and events -------------------------------------------------------------------------------------------
 

@@ -13,10 +13,15 @@ from zart_core.errors import LeaseLost
 from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo, EventRow, StepRow
 from zart_postgres.lanes import Session
 from zart_postgres.leases import lost
+from zart_postgres.pauses import read_rules
 
 logger: Final = logging.getLogger("zart")
 
-CLAIM: Final = "SELECT * FROM {schema}.claim_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+CLAIM: Final = """
+    SELECT c.*, h.o_rules AS pauses
+    FROM {schema}.heed_v1($5, $6, $7) AS h
+    CROSS JOIN LATERAL {schema}.claim_v1($1, $2, $3, $4, h.o_tasks, h.o_versions, h.o_timeouts, $8, $9, $10) AS c
+"""
 _GIVE_BACK: Final = """
     UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = {schema}.now_v1()
     FROM unnest($2::bigint[], $3::integer[]) AS lease(run_id, epoch)
@@ -71,7 +76,10 @@ async def claim(db: Session, request: Claim, turns: Turns) -> Claimed:
         if head["turn"] is None:
             raise LeaseLost(lost(request.worker_id))
         if head["turn"] == turn:
-            return Claimed(await _loaded(db, request.worker_id, rows), head["next_wake"])
+            rules = read_rules(head["pauses"])
+            times = [head["next_wake"], *(rule.expires_at for rule in rules)]
+            next_wake = min((time for time in times if time is not None), default=None)
+            return Claimed(await _loaded(db, request.worker_id, rows), next_wake, rules)
         # Another scheduler object released for this worker. The claim was refused; this one is not late.
 
 

@@ -22,10 +22,14 @@ from zart_core.records import (
     StepRow,
 )
 from zart_postgres.lanes import Session
+from zart_postgres.pauses import read_rule
 
 _STATUS: Final = """
     CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
-         WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+         WHEN a.worker_id IS NOT NULL THEN 'running'
+         WHEN a.queue = '' OR EXISTS (
+             SELECT 1 FROM {schema}.pauses AS h WHERE h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL) THEN 'paused'
+         WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
 _COLUMNS: Final = f"""
     r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version) AS version, {_STATUS} AS status, r.queue,
@@ -35,7 +39,12 @@ _COLUMNS: Final = f"""
     r.created_at, coalesce(e.started_at, a.started_at) AS started_at, e.finished_at,
     coalesce(e.deadline, a.deadline) AS deadline, a.wake_at,
     (SELECT w.name FROM {{schema}}.workers AS w WHERE w.worker_id = a.worker_id) AS worker,
-    coalesce(a.cancel_requested, e.status = 'cancelled') AS cancel_requested
+    coalesce(a.cancel_requested, e.status = 'cancelled') AS cancel_requested, r.trigger,
+    (SELECT {{schema}}.rule_v1(h)::text FROM {{schema}}.pauses AS h
+     WHERE a.run_id IS NOT NULL AND a.worker_id IS NULL AND NOT a.quarantined AND (
+         (a.queue = '' AND h.rule_id = a.held_by)
+         OR (h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL))
+     ORDER BY h.execution_id IS NULL AND h.step IS NULL, h.rule_id LIMIT 1) AS paused_by
 """
 _JOINS: Final = """
     LEFT JOIN {schema}.results AS e ON e.run_id = r.run_id
@@ -111,6 +120,9 @@ _SETTLED: Final = f"""
     {_JOINS}
     WHERE r.run_id IS NULL OR e.run_id IS NOT NULL
 """
+_RUNS: Final = f"""
+    SELECT {_COLUMNS} FROM {{schema}}.runs AS r {_JOINS} WHERE r.execution_id = $1 ORDER BY r.run DESC LIMIT $2
+"""
 _PUBLISHED: Final = f"""
     SELECT r.run_id, p.key, p.value
     FROM {{schema}}.runs AS r LEFT JOIN {{schema}}.published AS p ON p.run_id = r.run_id
@@ -165,9 +177,13 @@ _STATS: Final = f"""
         UNION ALL
         SELECT 'ready', count(*) FROM {{schema}}.active AS a
         WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= (SELECT {{schema}}.now_v1())
+          AND a.queue <> '' AND NOT EXISTS (
+              SELECT 1 FROM {{schema}}.pauses AS h WHERE h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL)
         UNION ALL
         SELECT 'oldest', min(a.wake_at) FROM {{schema}}.active AS a
         WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= (SELECT {{schema}}.now_v1())
+          AND a.queue <> '' AND NOT EXISTS (
+              SELECT 1 FROM {{schema}}.pauses AS h WHERE h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL)
         UNION ALL
         SELECT 'workers', count(*) FROM {{schema}}.workers AS w WHERE NOT w.emptied AND w.expires_at > (SELECT {{schema}}.now_v1())
     ) AS live
@@ -229,6 +245,12 @@ async def settled(db: Session, execution_ids: Sequence[str]) -> Settled:
         [_execution(row, []) for row in rows if row["run_id"] is not None],
         [row["asked_id"] for row in rows if row["run_id"] is None],
     )
+
+
+async def runs(db: Session, execution_id: str, limit: int) -> list[ExecutionRow]:
+    """See :meth:`zart_core.scheduler.Scheduler.runs`."""
+    rows = await db.rows(_RUNS, execution_id, max(0, limit))
+    return [_execution(row, []) for row in reversed(rows)]
 
 
 async def list_executions(db: Session, query: ListQuery) -> list[ExecutionRow]:
@@ -296,6 +318,8 @@ def _execution(row: asyncpg.Record, waits: list[PendingWait]) -> ExecutionRow:
         worker=row["worker"],
         cancel_requested=row["cancel_requested"],
         waits=waits,
+        trigger=row["trigger"],
+        paused_by=read_rule(row["paused_by"]),
     )
 
 

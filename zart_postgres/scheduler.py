@@ -17,9 +17,14 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewPause,
+    NewRun,
     Notification,
     Offer,
+    PauseFilter,
+    PauseRow,
     Reaped,
+    Revival,
     Settled,
     Signals,
     Start,
@@ -30,7 +35,7 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_postgres import audit, claims, executions, leases, schema, signals, starts, transactions
+from zart_postgres import audit, claims, executions, leases, pauses, schema, signals, starts, succession, transactions
 from zart_postgres.clock import DatabaseClock
 from zart_postgres.connections import Connections
 from zart_postgres.database import Database
@@ -193,7 +198,7 @@ class PostgresScheduler:
 
     async def cancel(self, execution_id: str, reason: str | None) -> bool:
         async def work(calls: Connections) -> bool:
-            accepted, happened = await calls.client.run(lambda db: signals.cancel(db, execution_id, reason))
+            accepted, happened = await calls.client.run(lambda db: succession.cancel(db, execution_id, reason))
             self._tell(calls, happened)
             return accepted
 
@@ -217,6 +222,44 @@ class PostgresScheduler:
             return resumed
 
         return await self._do(work)
+
+    async def pause(self, new: NewPause) -> int:
+        async def work(calls: Connections) -> int:
+            rule_id = await calls.client.run(lambda db: pauses.pause(db, new), repeatable=True)
+            self._tell(calls, Happened(ready=True))  # claims hear of it
+            return rule_id
+
+        return await self._do(work)
+
+    async def lift(self, wanted: PauseFilter) -> int:
+        async def work(calls: Connections) -> int:
+            lifted = await calls.client.run(lambda db: pauses.lift(db, wanted))
+            self._tell(calls, Happened(ready=lifted > 0))
+            return lifted
+
+        return await self._do(work)
+
+    async def pauses(self) -> Sequence[PauseRow]:
+        return await self._read(pauses.rules)
+
+    async def begin_run(self, new: NewRun) -> Started | None:
+        async def work(calls: Connections) -> Started | None:
+            started, happened = await calls.client.run(lambda db: succession.begin_run(db, new), repeatable=True)
+            self._tell(calls, happened)
+            return started
+
+        return await self._do(work)
+
+    async def revive(self, revival: Revival) -> bool:
+        async def work(calls: Connections) -> bool:
+            revived = await calls.client.run(lambda db: succession.revive(db, revival))
+            self._tell(calls, Happened(ready=revived))
+            return revived
+
+        return await self._do(work)
+
+    async def runs(self, execution_id: str, limit: int) -> Sequence[ExecutionRow]:
+        return await self._read(lambda db: executions.runs(db, execution_id, limit))
 
     async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
         return await self._read(lambda db: executions.get(db, execution_id, run))
@@ -259,6 +302,11 @@ class PostgresScheduler:
             raise
 
     async def flush(self, flush: Flush) -> Flushed:
+        if flush.continues:
+            return await self._flush_and_continue(flush)
+        if flush.suspends and pauses.held(flush):
+            return await self._flush_and_hold(flush)
+
         async def work(calls: Connections) -> Flushed:
             outcome = await calls.flush.run(lambda db: write_facts(db, flush))
             self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
@@ -269,6 +317,28 @@ class PostgresScheduler:
     def flush_at_once(self, flush: Flush) -> bool:
         """Never: the server is always waited for."""
         return False
+
+    async def _flush_and_hold(self, flush: Flush) -> Flushed:
+        held = pauses.held(flush)
+
+        async def work(calls: Connections) -> Flushed:
+            flushed, ready = await calls.flush.run(lambda db: pauses.hold(db, flush.worker_id, held))
+            self._tell(calls, Happened(ready=ready))
+            return flushed
+
+        before = await self.flush(succession.without(flush, held))
+        return succession.together(before, await self._do(work))
+
+    async def _flush_and_continue(self, flush: Flush) -> Flushed:
+        async def work(calls: Connections) -> Flushed:
+            flushed, happened = await calls.flush.run(
+                lambda db: succession.continue_runs(db, flush.worker_id, flush.continues)
+            )
+            self._tell(calls, happened)
+            return flushed
+
+        before = await self.flush(succession.without(flush, flush.continues))
+        return succession.together(before, await self._do(work))
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         """``work`` gets an asyncpg connection. Its transaction is READ COMMITTED; nested ones are savepoints."""

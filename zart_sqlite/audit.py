@@ -149,6 +149,28 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         WHERE a.signal_seq < (SELECT max(seq) FROM zart_events AS v WHERE v.run_id = a.run_id)
         """,
     ),
+    (
+        "run {} is held by a pause that is not there",
+        """
+        SELECT a.run_id FROM zart_active AS a
+        WHERE a.queue = '' AND NOT EXISTS (SELECT 1 FROM zart_pauses AS p WHERE p.rule_id = a.held_by)
+        """,
+    ),
+    (
+        "run {} is live, and a later one took its place",
+        """
+        SELECT a.run_id FROM zart_active AS a JOIN zart_runs AS r ON r.run_id = a.run_id
+        WHERE EXISTS (SELECT 1 FROM zart_runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)
+        """,
+    ),
+    (
+        "run {} has read an event that is not there",
+        """
+        SELECT DISTINCT s.run_id FROM zart_steps AS s
+        WHERE s.kind = 'event' AND s.event_seq IS NOT NULL
+          AND NOT EXISTS (SELECT 1 FROM zart_events AS v WHERE v.run_id = s.run_id AND v.seq = s.event_seq)
+        """,
+    ),
     *(
         (
             f"run {{}} does not exist and has rows in {table}",

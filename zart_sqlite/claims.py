@@ -13,6 +13,7 @@ from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo
 from zart_sqlite import history
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined
 from zart_sqlite.leases import renew
+from zart_sqlite.pauses import heed, not_paused
 from zart_sqlite.rows import as_json
 from zart_sqlite.writer import Transaction
 
@@ -145,7 +146,8 @@ _LOAD: Final = f"""
     SELECT json_group_array(json_array(
         a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, {inlined("r.input")}, a.attempt, json(r.tags),
         (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = a.parent_run), r.created_at, a.started_at,
-        a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason, a.queue, a.priority))
+        a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason, a.queue, a.priority,
+        r.trigger))
     FROM json_each(?1) AS taken
     CROSS JOIN zart_active AS a ON a.run_id = taken.value
     CROSS JOIN zart_runs AS r ON r.run_id = a.run_id
@@ -173,6 +175,7 @@ class _Loaded(msgspec.Struct, array_like=True, frozen=True):
     cancel_reason: str | None
     queue: str
     priority: int
+    trigger: str
 
 
 _decode_found = msgspec.json.Decoder(list[tuple[int, int]]).decode
@@ -192,6 +195,9 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     # First the lease, so that a worker declared dead gets nothing. Reaping needs the write lock too: it is either
     # before this transaction and seen here, or after it and finds these runs.
     renew(tx, request.worker_id, request.lease)
+    held = heed(tx)
+    if held:
+        request = msgspec.structs.replace(request, tasks=not_paused(request.tasks, held))
     now = tx.clock.now()
     found, next_wake = tx.db.execute(
         FIND,
@@ -205,8 +211,11 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     taken = _decode_found(found)
     if request.overdue:
         taken += _find_overdue(tx.db, request, now, {run_id for run_id, _ in taken})
+    ends = [rule.expires_at for rule in held if rule.expires_at is not None]
+    if ends:
+        next_wake = min(next_wake, *ends) if next_wake is not None else min(ends)
     if not taken:
-        return Claimed([], next_wake)
+        return Claimed([], next_wake, held)
     offers = request.tasks
     tx.db.execute(
         _LEASE,
@@ -222,7 +231,7 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
         runs = _load(tx.db, run_ids)
     except _DOES_NOT_LOAD:
         runs = _load_apart(tx, run_ids, now)
-    return Claimed(runs, next_wake)
+    return Claimed(runs, next_wake, held)
 
 
 def _find_overdue(db: sqlite3.Connection, request: Claim, now: int, taken: set[int]) -> list[tuple[int, int]]:
@@ -272,8 +281,8 @@ def _load_apart(tx: Transaction, run_ids: list[int], now: int) -> list[ClaimedRu
 def _load(db: sqlite3.Connection, run_ids: list[int]) -> list[ClaimedRun]:
     """Everything needed to go on with these runs, in their order."""
     loaded = {run.run_id: run for run in _decode_loaded(db.execute(_LOAD, (as_json(run_ids),)).fetchone()[0])}
-    # A first claim has no steps, and what nobody signalled has no events.
-    resumed = [run.run_id for run in loaded.values() if run.epoch > 1]
+    # A first claim has no steps, unless they were taken over of another run; and what nobody signalled has no events.
+    resumed = [run.run_id for run in loaded.values() if run.epoch > 1 or run.trigger in ("rerun", "fork")]
     signalled = [run.run_id for run in loaded.values() if run.signal_seq > 0]
     steps = history.steps(db, resumed) if resumed else {}
     events = history.events(db, [(run_id, 0) for run_id in signalled]) if signalled else {}

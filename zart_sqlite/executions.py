@@ -13,8 +13,10 @@ from zart_core.records import (
     ExecutionRow,
     HistoryRow,
     ListQuery,
+    PauseRow,
     PendingWait,
     RunStatus,
+    RunTrigger,
     Settled,
     StatsRow,
     StepKind,
@@ -25,7 +27,10 @@ from zart_sqlite.rows import as_json, mapping_as_json
 
 _STATUS: Final = """
     CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
-         WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+         WHEN a.worker_id IS NOT NULL THEN 'running'
+         WHEN a.queue = '' OR EXISTS (
+             SELECT 1 FROM zart_pauses AS rule WHERE rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL) THEN 'paused'
+         WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
 _ROWS: Final = f"""
     SELECT json_group_array(json_array(
@@ -35,7 +40,13 @@ _ROWS: Final = f"""
         (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = r.parent_run),
         r.created_at, coalesce(e.started_at, a.started_at), e.finished_at, coalesce(e.deadline, a.deadline), a.wake_at,
         (SELECT w.name FROM zart_workers AS w WHERE w.worker_id = a.worker_id),
-        coalesce(a.cancel_requested, e.status = 'cancelled')))
+        coalesce(a.cancel_requested, e.status = 'cancelled'), r.trigger,
+        json((SELECT json_array(rule.rule_id, rule.execution_id, rule.task, rule.step, rule.reason, rule.created_at, rule.expires_at)
+         FROM zart_pauses AS rule
+         WHERE a.worker_id IS NULL AND NOT a.quarantined AND (
+             (a.queue = '' AND rule.rule_id = a.held_by)
+             OR (rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL))
+         ORDER BY rule.execution_id IS NULL AND rule.step IS NULL, rule.rule_id LIMIT 1))))
     FROM json_each(?1) AS wanted
     CROSS JOIN zart_runs AS r ON r.run_id = wanted.value
     LEFT JOIN zart_results AS e ON e.run_id = r.run_id
@@ -61,6 +72,10 @@ _WAITS: Final = """
 """
 _RUN: Final = """
     SELECT run_id FROM zart_runs WHERE execution_id = ?1 AND run = coalesce(?2, run) AND run > 0 ORDER BY run DESC LIMIT 1
+"""
+_RUNS: Final = """
+    SELECT json_group_array(run_id) FROM (
+        SELECT run_id FROM zart_runs WHERE execution_id = ? ORDER BY run DESC LIMIT ?)
 """
 _SETTLED: Final = """
     SELECT json_group_array(json_array(
@@ -129,8 +144,9 @@ _COUNT_REPLACED: Final = """
     WHERE n.run > 1 GROUP BY e.status
 """
 _READY: Final = """
-    SELECT count(*), min(wake_at) FROM zart_active INDEXED BY zart_active_ready
-    WHERE worker_id IS NULL AND wake_at IS NOT NULL AND wake_at <= ?
+    SELECT count(*), min(a.wake_at) FROM zart_active AS a INDEXED BY zart_active_ready
+    WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= ? AND a.queue <> '' AND NOT EXISTS (
+        SELECT 1 FROM zart_pauses AS rule WHERE rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL)
 """
 _WORKERS: Final = "SELECT count(*) FROM zart_workers WHERE expires_at > ?"
 _WORKER_NAMES: Final = "SELECT worker_id, name FROM zart_workers WHERE worker_id IN (SELECT value FROM json_each(?))"
@@ -162,6 +178,8 @@ class _Stored(msgspec.Struct, array_like=True, frozen=True):
     wake_at: int | None
     worker: str | None
     cancel_requested: int
+    trigger: RunTrigger
+    paused_by: tuple[int, str | None, str | None, str | None, str | None, int, int | None] | None
 
 
 _decode_stored = msgspec.json.Decoder(list[_Stored]).decode
@@ -180,6 +198,12 @@ def settled(db: sqlite3.Connection, execution_ids: Sequence[str]) -> Settled:
     asked = _decode_asked(db.execute(_SETTLED, (as_json(dict.fromkeys(execution_ids)),)).fetchone()[0])
     finished = [run_id for _, run_id, done in asked if run_id is not None and done]
     return Settled(_load(db, finished) if finished else [], [name for name, run_id, _ in asked if run_id is None])
+
+
+def runs(db: sqlite3.Connection, execution_id: str, limit: int) -> list[ExecutionRow]:
+    """See :meth:`zart_core.scheduler.Scheduler.runs`."""
+    found = _decode_ids(db.execute(_RUNS, (execution_id, max(0, limit))).fetchone()[0])
+    return sorted(_load(db, found), key=lambda row: row.run)
 
 
 def list_executions(db: sqlite3.Connection, query: ListQuery) -> list[ExecutionRow]:
@@ -286,6 +310,8 @@ def _load(db: sqlite3.Connection, run_ids: Iterable[int]) -> list[ExecutionRow]:
                 worker=row.worker,
                 cancel_requested=bool(row.cancel_requested),
                 waits=[],
+                trigger=row.trigger,
+                paused_by=None if row.paused_by is None else PauseRow(*row.paused_by),
             )
         )
     return rows

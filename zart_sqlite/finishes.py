@@ -147,8 +147,11 @@ _decode_children = msgspec.json.Decoder(list[tuple[int, int, int, str | None, in
 _decode_names = msgspec.json.Decoder(list[str]).decode
 
 
-def finish(tx: Transaction, endings: Sequence[Ending]) -> None:
-    """End these runs, all active and each named once. Whether they may end so is for the caller to check."""
+def finish(tx: Transaction, endings: Sequence[Ending], *, reason: str | None = None) -> None:
+    """End these runs, all active and each named once. Whether they may end so is for the caller to check.
+
+    ``reason``: what their open children are cancelled with.
+    """
     now = tx.clock.now()
     ended = as_json(ending[0] for ending in endings)
     _RECORD.execute(tx.db, [(*ending, now) for ending in endings])
@@ -167,7 +170,7 @@ def finish(tx: Transaction, endings: Sequence[Ending]) -> None:
         _forget(tx, [run_id for run_id, _, part, *_ in children if part])
     if tx.overheard:
         tx.happened.finished.update(_decode_names(tx.db.execute(_NAMES, (ended,)).fetchone()[0]))
-    cancel_children(tx, [ending[0] for ending in endings], "its parent has ended")
+    cancel_children(tx, [ending[0] for ending in endings], reason or "its parent has ended")
 
 
 def _let_others_in(tx: Transaction, left: Counter[tuple[int, str]]) -> None:

@@ -21,8 +21,10 @@ from zart_core.records import (
 )
 from zart_sqlite.children import start_children
 from zart_sqlite.finishes import finish
+from zart_sqlite.pauses import rules
 from zart_sqlite.rows import ManyRows, as_json
 from zart_sqlite.runs import CHILDREN, SIGNAL
+from zart_sqlite.succession import continue_runs
 from zart_sqlite.writer import Transaction
 
 # The fence, for all runs of a flush in one step. The transaction holds the write lock, so what it finds stays true
@@ -109,7 +111,8 @@ _NEXT_ATTEMPT: Final = ManyRows(
 # finishes.py.
 SUSPEND: Final = ManyRows(
     f"""
-    WITH parked (run_id, wake_at, waits, seen, cleanup, error, compensating, children_left) AS (VALUES {{rows}})
+    WITH parked (run_id, wake_at, waits, seen, cleanup, error, compensating, children_left, held_by, only_held, now) AS (
+        VALUES {{rows}})
     UPDATE zart_active SET
         worker_id = NULL,
         wake_at = iif(
@@ -120,13 +123,17 @@ SUSPEND: Final = ManyRows(
         waits = parked.waits,
         children_left = parked.children_left,
         cleanup = parked.cleanup,
-        error = parked.error
+        error = parked.error,
+        -- A rule of the whole execution holds it already, whatever else does.
+        held_by = coalesce(parked.held_by, iif(queue = '', zart_active.held_by, NULL)),
+        held_at = iif(parked.held_by IS NULL, iif(queue = '', held_at, NULL), coalesce(held_at, parked.now)),
+        queue = iif(parked.only_held AND parked.held_by IS NOT NULL, '', queue)
     FROM parked
     WHERE zart_active.run_id = parked.run_id AND (NOT cancel_requested OR parked.compensating)
       AND (parked.waits & {SIGNAL} = 0 OR signal_seq = parked.seen)
       AND (parked.waits & {CHILDREN} = 0 OR open_children > parked.children_left)
     """,
-    columns=8,
+    columns=11,
 )
 _STILL_HELD: Final = """
     SELECT json_group_array(run_id) FROM zart_active
@@ -161,6 +168,7 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
         request.published,
         request.retries,
         request.finishes,
+        request.continues,
         request.suspends,
     ]
     named = {fact.run_id for kind in facts for fact in kind}
@@ -181,6 +189,8 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
     _publish(tx.db, kept(request.published))
     _retry(tx.db, kept(request.retries))
     refused = _finish(tx, kept(request.finishes), cancelled)
+    if request.continues:
+        refused |= continue_runs(tx, kept(request.continues), cancelled)
     refused |= _suspend(tx, kept(request.suspends), request.worker_id)
     return Flushed(frozenset(lost), frozenset(refused), cancelled)
 
@@ -197,6 +207,7 @@ def is_lone(request: Flush) -> bool | None:
         + len(request.published)
         + len(request.retries)
         + len(request.finishes)
+        + len(request.continues)
         + len(request.suspends)
     )
     if len(request.steps) + others != 1:
@@ -286,23 +297,29 @@ def _finish(tx: Transaction, facts: Iterable[FinishFact], cancelled: frozenset[i
 
 def _suspend(tx: Transaction, facts: Iterable[SuspendFact], worker_id: int) -> set[int]:
     """Give leases up; returns the runs that go on because what they would wait for has happened."""
+    facts = list(facts)
+    now = tx.clock.now()
+    holding = {rule.rule_id for rule in rules(tx.db)} if any(fact.held_by is not None for fact in facts) else set[int]()
     parked = {
         fact.run_id: (
             fact.run_id,
-            fact.wake_at,
+            # Race: the pause has ended meanwhile. Nobody would wake the run for it any more, so it is due at once.
+            now if fact.held_by is not None and fact.held_by not in holding else fact.wake_at,
             (SIGNAL if fact.on_signal else 0) | (CHILDREN if fact.on_children else 0),
             fact.seen,
             int(fact.cleanup),
             fact.error,
             int(fact.compensating),
             fact.children_left,
+            fact.held_by if fact.held_by in holding else None,
+            int(fact.only_held),
+            now,
         )
         for fact in facts
     }
     if not parked:
         return set()
     rows = list(parked.values())
-    now = tx.clock.now()
     if any(wake_at is not None and wake_at <= now for _, wake_at, *_ in rows):
         tx.happened.ready = True
     if SUSPEND.execute(tx.db, rows) == len(rows):

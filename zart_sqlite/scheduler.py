@@ -21,9 +21,14 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewPause,
+    NewRun,
     Notification,
     Offer,
+    PauseFilter,
+    PauseRow,
     Reaped,
+    Revival,
     Settled,
     Signals,
     Start,
@@ -34,7 +39,7 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_sqlite import audit, claims, executions, leases, signals, transactions
+from zart_sqlite import audit, claims, executions, leases, pauses, signals, succession, transactions
 from zart_sqlite.database import Database, Synchronous
 from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
@@ -168,6 +173,24 @@ class SqliteScheduler:
 
     async def resume(self, execution_id: str) -> bool:
         return await self._write(lambda tx: leases.resume(tx, execution_id))
+
+    async def pause(self, new: NewPause) -> int:
+        return await self._write(lambda tx: pauses.pause(tx, new))
+
+    async def lift(self, wanted: PauseFilter) -> int:
+        return await self._write(lambda tx: pauses.lift(tx, wanted))
+
+    async def pauses(self) -> Sequence[PauseRow]:
+        return await self._read(pauses.rules)
+
+    async def begin_run(self, new: NewRun) -> Started | None:
+        return await self._write(lambda tx: succession.begin_run(tx, new))
+
+    async def revive(self, revival: Revival) -> bool:
+        return await self._write(lambda tx: succession.revive(tx, revival))
+
+    async def runs(self, execution_id: str, limit: int) -> Sequence[ExecutionRow]:
+        return await self._read(lambda db: executions.runs(db, execution_id, limit))
 
     async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
         return await self._read(lambda db: executions.get(db, execution_id, run, self.clock.now()))

@@ -17,7 +17,18 @@ from zart_sqlite.rows import as_json
 from zart_sqlite.runs import SIGNAL, latest
 from zart_sqlite.writer import Transaction
 
-_OFFERED: Final = "SELECT 1 FROM zart_events WHERE run_id = ? AND event_id = ?"
+# In this run and in those that it continues: an offer may be repeated, because its answer was lost, when the run has gone on
+# as the next one. Of those only the last hundred: a repeated offer is not that late.
+_OFFERED: Final = """
+    WITH RECURSIVE chain (run_id, execution_id, run, trigger, length) AS (
+        SELECT run_id, execution_id, run, trigger, 1 FROM zart_runs WHERE run_id = ?1
+        UNION ALL
+        SELECT r.run_id, r.execution_id, r.run, r.trigger, c.length + 1
+        FROM chain AS c CROSS JOIN zart_runs AS r ON r.execution_id = c.execution_id AND r.run = c.run - 1
+        WHERE c.trigger = 'continue' AND c.length < 100
+    )
+    SELECT 1 FROM chain AS c CROSS JOIN zart_events AS v ON v.run_id = c.run_id AND v.event_id = ?2 LIMIT 1
+"""
 _STORE: Final = "INSERT INTO zart_events (run_id, seq, name, event_id, sent_at, payload) VALUES (?, ?, ?, ?, ?, ?)"
 _COUNT: Final = "UPDATE zart_active SET signal_seq = ? WHERE run_id = ?"
 _WAKE: Final = "UPDATE zart_active SET signal_seq = ?, wake_at = min(?3, coalesce(wake_at, ?3)) WHERE run_id = ?2"

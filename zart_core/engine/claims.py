@@ -6,14 +6,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from zart_core.clock import Clock
 from zart_core.engine.lease import Lease
 from zart_core.engine.timer import Timer
 from zart_core.errors import BackendUnavailable, LeaseLost
-from zart_core.records import Claim, ClaimedRun, TaskOffer
+from zart_core.records import Claim, ClaimedRun, PauseRow, TaskOffer
 from zart_core.scheduler import Scheduler
 
 logger = logging.getLogger("zart")
@@ -39,6 +39,7 @@ class Claims:
         free: Callable[[], int],
         held: Callable[[], list[int]],
         begin: Callable[[list[ClaimedRun]], None],
+        heed: Callable[[Sequence[PauseRow]], None],
     ) -> None:
         self._scheduler = scheduler
         self._clock: Clock = scheduler.clock
@@ -49,6 +50,7 @@ class Claims:
         self._free = free
         self._held = held
         self._begin = begin
+        self._heed = heed
         self._unsure = False
         self._polling = False  # the poll interval has passed: look even without a free slot, for passed deadlines
         self._wanted = asyncio.Event()
@@ -138,6 +140,7 @@ class Claims:
             self._asking = False
         self._lease.renewed(asked_at)
         self.next_wake = claimed.next_wake
+        self._heed(claimed.pauses)
         self._begin(claimed.runs)
         return 0 < limit <= len(claimed.runs)
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any, Final
 
-from zart_core.engine.halt import Abandoned, Halt
+from zart_core.engine.halt import Abandoned, Continued, Halt
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import LOST, Durable
 from zart_core.engine.parked import Parked
+from zart_core.engine.pauses import concerning
 from zart_core.engine.replay import Key, Replay
 from zart_core.engine.services import Body, Services
 from zart_core.engine.timer import Timer
 from zart_core.errors import DeadlineExceeded, ExecutionCancelled
 from zart_core.records import (
     ClaimedRun,
+    PauseRow,
 )
 
 logger = logging.getLogger("zart")
@@ -61,6 +63,9 @@ class Ending:
         """Whether the handler's task was cancelled because it did not end by itself."""
         self.unrepeatable = False
         """Whether an at-most-once step has an unknown outcome: then a handler's retry must not begin anew."""
+        self.continuation: bytes | None = None
+        """The input of the execution's next run, once the handler has asked for it: no call begins any more."""
+        self._pauses: tuple[PauseRow, ...] = ()  # rules that hold calls of this run
         self.turn: int = 0
         """Counts the passes through the handler and on_failure. A call belongs to the one whose context it is made with."""
         self._ending = False  # a pass has ended, and the calls that it left behind have not
@@ -131,7 +136,11 @@ class Ending:
             return self.halt
         if self._ending:
             return Abandoned(self.execution_id)
-        if self.compensating or name in self._undoing:
+        if name in self._undoing:
+            return None
+        if self.continuation is not None:
+            return Continued(self.execution_id)
+        if self.compensating:
             return None
         if self.cancelled:
             return self.cancel_error()
@@ -230,11 +239,18 @@ class Ending:
             self._expel()
         await asyncio.sleep(0)
 
+    def heed(self, rules: Iterable[PauseRow]) -> None:
+        """These pauses hold now: from here on no call begins that one of them holds."""
+        self._pauses = concerning(rules, self.execution_id, self.claimed.task)
+        self._regate()
+
     def _regate(self) -> None:
         self.gated = (
             self._suspending is not None
             or self._draining
             or self._ending
+            or self.continuation is not None
+            or bool(self._pauses)
             or (not self.compensating and (self.cancelled or self.overdue))
         )
 

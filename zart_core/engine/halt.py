@@ -15,6 +15,10 @@ class Suspended(Halt):
     """The run has given its lease up until it is woken."""
 
 
+class Continued(Halt):
+    """The run has said its last word: it finishes, and the next run of its execution begins."""
+
+
 class Abandoned(Halt):
     """The run is not this worker's any more (its lease was lost, or the worker stops): nothing can be written."""
 

@@ -19,6 +19,7 @@ from zart_core.errors import BackendUnavailable, LeaseLost
 from zart_core.records import (
     AttemptFact,
     ChildFact,
+    ContinueFact,
     DetailsFact,
     FinishFact,
     Flush,
@@ -45,7 +46,9 @@ _SET_ASIDE: Final = 5_000_000
 """How long a run waits, in microseconds, whose facts the backend refuses."""
 
 
-_Fact = StepFact | ChildFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | SuspendFact
+_Fact = (
+    StepFact | ChildFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | ContinueFact | SuspendFact
+)
 
 
 class Journal:
@@ -129,6 +132,10 @@ class Journal:
 
     def finish(self, fact: FinishFact) -> Durable:
         self._pending.finishes.append(fact)
+        return self._expect(fact.run_id)
+
+    def continue_as(self, fact: ContinueFact) -> Durable:
+        self._pending.continues.append(fact)
         return self._expect(fact.run_id)
 
     def suspend(self, fact: SuspendFact) -> Durable:
@@ -272,6 +279,7 @@ def _facts(flush: Flush) -> list[_Fact]:
         *flush.published,
         *flush.retries,
         *flush.finishes,
+        *flush.continues,
         *flush.suspends,
     ]
 
@@ -291,6 +299,7 @@ def _of_run(flush: Flush, run_id: int) -> Flush:
         published=[fact for fact in flush.published if fact.run_id == run_id],
         retries=[fact for fact in flush.retries if fact.run_id == run_id],
         finishes=[fact for fact in flush.finishes if fact.run_id == run_id],
+        continues=[fact for fact in flush.continues if fact.run_id == run_id],
         suspends=[fact for fact in flush.suspends if fact.run_id == run_id],
     )
 

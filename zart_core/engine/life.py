@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from zart_core import failure as failures
 from zart_core.duration import later
-from zart_core.engine.halt import Halt, being_closed
+from zart_core.engine.continuation import begin_next
+from zart_core.engine.halt import Continued, Halt, being_closed
 from zart_core.engine.journal import DONE, LOST, REFUSED
 from zart_core.engine.races import join
 from zart_core.engine.replay import FAILURE_NAME, FAILURE_ORDINAL
@@ -73,6 +74,9 @@ class Life:
                 if await self._finish(FinishFact(run.run_id, run.epoch, "completed", result)):
                     return
                 failure = self._cancellation()  # it was accepted before the finish: the cancellation wins
+            elif isinstance(result, Continued):
+                if await begin_next(run):
+                    return
             elif isinstance(result, NonDeterminismError):
                 if await self._wait_for_code(result):
                     return
@@ -87,8 +91,8 @@ class Life:
         else:
             await self._finish_failed(failure)
 
-    async def _pass(self) -> bytes | ExecutionFailure | NonDeterminismError:
-        """One pass through the handler: its encoded output, or why it failed. Raises only ``Halt``."""
+    async def _pass(self) -> bytes | ExecutionFailure | NonDeterminismError | Continued:
+        """One pass through the handler: its encoded output, or why it failed or goes no further. Raises only ``Halt``."""
         run = self.run
         run.begin_turn()
         self._pass_began = run.clock.now()
@@ -103,6 +107,8 @@ class Life:
             await run.learn_reason()
             return self._judge(error)
         await run.end_turn()
+        if run.continuation is not None and run.halt is None:
+            return Continued(run.execution_id)
         if run.halt is not None:
             logger.warning(
                 "execution %r: the handler of %r returned a value after it was told to stop; the value is ignored. "
@@ -118,11 +124,15 @@ class Life:
             return self._deadline_failure()
         return output
 
-    def _judge(self, error: BaseException) -> ExecutionFailure | NonDeterminismError:
+    def _judge(self, error: BaseException) -> ExecutionFailure | NonDeterminismError | Continued:
         """Why the handler failed that raised ``error``."""
         run = self.run
         if run.halt is not None:
             raise run.halt
+        if run.continuation is not None:  # whatever its ``finally`` blocks have made of it
+            while run.root is not None and run.expelled and run.root.cancelling():
+                run.root.uncancel()
+            return Continued(run.execution_id)
         if isinstance(error, Halt):  # kept by the user from an earlier life and raised again
             error = ZartError(f"{type(error).__name__} was raised outside a suspension")
         if run.root is not None and isinstance(error, asyncio.CancelledError) and run.root.cancelling():
@@ -198,13 +208,22 @@ class Life:
             await run.end_turn()
             if run.halt is not None:
                 raise run.halt from None
+            if run.continuation is not None:
+                return await self._continue_failed()
             return await self._finish_failed(_last_word(failure, error))
         await run.end_turn()
         if run.halt is not None:
             raise run.halt
+        if run.continuation is not None:
+            return await self._continue_failed()
         if failure.kind == "cancelled":
             return await self._finish_failed(failure)
         if not await self._finish(FinishFact(run.run_id, run.epoch, "completed", output)):
+            await self._finish_failed(self._cancellation())
+
+    async def _continue_failed(self) -> None:
+        """on_failure continues as a new run: the last word of this one. Of a cancelled execution it is none."""
+        if not await begin_next(self.run):
             await self._finish_failed(self._cancellation())
 
     async def _finish_failed(self, failure: ExecutionFailure) -> None:

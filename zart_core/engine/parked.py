@@ -7,6 +7,7 @@ from typing import Protocol
 
 from zart_core.engine.replay import Key
 from zart_core.engine.timer import Timer
+from zart_core.records import PauseRow
 
 
 class _Waker(Protocol):
@@ -28,6 +29,7 @@ class Parked:
         "needed",
         "on_signal",
         "remote",
+        "rule",
         "timer",
         "wake_at",
         "woken",
@@ -44,6 +46,8 @@ class Parked:
         """… how many of them have to end …"""
         self.remote: set[Key] = set()
         """… and which of them are runs of their own, that end wherever they are driven."""
+        self.rule: PauseRow | None = None
+        """The pause that holds just this call."""
         self.name = name
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.wake_at = wake_at

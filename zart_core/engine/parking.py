@@ -17,10 +17,12 @@ from zart_core.engine.ending import Ending
 from zart_core.engine.halt import Suspended
 from zart_core.engine.journal import DONE, LOST, Durable
 from zart_core.engine.parked import Parked
+from zart_core.engine.pauses import holding
 from zart_core.engine.replay import Key
 from zart_core.engine.timer import Timer
 from zart_core.records import (
     ChildFact,
+    PauseRow,
     StepRow,
     SuspendFact,
 )
@@ -31,7 +33,7 @@ logger = logging.getLogger("zart")
 class Parking(Ending):
     """A run whose calls can wait."""
 
-    async def ready(self, name: str) -> None:
+    async def ready(self, name: str | None) -> None:
         """May something new begin? Waits out a suspension or a lapsed lease; raises what has ended the execution."""
         while self._suspending is not None:
             # Race: the lease is being given up in the backend while another branch wants to begin. The answer decides.
@@ -44,7 +46,10 @@ class Parking(Ending):
             await self._refuse()
             raise error
         if self._draining:
-            await self.hold(name)
+            await self.hold(name or "")
+        rule = holding(self._pauses, name)
+        if rule is not None:
+            await self._pause(name or "", rule)
 
     async def settled(self, row: StepRow) -> None:
         """A call has its durable result. With ``replay="always"`` it is not given to this pass but to the next.
@@ -118,6 +123,13 @@ class Parking(Ending):
     async def hold(self, name: str) -> None:
         """Wait for the run to be suspended and claimed anew: this pass goes no further."""
         await self._park(Parked(self, name, None, on_signal=False, hold=True))
+
+    async def _pause(self, name: str, rule: PauseRow) -> None:
+        """Wait for a pause to end: the run is suspended, and claimed anew when it is over."""
+        parked = Parked(self, name, None, on_signal=False, hold=True)
+        if rule.step is not None:  # a rule for the whole run keeps it from being claimed; this one only holds a call
+            parked.rule = rule
+        await self._park(parked)
 
     async def _park(self, parked: Parked, is_open: Callable[[Key], bool] | None = None) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
@@ -210,7 +222,7 @@ class Parking(Ending):
             self._linger = Timer(self.clock, until, self._linger_over)
 
     def _suspend_at_once(self) -> bool:
-        if self._draining or self.services.linger <= 0 or any(parked.hold for parked in self._parked):
+        if self._draining or self.services.linger <= 0 or any(p.hold and p.rule is None for p in self._parked):
             return True
         if self._unaccounted:
             return False  # another branch may be in a plain await: only time can tell
@@ -236,10 +248,23 @@ class Parking(Ending):
         return self._concurrent or (bool(self.tasks) and not self._root_parked)
 
     def _wake_at(self) -> int | None:
-        if any(parked.hold for parked in self._parked):
+        if self._held is not None and not self._only_held:
+            pass  # the others' times; the end of the pause wakes the run too
+        elif any(parked.hold for parked in self._parked):
             return self.clock.now()
         times = [parked.wake_at for parked in self._parked if parked.wake_at is not None]
         return min(times) if times else None
+
+    @property
+    def _held(self) -> PauseRow | None:
+        """The pause that holds a call, where no call is held for another reason."""
+        if any(parked.hold and parked.rule is None for parked in self._parked):
+            return None
+        return next((parked.rule for parked in self._parked if parked.rule is not None), None)
+
+    @property
+    def _only_held(self) -> bool:
+        return all(parked.rule is not None for parked in self._parked)
 
     def _suspend(self) -> None:
         deadline = self.claimed.deadline
@@ -249,6 +274,7 @@ class Parking(Ending):
         self._no_longer_idle()
         self._suspending = self.loop.create_future()
         self.gated = True
+        held = self._held
         needed = [parked.needed for parked in self._parked if parked.remote]
         fact = SuspendFact(
             self.run_id,
@@ -261,6 +287,8 @@ class Parking(Ending):
             compensating=self._unwinding,
             # Whichever children end: before so many have, no call has what it needs. Woken for others than its own, it waits on.
             children_left=max(0, self.replay.open_children - min(needed)) if needed else 0,
+            held_by=None if held is None else held.rule_id,
+            only_held=held is not None and self._only_held,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
 

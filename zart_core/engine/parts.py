@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from zart_core.engine.halt import being_closed
+from zart_core.engine.halt import Continued, being_closed
 from zart_core.engine.life import Life
 from zart_core.engine.orders import StepOrder, arguments_of, decode_order
 from zart_core.engine.services import Body
@@ -64,6 +64,8 @@ class PartLife(Life):
                     return
                 await run.learn_reason()
                 result = self._cancellation()
+            if isinstance(result, Continued):
+                raise RuntimeError("a part has no context, so it cannot continue as another run")
             await self._finish_failed(result)
             return
         await run.end_turn()

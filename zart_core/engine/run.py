@@ -89,6 +89,17 @@ class Run(Parking):
         self.replay.rewind(drop_failed=True)
         current_execution.set(self.info())
 
+    def continue_with(self, data: bytes) -> None:
+        """The handler continues as a new run: see continuation.py."""
+        self.continuation = data
+        self._regate()
+        self._interrupt()
+
+    def walk_again(self) -> None:
+        """The continuation was refused: the handler walks through what it has recorded once more."""
+        self.continuation = None
+        self.replay.rewind(drop_failed=False)
+
     def begin_compensation(self) -> None:
         """From here on calls work again, in a namespace of their own, whatever ended the body."""
         self.compensating = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final, Protocol
 
@@ -23,7 +23,7 @@ from zart_core.engine.sweeper import Sweeper
 from zart_core.engine.wakeups import WakeUps
 from zart_core.errors import BackendUnavailable
 from zart_core.payload import Payloads
-from zart_core.records import ClaimedRun, TaskOffer
+from zart_core.records import ClaimedRun, PauseRow, TaskOffer
 from zart_core.scheduler import Scheduler
 
 logger = logging.getLogger("zart")
@@ -76,6 +76,7 @@ class Tenure:
         self._duties: list[asyncio.Task[None]] = []
         self._making_room = False
         self._begun = 0
+        self._pauses: Sequence[PauseRow] = ()
         self.ended = asyncio.Event()
         self.failed = False
         """Whether it ended because one of its duties did, not because it was told to or lost its lease."""
@@ -91,6 +92,7 @@ class Tenure:
             free=self.free,
             held=lambda: [run_id for run_id, _ in self.runs],
             begin=self._begin_all,
+            heed=self._heed,
         )
         self.wakeups = WakeUps(
             scheduler,
@@ -208,6 +210,14 @@ class Tenure:
 
     # --- runs ------------------------------------------------------------------------------------------------------
 
+    def _heed(self, rules: Sequence[PauseRow]) -> None:
+        """The pauses that a claim has brought. There are hardly ever any, and they hardly ever change."""
+        if rules or self._pauses:
+            if rules != self._pauses:
+                for run in self.runs.values():
+                    run.heed(rules)
+            self._pauses = rules
+
     def _begin_all(self, claimed: list[ClaimedRun]) -> None:
         for run in claimed:
             try:
@@ -222,6 +232,8 @@ class Tenure:
         body: Body = self._bodies.body(claimed.task, claimed.version)
         is_part = claimed.run < 0
         run = Run(claimed, PartBody(body) if is_part else body, self._services)
+        if self._pauses:
+            run.heed(self._pauses)
         life = PartLife(run) if is_part else Life(run)
         key = (run.run_id, run.epoch)
         self.runs[key] = run

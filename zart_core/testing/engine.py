@@ -11,10 +11,11 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, Self, TypeVar, overload
 
-from zart_core.client import DurableScheduler, ExecutionHandle
+from zart_core.client import DurableScheduler
 from zart_core.connect import connect
 from zart_core.duration import Duration, micros, moment
 from zart_core.execution import Execution, History
+from zart_core.handle import ExecutionHandle
 from zart_core.handler import TaskHandler
 from zart_core.payload import Payloads
 from zart_core.registry import TaskRegistry

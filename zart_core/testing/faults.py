@@ -38,9 +38,14 @@ from zart_core.records import (
     Flushed,
     HistoryRow,
     ListQuery,
+    NewPause,
+    NewRun,
     Notification,
     Offer,
+    PauseFilter,
+    PauseRow,
     Reaped,
+    Revival,
     Settled,
     Signals,
     Start,
@@ -66,6 +71,12 @@ METHODS: Final = frozenset(
         "offer_event",
         "cancel",
         "resume",
+        "pause",
+        "lift",
+        "pauses",
+        "begin_run",
+        "revive",
+        "runs",
         "get",
         "settled",
         "list",
@@ -337,6 +348,24 @@ class FaultyScheduler:
 
     async def resume(self, execution_id: str) -> bool:
         return await self._through("resume", lambda: self.inner.resume(execution_id))
+
+    async def pause(self, new: NewPause) -> int:
+        return await self._through("pause", lambda: self.inner.pause(new))
+
+    async def lift(self, wanted: PauseFilter) -> int:
+        return await self._through("lift", lambda: self.inner.lift(wanted))
+
+    async def pauses(self) -> Sequence[PauseRow]:
+        return await self._through("pauses", self.inner.pauses)
+
+    async def begin_run(self, new: NewRun) -> Started | None:
+        return await self._through("begin_run", lambda: self.inner.begin_run(new))
+
+    async def revive(self, revival: Revival) -> bool:
+        return await self._through("revive", lambda: self.inner.revive(revival))
+
+    async def runs(self, execution_id: str, limit: int) -> Sequence[ExecutionRow]:
+        return await self._through("runs", lambda: self.inner.runs(execution_id, limit))
 
     async def get(self, execution_id: str, run: int | None = None) -> ExecutionRow | None:
         return await self._through("get", lambda: self.inner.get(execution_id, run))

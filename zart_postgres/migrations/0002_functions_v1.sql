@@ -380,23 +380,40 @@ SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_run {schema}.active;
+    v_latest {schema}.runs;
+    v_chain bigint[];
 BEGIN
     o_ready := false; o_running := false;
-    SELECT r.run_id INTO o_run FROM {schema}.runs AS r
-    WHERE r.execution_id = p_execution_id ORDER BY r.run DESC LIMIT 1;
-    IF o_run IS NULL THEN
-        o_outcome := 'missing'; o_now := {schema}.now_v1();
-        RETURN;
-    END IF;
-    SELECT a.* INTO v_run FROM {schema}.active AS a WHERE a.run_id = o_run FOR NO KEY UPDATE;
+    LOOP
+        SELECT r.* INTO v_latest FROM {schema}.runs AS r
+        WHERE r.execution_id = p_execution_id ORDER BY r.run DESC LIMIT 1;
+        IF v_latest.run_id IS NULL THEN
+            o_outcome := 'missing'; o_now := {schema}.now_v1();
+            RETURN;
+        END IF;
+        o_run := v_latest.run_id;
+        SELECT a.* INTO v_run FROM {schema}.active AS a WHERE a.run_id = o_run FOR NO KEY UPDATE;
+        -- Race: while this waited for the lock the run has gone on as the next one, or was restarted. Then the event is for that.
+        EXIT WHEN v_run.run_id IS NOT NULL OR NOT EXISTS (
+            SELECT 1 FROM {schema}.runs AS n WHERE n.execution_id = p_execution_id AND n.run > v_latest.run);
+    END LOOP;
     o_now := {schema}.now_v1();
-    -- Before the question whether the run is live: a caller who repeats an offer whose answer was lost may come when the
-    -- run has consumed the event and finished. After the lock: of two with one id, the second finds the first's.
-    IF p_event_id IS NOT NULL AND EXISTS (
-        SELECT 1 FROM {schema}.events AS e WHERE e.run_id = o_run AND e.event_id = p_event_id
-    ) THEN
-        o_outcome := 'known';
-        RETURN;
+    IF p_event_id IS NOT NULL THEN
+        -- In this run and in those that it continues: an offer may be repeated, because its answer was lost, when the run has
+        -- gone on as the next one. Of those only the last hundred: a repeated offer is not that late.
+        v_chain := ARRAY[o_run];
+        WHILE v_latest.trigger = 'continue' AND cardinality(v_chain) < 100 LOOP
+            SELECT r.* INTO v_latest FROM {schema}.runs AS r
+            WHERE r.execution_id = p_execution_id AND r.run = v_latest.run - 1;
+            EXIT WHEN NOT FOUND;
+            v_chain := v_chain || v_latest.run_id;
+        END LOOP;
+        -- Before the question whether the run is live: a caller who repeats an offer whose answer was lost may come when the
+        -- run has consumed the event and finished. After the lock: of two with one id, the second finds the first's.
+        IF EXISTS (SELECT 1 FROM {schema}.events AS e WHERE e.run_id = ANY (v_chain) AND e.event_id = p_event_id) THEN
+            o_outcome := 'known';
+            RETURN;
+        END IF;
     END IF;
     IF v_run.run_id IS NULL THEN
         o_outcome := 'finished';

@@ -48,6 +48,7 @@ from zart_core.testing.contract.life import LifeContract
 from zart_core.testing.contract.listing import ListingContract
 from zart_core.testing.contract.notifications import NotificationContract
 from zart_core.testing.contract.parts import PartContract
+from zart_core.testing.contract.pausing import PausingContract
 from zart_core.testing.contract.payloads import PayloadContract
 from zart_core.testing.contract.quarantine import QuarantineContract
 from zart_core.testing.contract.queueing import QueueContract
@@ -55,6 +56,7 @@ from zart_core.testing.contract.races import RaceContract
 from zart_core.testing.contract.reading import ReadingContract
 from zart_core.testing.contract.signals import SignalContract
 from zart_core.testing.contract.start import StartContract
+from zart_core.testing.contract.succession import SuccessionContract
 from zart_core.testing.contract.suspend import SuspendContract
 from zart_core.testing.contract.transact import TransactContract
 
@@ -78,6 +80,8 @@ class SchedulerContract(
     CancelContract,
     LeaseContract,
     QuarantineContract,
+    SuccessionContract,
+    PausingContract,
     ReadingContract,
     ListingContract,
     PayloadContract,

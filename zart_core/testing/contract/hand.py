@@ -11,6 +11,7 @@ from zart_core.records import (
     Claim,
     Claimed,
     ClaimedRun,
+    ContinueFact,
     DetailsFact,
     FinalStatus,
     FinishFact,
@@ -34,7 +35,9 @@ from zart_core.scheduler import Scheduler
 TASK: Final = TaskOffer("task", "1", None)
 """The task of every execution and worker that does not say otherwise."""
 
-Fact = StepFact | ChildFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | SuspendFact
+Fact = (
+    StepFact | ChildFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | ContinueFact | SuspendFact
+)
 FactT = TypeVar("FactT", bound=Fact)
 
 
@@ -107,6 +110,7 @@ class Hand:
             published=_only(PublishFact, facts),
             retries=_only(RetryFact, facts),
             finishes=_only(FinishFact, facts),
+            continues=_only(ContinueFact, facts),
             suspends=_only(SuspendFact, facts),
         )
 
@@ -244,6 +248,8 @@ def suspend(
     error: bytes | None = None,
     compensating: bool = False,
     children_left: int = 0,
+    held_by: int | None = None,
+    only_held: bool = False,
 ) -> SuspendFact:
     """Give ``run`` up; ``seen`` is the signal it was claimed with unless given."""
     return SuspendFact(
@@ -257,6 +263,8 @@ def suspend(
         error=error,
         compensating=compensating,
         children_left=children_left,
+        held_by=held_by,
+        only_held=only_held,
     )
 
 
