@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
@@ -30,6 +31,8 @@ _WRITE: Final = """
 """
 # A commit fails that cannot tell: where nobody takes notifications off the server's queue, the poll has to do.
 _TELL: Final = "SELECT pg_notify($1, $2) WHERE pg_notification_queue_usage() < 0.5"
+_FAREWELL: Final = 2.0
+"""Seconds that the server has to end a statement."""
 _ANYBODY: Final = ""
 """Who tells: no scheduler, so that the caller's own hears it too."""
 
@@ -57,6 +60,9 @@ class StepTransaction:
                         # connection broke in the very commit. The next try finds out.
                         raise ConnectionError(f"the connection broke in a transaction: {error}") from error
                     await _clean(connection)
+                    raise
+                except BaseException:
+                    await _end(connection)
                     raise
                 await _clean(connection)
                 return row
@@ -119,6 +125,13 @@ class StepTransaction:
             row.details,
         )
         return str(written["o_outcome"])
+
+
+async def _end(connection: Connection) -> None:
+    """Given up, perhaps in the middle of a statement: unless it is told, the server goes on with that and keeps its locks, for
+    which the next attempt would wait. Dropping the connection does not tell it; closing does, by a request to cancel."""
+    with contextlib.suppress(Exception):
+        await connection.close(timeout=_FAREWELL)
 
 
 async def _clean(connection: Connection) -> None:

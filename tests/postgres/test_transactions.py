@@ -160,6 +160,37 @@ async def test_a_body_that_is_given_up_has_written_nothing() -> None:  # B48
         assert await paid(d) == [7]
 
 
+async def test_a_statement_of_a_body_that_is_given_up_is_ended_on_the_server_too() -> None:  # B49
+    async with desk() as d:
+        hand, run = await running(d)
+
+        async def hang(connection: Any) -> StepRow:
+            row = await pay(connection)
+            await connection.execute("SELECT pg_sleep(60)")
+            return row
+
+        transacting = asyncio.create_task(d.scheduler.transact(key_of(hand, run), hang))
+        sleeping = (
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid() "
+            "AND datname = current_database() AND state = 'active'"
+        )
+
+        async def sleeps() -> bool:
+            return bool(await d.value(sleeping))
+
+        async def is_over() -> bool:
+            return not await d.value(sleeping)
+
+        await until(sleeps)
+        transacting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await transacting
+        # Its locks would keep the next attempt waiting.
+        await until(is_over, 5.0)
+        assert await d.scheduler.transact(key_of(hand, run), pay) is not None
+        assert await paid(d) == [7]
+
+
 async def test_a_body_that_ends_the_transaction_fails() -> None:
     async with desk() as d:
         hand, run = await running(d)
