@@ -131,6 +131,7 @@ async def main() -> None:
                 sys.executable, "-m", "examples.agent_loop", "doomed", env={**os.environ, "ZART_DATABASE_URL": url}
             )
             while (waiting := (await agent.status()).waiting_on) is None or waiting.kind != "event":
+                assert doomed.returncode is None, "it should not die before it uses the tool"
                 await asyncio.sleep(0.05)
             say(f"Waiting for {waiting.name}")
             await agent.offer_event(waiting.name, Approval(approved=True, by="Grace"))
