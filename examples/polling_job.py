@@ -8,7 +8,6 @@ Run it with ``python -m examples.polling_job``.
 
 import asyncio
 from datetime import timedelta
-from itertools import count
 from typing import Literal
 
 from msgspec import Struct
@@ -76,19 +75,20 @@ class RunJob(TaskHandler[Job, str]):
     async def run(self, ctx: TaskContext, data: Job) -> str:
         job_id = self.job_id(ctx)
         await ctx.step("start", self.service.start, job_id, data, retry="exponential(5, 1s)")
-        pause = self.first_pause
-        for poll in count():
-            # A poll that goes wrong says nothing about the job.
+        poll, pause = 0, self.first_pause
+        while True:
+            # With retries: a poll that gets no answer says nothing about the job.
             status = await ctx.step(f"poll-{poll}", self.service.status, job_id, retry="exponential(5, 1s)")
             await ctx.publish("percent", status.percent)
-            if status.state != "running":
-                break
-            # Twice as long each time: quick jobs are noticed quickly, slow ones some eighty times in six hours.
-            await ctx.sleep(f"pause-{poll}", pause)
-            pause = min(2 * pause, self.longest_pause)
-        if status.state == "failed":
-            raise JobFailedError(status.result)
-        return status.result
+            match status.state:
+                case "done":
+                    return status.result
+                case "failed":
+                    raise JobFailedError(status.result)
+                case "running":
+                    await ctx.sleep(f"pause-{poll}", pause)
+            # Twice as long each time: quick jobs are noticed quickly, slow ones cost some eighty polls in six hours.
+            poll, pause = poll + 1, min(2 * pause, self.longest_pause)
 
     async def on_failure(self, ctx: TaskContext, data: Job, failure: ExecutionFailure) -> str:
         # The deadline does not bound this: it is for the cleaning up after it. Whatever the reason, the job must not go on.

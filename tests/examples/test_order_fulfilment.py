@@ -14,6 +14,7 @@ STORY = [
     "[Ada] 4200 cents charged",
     "[Ada] pick-up booked",
     "[Ada] => shipped (with Grace)",
+    "Sent twice, started 1 time",
     "Calls to the provider: 3, charges: 1",
     "[Bob] 990 cents charged",
     "[Bob] pick-up booked",

