@@ -14,3 +14,9 @@ def database(default: str = "sqlite://") -> Scheduler:
         # the workers have. An example has to run on an empty database too.
         return connect(url, auto_migrate=True)
     return connect(url)
+
+
+def shared_url(folder: str) -> str:
+    """The environment's database if several processes can share it; else a SQLite file in ``folder``."""
+    url = os.environ.get("ZART_DATABASE_URL") or "sqlite://"
+    return f"sqlite:///{folder}/example.db" if url == "sqlite://" else url

@@ -471,7 +471,7 @@ BAD_INPUT: dict[str, tuple[Callable[[DurableScheduler], Any], type[Exception], s
     "start: tag half": (lambda c: c.start("steps", "x", tags={HALF: "a"}), ValueError, "tag.*no text"),
     "start_many: tuple": (lambda c: c.start_many([("steps", "x")]), TypeError, "StartRequest"),
     "offer_event: id half": (lambda c: c.offer_event("e", "x", event_id=HALF), ValueError, "event_id.*no text"),
-    "resume: positional": (lambda c: c.resume("e"), TypeError, "positional"),
+    "resume: no rule": (lambda c: c.resume("e"), TypeError, "named by its number"),
 }
 
 

@@ -24,7 +24,15 @@ from zart_postgres.schema import newest
 PAGE = ROOT / "docs" / "concepts" / "postgres.md"
 GUIDE = ROOT / "docs" / "production.md"
 PROGRAMS = [block for block in PYTHON if block.is_program and "ZART_DATABASE_URL" in block.code]
-EXAMPLES = ["approval", "durable_loops", "error_handling", "retry_simulation"]
+EXAMPLES = [
+    "agent_loop",
+    "approval",
+    "durable_loops",
+    "error_handling",
+    "order_fulfilment",
+    "polling_job",
+    "retry_simulation",
+]
 
 
 class Troubled(TaskHandler[int, int]):
