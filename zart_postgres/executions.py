@@ -23,8 +23,12 @@ from zart_core.records import (
 )
 from zart_postgres.lanes import Session
 
+# A part that is quarantined has no status that anybody could see: the run that waits for it shows it.
 _STATUS: Final = """
-    CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
+    CASE WHEN e.run_id IS NOT NULL THEN e.status
+         WHEN a.quarantined OR a.waits & 4 <> 0 AND EXISTS (
+             SELECT 1 FROM {schema}.active AS q JOIN {schema}.runs AS x ON x.run_id = q.run_id AND x.run < 0
+             WHERE q.parent_run = a.run_id AND q.quarantined) THEN 'paused'
          WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
 _COLUMNS: Final = f"""

@@ -23,8 +23,12 @@ from zart_sqlite import history
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined, is_large
 from zart_sqlite.rows import as_json, mapping_as_json
 
+# A part that is quarantined has no status that anybody could see: the run that waits for it shows it.
 _STATUS: Final = """
-    CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
+    CASE WHEN e.run_id IS NOT NULL THEN e.status
+         WHEN a.quarantined OR a.waits & 4 <> 0 AND EXISTS (
+             SELECT 1 FROM zart_active AS q JOIN zart_runs AS x ON x.run_id = q.run_id AND x.run < 0
+             WHERE q.parent_run = a.run_id AND q.quarantined) THEN 'paused'
          WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
 _ROWS: Final = f"""
