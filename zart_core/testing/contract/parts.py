@@ -137,7 +137,8 @@ class PartContract(Contract):
         assert (await bench.row("p")).status == "waiting"
         await bench.bury(doomed, max_deliveries=1)
         assert await hand.claim() == []
-        assert (await bench.row("p")).status == "paused", "nobody would know of it"
+        shown = await bench.row("p")
+        assert (shown.status, shown.error is not None) == ("paused", True), "nobody would know of it"
         assert [row.status for row in await bench.scheduler.list(ListQuery(statuses=("paused",)))] == ["paused"]
         assert await bench.scheduler.resume("p")
         assert (await bench.row("p")).status == "waiting"
