@@ -24,17 +24,24 @@ from zart_core.records import (
 from zart_postgres.lanes import Session
 from zart_postgres.pauses import read_rule
 
+# A part that is quarantined has no status that anybody could see: the run that waits for it shows it.
 _STATUS: Final = """
-    CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
-         WHEN a.worker_id IS NOT NULL THEN 'running'
-         WHEN a.queue = '' OR EXISTS (
-             SELECT 1 FROM {schema}.pauses AS h WHERE h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL) THEN 'paused'
-         WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+    CASE WHEN e.run_id IS NOT NULL THEN e.status
+         WHEN a.quarantined OR a.waits & 4 <> 0 AND EXISTS (
+             SELECT 1 FROM {schema}.active AS q JOIN {schema}.runs AS x ON x.run_id = q.run_id AND x.run < 0
+             WHERE q.parent_run = a.run_id AND q.quarantined) THEN 'paused'
+         WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+          WHEN a.worker_id IS NOT NULL THEN 'running'
+          WHEN a.queue = '' OR EXISTS (
+              SELECT 1 FROM {schema}.pauses AS h WHERE h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL) THEN 'paused'
+          WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
 _COLUMNS: Final = f"""
     r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version) AS version, {_STATUS} AS status, r.queue,
     r.priority, r.tags::text AS tags, coalesce(e.attempt, a.attempt) AS attempt, r.input, e.output,
-    CASE WHEN e.run_id IS NULL THEN a.error ELSE e.error END AS error,
+    CASE WHEN e.run_id IS NOT NULL THEN e.error ELSE coalesce(a.error, CASE WHEN a.waits & 4 <> 0 THEN (
+        SELECT q.error FROM {{schema}}.active AS q JOIN {{schema}}.runs AS x ON x.run_id = q.run_id AND x.run < 0
+        WHERE q.parent_run = a.run_id AND q.quarantined LIMIT 1) END) END AS error,
     (SELECT p.execution_id FROM {{schema}}.runs AS p WHERE p.run_id = r.parent_run) AS parent_id,
     r.created_at, coalesce(e.started_at, a.started_at) AS started_at, e.finished_at,
     coalesce(e.deadline, a.deadline) AS deadline, a.wake_at,

@@ -25,18 +25,26 @@ from zart_sqlite import history
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined, is_large
 from zart_sqlite.rows import as_json, mapping_as_json
 
+# A part that is quarantined has no status that anybody could see: the run that waits for it shows it.
 _STATUS: Final = """
-    CASE WHEN e.run_id IS NOT NULL THEN e.status WHEN a.quarantined THEN 'paused'
-         WHEN a.worker_id IS NOT NULL THEN 'running'
-         WHEN a.queue = '' OR EXISTS (
-             SELECT 1 FROM zart_pauses AS rule WHERE rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL) THEN 'paused'
-         WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+    CASE WHEN e.run_id IS NOT NULL THEN e.status
+         WHEN a.quarantined OR a.waits & 4 <> 0 AND EXISTS (
+             SELECT 1 FROM zart_active AS q JOIN zart_runs AS x ON x.run_id = q.run_id AND x.run < 0
+             WHERE q.parent_run = a.run_id AND q.quarantined) THEN 'paused'
+         WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+          WHEN a.worker_id IS NOT NULL THEN 'running'
+          WHEN a.queue = '' OR EXISTS (
+              SELECT 1 FROM zart_pauses AS rule WHERE rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL) THEN 'paused'
+          WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
+_ERROR: Final = """coalesce(a.error, iif(a.waits & 4 = 0, NULL, (
+    SELECT q.error FROM zart_active AS q JOIN zart_runs AS x ON x.run_id = q.run_id AND x.run < 0
+    WHERE q.parent_run = a.run_id AND q.quarantined LIMIT 1)))"""
 _ROWS: Final = f"""
     SELECT json_group_array(json_array(
         r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version), {_STATUS}, r.queue, r.priority,
         json(r.tags), coalesce(e.attempt, a.attempt), {inlined("r.input")}, {inlined("e.output")},
-        CASE WHEN e.run_id IS NULL THEN {inlined("a.error")} ELSE {inlined("e.error")} END,
+        CASE WHEN e.run_id IS NULL THEN {inlined(_ERROR)} ELSE {inlined("e.error")} END,
         (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = r.parent_run),
         r.created_at, coalesce(e.started_at, a.started_at), e.finished_at, coalesce(e.deadline, a.deadline), a.wake_at,
         (SELECT w.name FROM zart_workers AS w WHERE w.worker_id = a.worker_id),
@@ -53,7 +61,7 @@ _ROWS: Final = f"""
     LEFT JOIN zart_active AS a ON a.run_id = r.run_id
 """
 _LARGE: Final = f"""
-    SELECT r.run_id, r.input, e.output, coalesce(e.error, a.error)
+    SELECT r.run_id, r.input, e.output, coalesce(e.error, {_ERROR})
     FROM zart_runs AS r
     LEFT JOIN zart_results AS e ON e.run_id = r.run_id
     LEFT JOIN zart_active AS a ON a.run_id = r.run_id

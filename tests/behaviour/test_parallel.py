@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from typing import Any
 
@@ -18,6 +19,7 @@ from zart_core import (
     NonRetryable,
     Ok,
     PayloadError,
+    Payloads,
     RetryConfig,
     RetryExhausted,
     StepFailed,
@@ -517,7 +519,7 @@ async def test_wrong_use_is_refused_at_once(replay: Replay, what: str, said: str
         handle = await engine.start(Refused, what)
         await engine.settle()
         told = await handle.result()
-    assert __import__("re").match(said, told), told
+    assert re.match(said, told), told
 
 
 @zart_durable("free-fan")
@@ -559,3 +561,69 @@ class Leaked(TaskHandler[None, str]):
 async def test_a_handle_of_an_earlier_pass_is_refused(world: World) -> None:  # B19
     world.register(Leaked())
     assert "in an earlier pass" in await world.run(Leaked)
+
+
+class Results(TaskHandler[str, str]):
+    """Results of steps that another worker runs: of a type that the call names, and of none that can be stored."""
+
+    name = "results"
+
+    async def run(self, ctx: TaskContext, data: str) -> str:
+        if data == "returns":
+            [found] = await ctx.wait_all([ctx.schedule("x", self.plain, "a", returns=Service)])
+            assert isinstance(found, Service)
+            return found.name
+        [result] = await ctx.wait([ctx.schedule("x", self.lock if data == "lock" else self.wrong)])
+        assert isinstance(result, ZartErr)
+        return type(result.error).__name__
+
+    async def plain(self, name: str) -> Any:
+        return {"name": name}
+
+    async def lock(self) -> Any:
+        return threading.Lock()
+
+    async def wrong(self) -> int:
+        return "no number"  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("data", "said"), [("returns", "a"), ("lock", "PayloadError"), ("wrong", "PayloadError")])
+async def test_results_of_parallel_steps_are_checked_like_any(world: World, data: str, said: str) -> None:  # B14, B15
+    world.register(Results())
+    assert await world.run(Results, data) == said
+
+
+class Secret:
+    """A codec: what is stored shows nothing."""
+
+    def encode(self, data: bytes) -> bytes:
+        return data[::-1]
+
+    def decode(self, data: bytes) -> bytes:
+        return data[::-1]
+
+
+async def test_a_codec_covers_what_travels(replay: Replay) -> None:  # B13
+    async with TestEngine(registry_of(Shown()), replay=replay, payloads=Payloads(codec=Secret())) as engine:
+        handle = await engine.start(Shown, Service("abc"))
+        await engine.settle()
+        assert (await handle.result())[0].startswith(f"{handle.execution_id} shown 3 first")
+
+
+class Mocked(TaskHandler[None, list[int]]):
+    name = "mocked"
+
+    async def run(self, ctx: TaskContext, data: None) -> list[int]:
+        return await ctx.wait_all([ctx.schedule(f"price-{n}", self.price, n) for n in range(3)])
+
+    async def price(self, number: int) -> int:
+        raise AssertionError("the shop was asked")
+
+
+async def test_parallel_steps_can_be_mocked(replay: Replay) -> None:  # B35
+    async with TestEngine(registry_of(Mocked()), replay=replay) as engine:
+        engine.mock_step(Mocked, "price-*", returns=lambda number: 10 * number)
+        handle = await engine.start(Mocked, None)
+        await engine.settle()
+        assert await handle.result() == [0, 10, 20]
+        assert [engine.ran(handle, f"price-{n}") for n in range(3)] == [1, 1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from datetime import timedelta
 from typing import Any
 
@@ -291,3 +292,27 @@ def test_a_condition_decides_by_the_error() -> None:
     assert delays(config, ConnectionError()) == [0, 0]
     assert delays(config, ValueError()) == []
     assert judge(config, ValueError(), attempt=2, elapsed=0) == Verdict(None, exhausted=False)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RetryConfig.none(),
+        RetryConfig.fixed(3, "250ms"),
+        RetryConfig.exponential(5, "2s"),
+        RetryConfig.exponential(5, 0.5, max_delay="1m", jitter=False),
+    ],
+)
+def test_a_policy_means_the_same_after_it_was_written_down(config: RetryConfig) -> None:  # B37
+    assert config.text is not None
+    again = RetryConfig.parse(config.text)
+    assert again.text == config.text
+    for attempt in range(1, 8):
+        random.seed(attempt)
+        first = judge(config, OSError(), attempt=attempt, elapsed=0)
+        random.seed(attempt)
+        assert judge(again, OSError(), attempt=attempt, elapsed=0) == first
+
+
+def test_a_policy_of_tenacitys_strategies_cannot_be_written_down() -> None:
+    assert RetryConfig(stop=tenacity.stop_after_attempt(3)).text is None

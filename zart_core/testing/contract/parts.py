@@ -131,12 +131,17 @@ class PartContract(Contract):
     @on_bench
     async def test_a_quarantined_part_is_resumed_with_its_execution(self, bench: Bench) -> None:  # B46
         hand, run = await bench.running("p")
-        await hand.record(part(run, "one"))
+        await hand.record(part(run, "one"), suspend(run, on_children=True))
         doomed = await bench.hand(lease=LAPSE)
         assert len(await doomed.claim()) == 1
+        assert (await bench.row("p")).status == "waiting"
         await bench.bury(doomed, max_deliveries=1)
         assert await hand.claim() == []
+        shown = await bench.row("p")
+        assert (shown.status, shown.error is not None) == ("paused", True), "nobody would know of it"
+        assert [row.status for row in await bench.scheduler.list(ListQuery(statuses=("paused",)))] == ["paused"]
         assert await bench.scheduler.resume("p")
+        assert (await bench.row("p")).status == "waiting"
         [claimed] = await hand.claim()
         assert claimed.input == b"one"
         assert not await bench.scheduler.resume("p")
