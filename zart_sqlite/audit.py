@@ -144,7 +144,8 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         "run {} is live, and a later one took its place",
         """
         SELECT a.run_id FROM zart_active AS a JOIN zart_runs AS r ON r.run_id = a.run_id
-        WHERE EXISTS (SELECT 1 FROM zart_runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)
+        WHERE r.run > 0
+          AND EXISTS (SELECT 1 FROM zart_runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)
         """,
     ),
     (

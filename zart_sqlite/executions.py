@@ -75,7 +75,7 @@ _RUN: Final = """
 """
 _RUNS: Final = """
     SELECT json_group_array(run_id) FROM (
-        SELECT run_id FROM zart_runs WHERE execution_id = ? ORDER BY run DESC LIMIT ?)
+        SELECT run_id FROM zart_runs WHERE execution_id = ? AND run > 0 ORDER BY run DESC LIMIT ?)
 """
 _SETTLED: Final = """
     SELECT json_group_array(json_array(
