@@ -14,6 +14,7 @@ from zart_core.engine.claims import Claims
 from zart_core.engine.journal import Journal
 from zart_core.engine.lease import Lease
 from zart_core.engine.life import spawn
+from zart_core.engine.retention import Retention
 from zart_core.engine.run import Body, Run, Services
 from zart_core.engine.steps import Intercept
 from zart_core.engine.sweeper import Sweeper
@@ -47,6 +48,7 @@ class TenureOptions(Struct, frozen=True, kw_only=True):
     signal_linger: int
     max_deliveries: int
     replay_always: bool
+    retention: int | None = None
 
 
 class Tenure:
@@ -129,6 +131,8 @@ class Tenure:
         self._duty("lease", self.lease.run())
         self._duty("wakeups", self.wakeups.run())
         self._duty("sweeper", self.sweeper.run())
+        if self._options.retention is not None:
+            self._duty("retention", Retention(self._scheduler, self._options.retention).run())
         if claiming:
             self._duty("claims", self.claims.run())
 

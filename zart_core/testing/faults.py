@@ -44,6 +44,8 @@ from zart_core.records import (
     Offer,
     PauseFilter,
     PauseRow,
+    Purge,
+    Purged,
     Revival,
     Settled,
     Signals,
@@ -73,6 +75,7 @@ METHODS: Final = frozenset(
         "pause",
         "lift",
         "pauses",
+        "purge",
         "begin_run",
         "revive",
         "runs",
@@ -345,6 +348,9 @@ class FaultyScheduler:
 
     async def pauses(self) -> Sequence[PauseRow]:
         return await self._through("pauses", self.inner.pauses)
+
+    async def purge(self, purge: Purge) -> Purged:
+        return await self._through("purge", lambda: self.inner.purge(purge))
 
     async def begin_run(self, new: NewRun) -> Started | None:
         return await self._through("begin_run", lambda: self.inner.begin_run(new))
