@@ -38,9 +38,9 @@ class PausingContract(Contract):
     async def test_a_paused_task_is_not_claimed_by_its_deadlines_either(self, bench: Bench) -> None:
         other = TaskOffer("other", "1", None)
         hand = await bench.hand(tasks=(TaskOffer("task", "7", LAPSE), other))
+        await bench.scheduler.pause(pausing(task="task"))
         await bench.start("a", timeout=LAPSE)
         await bench.start("b", task="other")
-        await bench.scheduler.pause(pausing(task="task"))
         await bench.pass_time(2 * LAPSE)
         claimed = await hand.ask(overdue=10)
         assert [(run.execution_id, run.version) for run in claimed.runs] == [("b", "1")]
