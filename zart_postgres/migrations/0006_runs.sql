@@ -36,7 +36,7 @@ BEGIN
         UPDATE {schema}.active AS a SET parent_run = NULL, parent_name = NULL, parent_ordinal = NULL WHERE a.run_id = p_run;
     END IF;
     SELECT e.o_ready, e.o_signals, e.o_finished, e.o_orphaned INTO o_ready, o_signals, o_finished, v_orphaned
-    FROM {schema}.end_runs_v1(ARRAY[p_run], ARRAY[p_status], ARRAY[NULL::bytea], ARRAY[p_error], true, p_now) AS e;
+    FROM {schema}.end_runs_v1(ARRAY[p_run], ARRAY[p_status], ARRAY[NULL::bytea], ARRAY[p_error], false, p_now) AS e;
     IF v_orphaned IS NOT NULL THEN
         SELECT array_agg(c.run_id) INTO v_orphaned FROM {schema}.active AS c WHERE c.parent_run = ANY (v_orphaned);
     END IF;
