@@ -15,6 +15,7 @@ from zart_core.records import (
 )
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, on_bench, raises
 from zart_core.testing.contract.hand import Hand, completed, finish, suspend
+from zart_core.testing.contract.succession import revival
 
 
 class PausingContract(Contract):
@@ -167,6 +168,17 @@ class PausingContract(Contract):
         await hand.record(ContinueFact(run.run_id, run.epoch, b"next", None))
         row = await bench.row("a")
         assert (row.run, row.status, row.paused_by and row.paused_by.rule_id) == (2, "paused", rule)
+        assert await hand.claim() == []
+        await bench.scheduler.lift(PauseFilter(execution_id="a"))
+        await hand.take("a")
+
+    @on_bench
+    async def test_a_run_that_lives_again_is_paused_too(self, bench: Bench) -> None:
+        hand, run = await bench.running("a")
+        await bench.scheduler.pause(pausing(execution_id="a"))
+        await hand.record(finish(run, "failed", error=b"e"))
+        assert await bench.scheduler.revive(await revival(bench, "a"))
+        assert (await bench.row("a")).status == "paused"
         assert await hand.claim() == []
         await bench.scheduler.lift(PauseFilter(execution_id="a"))
         await hand.take("a")
