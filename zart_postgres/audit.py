@@ -119,8 +119,7 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         "run {} is live, and a later one took its place",
         """
         SELECT a.run_id FROM {schema}.active AS a JOIN {schema}.runs AS r ON r.run_id = a.run_id
-        WHERE r.run > 0
-          AND EXISTS (SELECT 1 FROM {schema}.runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)
+        WHERE r.run > 0 AND EXISTS (SELECT 1 FROM {schema}.runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)
         """,
     ),
     (

@@ -121,7 +121,8 @@ _SETTLED: Final = f"""
     WHERE r.run_id IS NULL OR e.run_id IS NOT NULL
 """
 _RUNS: Final = f"""
-    SELECT {_COLUMNS} FROM {{schema}}.runs AS r {_JOINS} WHERE r.execution_id = $1 AND r.run > 0 ORDER BY r.run DESC LIMIT $2
+    SELECT {_COLUMNS} FROM {{schema}}.runs AS r {_JOINS} WHERE r.execution_id = $1 AND r.run > 0
+    ORDER BY r.run DESC LIMIT $2
 """
 _PUBLISHED: Final = f"""
     SELECT r.run_id, p.key, p.value
