@@ -6,8 +6,10 @@ import random
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Final
 
+from zart_core.duration import Duration, micros
 from zart_core.errors import (
     BackendUnavailable,
     ExecutionAlreadyExists,
@@ -22,12 +24,15 @@ from zart_core.identity import check_execution_id, check_text, new_id
 from zart_core.patience import patiently
 from zart_core.pausing import Pausing
 from zart_core.records import (
+    FINISHED,
     AttemptRow,
     ErrorInfo,
     ExecutionFailure,
     ExecutionRow,
+    FinalStatus,
     HistoryRow,
     NewRun,
+    Purge,
     Revival,
     RunTrigger,
     Started,
@@ -161,6 +166,27 @@ class Operations(Pausing):
             if await patiently(revive):
                 return self.handle(execution_id)
         raise _restless(execution_id)
+
+    async def purge(self, *, older_than: Duration, statuses: FinalStatus | Iterable[FinalStatus] = FINISHED) -> int:
+        """Remove executions that finished longer than ``older_than`` ago, with all their runs, steps and events; returns how many.
+
+        ``statuses``: only those that ended so. A purged execution does not exist any more, and its id may be used again. What lives is
+        never touched; a parent keeps what its purged child has returned. Done in small commits, beside which everything else goes on, so
+        it may be interrupted and done again. A worker with a ``retention`` does the same by itself.
+        """
+        age = micros(older_than, what="older_than")
+        wanted = (statuses,) if isinstance(statuses, str) else tuple(statuses)
+        if unknown := set(wanted) - set(FINISHED):
+            raise ValueError(f"only finished executions are purged, not those with status {', '.join(sorted(unknown))}")
+        after: int | None = 0
+        executions = 0
+        while after is not None:
+            purged = await patiently(
+                partial(self._scheduler.purge, Purge(older_than=age, statuses=wanted, after=after))
+            )
+            executions += purged.executions
+            after = purged.after
+        return executions
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ StepKind = Literal["step", "parallel", "capture", "sleep", "event", "child", "ch
 StepStatus = Literal["pending", "completed", "failed"]
 FailureKind = Literal["step", "error", "deadline", "retries", "cancelled", "quarantined"]
 
+FINISHED: tuple[FinalStatus, ...] = ("completed", "failed", "cancelled")
 FINAL: frozenset[str] = frozenset(("completed", "failed", "cancelled"))
 
 
@@ -495,6 +496,25 @@ class ExecutionRow(Struct, frozen=True, kw_only=True):
     waits: list[PendingWait]
     trigger: RunTrigger = "start"  # what began this run
     paused_by: PauseRow | None = None  # the rule that holds it, while it is paused by one
+
+
+class Purge(Struct, frozen=True, kw_only=True):
+    """One portion of a purge: the next ``limit`` runs that have ended, after the run_id ``after``.
+
+    Of these those go whose execution finished longer than ``older_than`` ago, by the backend's clock, with one of ``statuses``.
+    """
+
+    older_than: int
+    statuses: tuple[FinalStatus, ...]
+    after: int = 0
+    limit: int = 500
+
+
+class Purged(Struct, frozen=True):
+    """How many executions are gone, and where the next portion begins; ``None`` when that was the last."""
+
+    executions: int
+    after: int | None
 
 
 class PauseRow(Struct, frozen=True):

@@ -35,6 +35,8 @@ from zart_core.records import (
     Offer,
     PauseFilter,
     PauseRow,
+    Purge,
+    Purged,
     Reaped,
     Revival,
     Settled,
@@ -139,6 +141,15 @@ class Scheduler(Protocol):
 
     async def pauses(self) -> Sequence[PauseRow]:
         """The rules that there are, the oldest first."""
+        ...
+
+    async def purge(self, purge: Purge) -> Purged:
+        """Remove finished executions with everything that is stored of them: one portion, in one commit.
+
+        An execution goes when its latest run has finished so long ago, and no child that was cancelled with it still cleans up. Of an
+        execution with many runs the oldest go first; it counts, and does not exist any more, when its latest has gone. Rules that
+        pause it go too. Safe beside everything else, other purges included.
+        """
         ...
 
     async def begin_run(self, new: NewRun) -> Started | None:

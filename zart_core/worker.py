@@ -40,7 +40,8 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
     patience with a slow database. ``poll_interval``: the longest that a lost wake-up can delay anything. ``drain_timeout``: what steps
     get at a shutdown. ``linger``: how long a waiting execution stays in memory before it is suspended. ``max_deliveries``: how often
     the worker of an execution may die without progress before it is quarantined. ``replay="always"`` suspends and replays at every
-    durable call: for tests, it finds code that is not deterministic.
+    durable call: for tests, it finds code that is not deterministic. ``retention``: executions that finished longer ago are purged, in the
+    background; ``None``: none is.
     """
 
     concurrency: int = 100
@@ -52,6 +53,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
     linger: Duration = "1s"
     max_deliveries: int = 10
     replay: Literal["cached", "always"] = "cached"
+    retention: Duration | None = None
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "threads", "max_deliveries"):
@@ -65,6 +67,8 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
         for name in ("drain_timeout", "linger"):
             if micros(getattr(self, name), what=name) < 0:
                 raise ValueError(f"{name} must not be negative")
+        if self.retention is not None:
+            positive_micros(self.retention, what="retention")
         if self.replay not in ("cached", "always"):
             raise ValueError(f"replay must be 'cached' or 'always', not {self.replay!r}")
 
@@ -299,6 +303,7 @@ class Worker:
                 signal_linger=linger if signal_linger is None else signal_linger,
                 max_deliveries=config.max_deliveries,
                 replay_always=config.replay == "always",
+                retention=None if config.retention is None else positive_micros(config.retention, what="retention"),
             ),
             self._payloads,
             self._threads,

@@ -30,11 +30,10 @@ _STATUS: Final = """
          WHEN a.quarantined OR a.waits & 4 <> 0 AND EXISTS (
              SELECT 1 FROM {schema}.active AS q JOIN {schema}.runs AS x ON x.run_id = q.run_id AND x.run < 0
              WHERE q.parent_run = a.run_id AND q.quarantined) THEN 'paused'
-         WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
-          WHEN a.worker_id IS NOT NULL THEN 'running'
-          WHEN a.queue = '' OR EXISTS (
+         WHEN a.worker_id IS NOT NULL THEN 'running'
+         WHEN a.queue = '' OR EXISTS (
               SELECT 1 FROM {schema}.pauses AS h WHERE h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL) THEN 'paused'
-          WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+         WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
 _COLUMNS: Final = f"""
     r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version) AS version, {_STATUS} AS status, r.queue,

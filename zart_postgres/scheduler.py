@@ -23,6 +23,8 @@ from zart_core.records import (
     Offer,
     PauseFilter,
     PauseRow,
+    Purge,
+    Purged,
     Reaped,
     Revival,
     Settled,
@@ -35,7 +37,19 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_postgres import audit, claims, executions, leases, pauses, schema, signals, starts, succession, transactions
+from zart_postgres import (
+    audit,
+    claims,
+    executions,
+    leases,
+    pauses,
+    purges,
+    schema,
+    signals,
+    starts,
+    succession,
+    transactions,
+)
 from zart_postgres.clock import DatabaseClock
 from zart_postgres.connections import Connections
 from zart_postgres.database import Database
@@ -241,6 +255,9 @@ class PostgresScheduler:
 
     async def pauses(self) -> Sequence[PauseRow]:
         return await self._read(pauses.rules)
+
+    async def purge(self, purge: Purge) -> Purged:
+        return await self._do(lambda calls: calls.client.run(lambda db: purges.purge(db, purge), repeatable=True))
 
     async def begin_run(self, new: NewRun) -> Started | None:
         async def work(calls: Connections) -> Started | None:

@@ -57,6 +57,8 @@ async def start(db: Session, starts: Sequence[Start]) -> list[Started]:
         execution_id, task = str(getattr(error, "detail", "")), str(getattr(error, "hint", ""))
         raise _belongs(execution_id, task, first[execution_id].task) from None
     found: dict[str, tuple[int, bool]] = {row[1]: (row[2], row[3]) for row in rows}
+    if len(found) < len(first):  # Race: one of them was met by the insert, and purged before it was looked at
+        return await start(db, starts)
     return [
         Started(
             given.execution_id,

@@ -31,11 +31,10 @@ _STATUS: Final = """
          WHEN a.quarantined OR a.waits & 4 <> 0 AND EXISTS (
              SELECT 1 FROM zart_active AS q JOIN zart_runs AS x ON x.run_id = q.run_id AND x.run < 0
              WHERE q.parent_run = a.run_id AND q.quarantined) THEN 'paused'
-         WHEN a.worker_id IS NOT NULL THEN 'running' WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
-          WHEN a.worker_id IS NOT NULL THEN 'running'
-          WHEN a.queue = '' OR EXISTS (
+         WHEN a.worker_id IS NOT NULL THEN 'running'
+         WHEN a.queue = '' OR EXISTS (
               SELECT 1 FROM zart_pauses AS rule WHERE rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL) THEN 'paused'
-          WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
+         WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
 _ERROR: Final = """coalesce(a.error, iif(a.waits & 4 = 0, NULL, (
     SELECT q.error FROM zart_active AS q JOIN zart_runs AS x ON x.run_id = q.run_id AND x.run < 0

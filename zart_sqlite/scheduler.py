@@ -27,6 +27,8 @@ from zart_core.records import (
     Offer,
     PauseFilter,
     PauseRow,
+    Purge,
+    Purged,
     Reaped,
     Revival,
     Settled,
@@ -39,7 +41,7 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_sqlite import audit, claims, executions, leases, pauses, signals, succession, transactions
+from zart_sqlite import audit, claims, executions, leases, pauses, purges, signals, succession, transactions
 from zart_sqlite.database import Database, Synchronous
 from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
@@ -182,6 +184,9 @@ class SqliteScheduler:
 
     async def pauses(self) -> Sequence[PauseRow]:
         return await self._read(pauses.rules)
+
+    async def purge(self, purge: Purge) -> Purged:
+        return await self._write(lambda tx: purges.purge(tx, purge))
 
     async def begin_run(self, new: NewRun) -> Started | None:
         return await self._write(lambda tx: succession.begin_run(tx, new))

@@ -192,6 +192,7 @@ def revive(tx: Transaction, revival: Revival) -> bool:
     tx.db.execute(_REVIVE, {"run_id": run_id, "now": now, "deadline": fresh})
     tx.db.execute(_NEXT_LIFE, (now, run_id))
     tx.db.execute(_UNFINISH, (run_id,))
+    hold_next(tx, run_id, revival.execution_id)
     tx.happened.ready = True
     return True
 

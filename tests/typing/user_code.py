@@ -16,6 +16,8 @@ from zart_core import (
     Execution,
     ExecutionHandle,
     Ok,
+    Pause,
+    RerunHandle,
     RetryConfig,
     StartRequest,
     Step,
@@ -168,6 +170,11 @@ async def with_context(ctx: TaskContext, data: Order) -> int:
     return 1
 
 
+@zart_durable("looping")
+async def looping(ctx: TaskContext, data: int) -> int:
+    await ctx.continue_as_new(data + 1)  # does not return, so no value has to be
+
+
 class Shop:
     @zart_step("sell-{item}")
     async def sell(self, item: str) -> Receipt:
@@ -200,4 +207,14 @@ async def use() -> Receipt:
     assert_type(await durable.start(with_context, Order("5", 2)), ExecutionHandle[int])
     assert_type(await durable.wait("1"), Execution)
     assert_type((await durable.history("1")).steps, list[Step])
+    assert_type(await durable.runs("1"), list[Execution])
+    assert_type(await durable.restart("1", Order("1", 3)), ExecutionHandle[Any])
+    assert_type(await durable.rerun("1", ["charge"]), RerunHandle)
+    assert_type((await durable.rerun("1")).stale, tuple[str, ...])
+    assert_type(await durable.fork("1", "charge"), ExecutionHandle[Any])
+    assert_type(await durable.retry_step("1", "charge"), ExecutionHandle[Any])
+    rule = await durable.pause(task=Checkout, step="send-*", reason="why")
+    assert_type(await durable.resume(rule), bool)
+    assert_type(await durable.pauses(), list[Pause])
+    assert_type(await durable.purge(older_than="90d", statuses="completed"), int)
     return await handle.result(timeout="60s")

@@ -127,7 +127,7 @@ class Parking(Ending):
     async def _pause(self, name: str, rule: PauseRow) -> None:
         """Wait for a pause to end: the run is suspended, and claimed anew when it is over."""
         parked = Parked(self, name, None, on_signal=False, hold=True)
-        if rule.step is not None:  # a rule for the whole run keeps it from being claimed; this one only holds a call
+        if rule.step is not None or rule.execution_id is not None:  # a rule for a task keeps the run from being claimed
             parked.rule = rule
         await self._park(parked)
 

@@ -65,7 +65,7 @@ class PartLife(Life):
                 await run.learn_reason()
                 result = self._cancellation()
             if isinstance(result, Continued):
-                raise RuntimeError("a part has no context, so it cannot continue as another run")
+                raise RuntimeError("a part has no context, so it cannot continue as another run") from error
             await self._finish_failed(result)
             return
         await run.end_turn()

@@ -16,6 +16,7 @@ from zart_core.engine.journal import Journal
 from zart_core.engine.lease import Lease
 from zart_core.engine.life import Life
 from zart_core.engine.parts import PartBody, PartLife
+from zart_core.engine.retention import Retention
 from zart_core.engine.run import Run
 from zart_core.engine.services import Body, Services
 from zart_core.engine.steps import Intercept
@@ -51,6 +52,7 @@ class TenureOptions(Struct, frozen=True, kw_only=True):
     signal_linger: int
     max_deliveries: int
     replay_always: bool
+    retention: int | None = None
 
 
 class Tenure:
@@ -135,6 +137,8 @@ class Tenure:
         self._duty("lease", self.lease.run())
         self._duty("wakeups", self.wakeups.run())
         self._duty("sweeper", self.sweeper.run())
+        if self._options.retention is not None:
+            self._duty("retention", Retention(self._scheduler, self._options.retention).run())
         if claiming:
             self._duty("claims", self.claims.run())
 

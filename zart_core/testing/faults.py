@@ -44,6 +44,8 @@ from zart_core.records import (
     Offer,
     PauseFilter,
     PauseRow,
+    Purge,
+    Purged,
     Reaped,
     Revival,
     Settled,
@@ -74,6 +76,7 @@ METHODS: Final = frozenset(
         "pause",
         "lift",
         "pauses",
+        "purge",
         "begin_run",
         "revive",
         "runs",
@@ -357,6 +360,9 @@ class FaultyScheduler:
 
     async def pauses(self) -> Sequence[PauseRow]:
         return await self._through("pauses", self.inner.pauses)
+
+    async def purge(self, purge: Purge) -> Purged:
+        return await self._through("purge", lambda: self.inner.purge(purge))
 
     async def begin_run(self, new: NewRun) -> Started | None:
         return await self._through("begin_run", lambda: self.inner.begin_run(new))

@@ -157,6 +157,8 @@ BEGIN
         RETURN;
     END IF;
     IF v_source.execution_id = p_execution_id THEN
+        -- Rules before the runs that they hold: see hold_next_v1.
+        PERFORM 1 FROM {schema}.pauses AS p WHERE p.execution_id = p_execution_id ORDER BY p.rule_id FOR KEY SHARE;
         -- Race: whoever runs it writes, finishes it or continues it right now. All hold its row's lock: what comes before is
         -- seen here, what comes later finds no live run.
         PERFORM {schema}.lock_v1(NULL, ARRAY[p_source], ARRAY[0], ARRAY[p_source]);
@@ -198,6 +200,10 @@ DECLARE
     v_signals bigint[]; v_finished text[];
 BEGIN
     o_signals := '{}'; o_finished := '{}';
+    -- Rules before the runs that they hold: see hold_next_v1.
+    PERFORM 1 FROM {schema}.pauses AS p
+    WHERE p.execution_id IN (SELECT r.execution_id FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs))
+    ORDER BY p.rule_id FOR KEY SHARE;
     SELECT l.o_held, l.o_cancelled INTO v_held, o_cancelled
     FROM {schema}.lock_v1(p_worker, p_runs, p_epochs, p_runs) AS l;
     o_now := {schema}.now_v1();
@@ -258,6 +264,7 @@ BEGIN
         coalesce(v_end.started_at, o_now), v_run.priority, least(v_run.lives, 2047) << 20, {schema}.last_signal_v1(p_run),
         v_end.attempt + 1, v_run.queue, v_run.task, v_end.version);
     UPDATE {schema}.runs AS r SET lives = r.lives + 1, alive_since = o_now WHERE r.run_id = p_run;
+    PERFORM {schema}.hold_next_v1(p_run, p_execution_id, o_now);
 END $$;
 
 CREATE OR REPLACE VIEW {schema}.executions AS
@@ -283,4 +290,5 @@ SELECT r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version) A
 FROM {schema}.runs AS r
 LEFT JOIN {schema}.results AS e ON e.run_id = r.run_id
 LEFT JOIN {schema}.active AS a ON a.run_id = r.run_id
-LEFT JOIN {schema}.workers AS w ON w.worker_id = a.worker_id;
+LEFT JOIN {schema}.workers AS w ON w.worker_id = a.worker_id
+WHERE r.run > 0;

@@ -50,6 +50,7 @@ from zart_core.testing.contract.notifications import NotificationContract
 from zart_core.testing.contract.parts import PartContract
 from zart_core.testing.contract.pausing import PausingContract
 from zart_core.testing.contract.payloads import PayloadContract
+from zart_core.testing.contract.purging import PurgingContract
 from zart_core.testing.contract.quarantine import QuarantineContract
 from zart_core.testing.contract.queueing import QueueContract
 from zart_core.testing.contract.races import RaceContract
@@ -82,6 +83,7 @@ class SchedulerContract(
     QuarantineContract,
     SuccessionContract,
     PausingContract,
+    PurgingContract,
     ReadingContract,
     ListingContract,
     PayloadContract,

@@ -15,6 +15,7 @@ from zart_core.records import (
 )
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, on_bench, raises
 from zart_core.testing.contract.hand import Hand, completed, finish, suspend
+from zart_core.testing.contract.succession import revival
 
 
 class PausingContract(Contract):
@@ -38,9 +39,9 @@ class PausingContract(Contract):
     async def test_a_paused_task_is_not_claimed_by_its_deadlines_either(self, bench: Bench) -> None:
         other = TaskOffer("other", "1", None)
         hand = await bench.hand(tasks=(TaskOffer("task", "7", LAPSE), other))
+        await bench.scheduler.pause(pausing(task="task"))
         await bench.start("a", timeout=LAPSE)
         await bench.start("b", task="other")
-        await bench.scheduler.pause(pausing(task="task"))
         await bench.pass_time(2 * LAPSE)
         claimed = await hand.ask(overdue=10)
         assert [(run.execution_id, run.version) for run in claimed.runs] == [("b", "1")]
@@ -167,6 +168,17 @@ class PausingContract(Contract):
         await hand.record(ContinueFact(run.run_id, run.epoch, b"next", None))
         row = await bench.row("a")
         assert (row.run, row.status, row.paused_by and row.paused_by.rule_id) == (2, "paused", rule)
+        assert await hand.claim() == []
+        await bench.scheduler.lift(PauseFilter(execution_id="a"))
+        await hand.take("a")
+
+    @on_bench
+    async def test_a_run_that_lives_again_is_paused_too(self, bench: Bench) -> None:
+        hand, run = await bench.running("a")
+        await bench.scheduler.pause(pausing(execution_id="a"))
+        await hand.record(finish(run, "failed", error=b"e"))
+        assert await bench.scheduler.revive(await revival(bench, "a"))
+        assert (await bench.row("a")).status == "paused"
         assert await hand.claim() == []
         await bench.scheduler.lift(PauseFilter(execution_id="a"))
         await hand.take("a")
