@@ -509,6 +509,7 @@ def doom(place: Place, cases: list[str]) -> int:
 
 async def _die(place: Place, case: str) -> None:
     """Work on the execution ``case`` until it has finished, unless the process dies before."""
+    logging.basicConfig(level=logging.WARNING, format="%(process)d %(message)s")
     method, moment, number = case.split("-")
     plan = FaultPlan(crash(method, calls=[int(number)], moment="before" if moment == "before" else "after"))
     options: dict[str, Any] = {"lease": "3s", "linger": "50ms", "poll_interval": "100ms", "replay": REPLAY}

@@ -95,7 +95,9 @@ async def test_wherever_a_worker_dies_nothing_durable_is_repeated_and_nothing_is
                 assert (execution.status, execution.output) == ("completed", predicted(LIFE)), case
         again = [line for line in place.ledger.entries()[before:] if line.startswith(tuple(durable))]
         assert again == [], "a step ran again though its result was in the store"
-        assert Proof(place.ledger.entries(), dict.fromkeys(CASES, LIFE)).findings() == []
+        # With so many processes at once, one that stood still for its whole lease has lost it, and runs a body again.
+        lost = [line.split()[0] for line in doomed.said.splitlines() if "has lost its lease" in line]
+        assert Proof(place.ledger.entries(), dict.fromkeys(CASES, LIFE), lost).findings() == []
         for case in CASES:
             attempts = {step.name: step.attempts for step in (await client.history(case)).steps if step.kind == "step"}
             expected = {step: act.failures + 1 for number, act in enumerate(LIFE) for step in names(number, act)}
