@@ -5,13 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-import pytest
-
 from tests.behaviour.programs import Place, audited, launch_worker, until
-from tests.behaviour.world import STORE
 from zart_core import DurableScheduler, connect
-
-pytestmark = pytest.mark.skipif(STORE != "sqlite", reason="children are not available on PostgreSQL yet")
 
 KILLS = 4
 CHILDREN, STEPS = 40, 60
@@ -30,8 +25,10 @@ async def test_children_and_undos_in_flight_are_neither_lost_nor_doubled(place: 
         for _ in range(KILLS):
             worker = await launch_worker(place, lease="500ms", concurrency=8)
             enough = len(place.ledger.entries()) + dice.randint(20, 80)
-            await until(lambda enough=enough: len(place.ledger.entries()) >= enough)
-            await worker.kill()
+            try:
+                await until(lambda enough=enough: len(place.ledger.entries()) >= enough)
+            finally:
+                await worker.kill()
         worker = await launch_worker(place, lease="5s", concurrency=8)
         try:
             for name in FAMILIES:
