@@ -253,12 +253,10 @@ class TaskContext(ParallelCalls):
         run = self._live()
         saga = open_saga(run)
         undo = undo_of(name, fn, options, in_saga=saga is not None)
-        row, value = await run_step(
-            run, site, name, plain_function(check_callable(name, fn)), args, options_of(name, fn, options)
-        )
-        if undo is not None and saga is not None and row.error is None:
-            saga.finished(undo(row, value, site))
-        return row, value
+        body, checked = plain_function(check_callable(name, fn)), options_of(name, fn, options)
+        if undo is None or saga is None:
+            return await run_step(run, site, name, body, args, checked)
+        return await saga.step(site, name, body, args, checked, undo)
 
     @overload
     def outcome(

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Generator
 from typing import Any, Final
 
+from zart_core.engine.blocks import Blocks
 from zart_core.engine.halt import Abandoned, Halt
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import LOST, Durable
@@ -65,6 +66,8 @@ class Ending:
         """Counts the passes through the handler and on_failure. A call belongs to the one whose context it is made with."""
         self._ending = False  # a pass has ended, and the calls that it left behind have not
         self._quiet: asyncio.Future[None] | None = None
+        self._impatient = False
+        """Whether this pass has waited in vain for its branches to come to what an earlier one did."""
         self._refusals = 0
         self._draining = False
         self._closed = False
@@ -72,11 +75,13 @@ class Ending:
         self._calls = 0
         self.bodies = 0
         """Step bodies that run now."""
-        self.undoable = 0
-        """Finished steps of open sagas that have an undo: a cancellation has to run the handler for them."""
+        self.blocks = Blocks()
+        """The sagas of this pass."""
         self._undoing: set[str] = set()  # the names of undos under way: they run whatever ended the handler
         self.tasks: set[asyncio.Task[None]] = set()
-        """Tasks of the engine's own that make calls of this run: parallel branches."""
+        """Tasks of the engine's own that make calls of this run: parallel branches, and undos."""
+        self.stand_ins: dict[asyncio.Task[Any], asyncio.Task[Any] | None] = {}
+        """Those that undo, each with the task of the handler's that waits for it alone."""
         self.branches: dict[Key, Any] = {}
         """What this pass has set going and may wait for: see branches.py."""
         self._parked: set[Parked] = set()
@@ -106,8 +111,11 @@ class Ending:
 
     @property
     def shutting_down(self) -> bool:
-        """Whether the event loop is being shut down around the run: then nothing new may begin, undos included."""
-        return self.root is not None and self.root.cancelling() > 0 and not self.overdue
+        """Whether the event loop is being shut down around the run: then nothing new may begin, undos included.
+
+        That the handler's own task is cancelled does not tell: a ``TaskGroup`` and ``asyncio.timeout`` cancel it, and so do we.
+        """
+        return self.journal.ending
 
     @contextlib.contextmanager
     def undoing(self, name: str) -> Generator[None]:
@@ -127,9 +135,11 @@ class Ending:
         """What has ended this pass, if anything has: every call raises it."""
         if self.halt is not None:
             return self.halt
+        if name in self._undoing:
+            return None
         if self._ending:
             return Abandoned(self.execution_id)
-        if self.compensating or name in self._undoing:
+        if self.compensating:
             return None
         if self.cancelled:
             return self.cancel_error()
@@ -233,6 +243,7 @@ class Ending:
             self._suspending is not None
             or self._draining
             or self._ending
+            or self.blocks.failed
             or (not self.compensating and (self.cancelled or self.overdue))
         )
 
@@ -246,6 +257,7 @@ class Ending:
             self.gated = True
             self._forget_timers()
             self._hush()
+            self.blocks.changed()
             news, self._news = self._news, None
             if news is not None:
                 news.set_result(None)

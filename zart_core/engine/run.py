@@ -51,7 +51,8 @@ class Run(Parking):
     def begin_turn(self) -> None:
         """A pass through the handler, or through on_failure, begins."""
         self._ending = False
-        self._concurrent = False
+        self._concurrent = self._impatient = False
+        self.blocks.clear()
         self.branches.clear()
         self._regate()
 
@@ -63,7 +64,8 @@ class Run(Parking):
         while self._suspending is not None:
             await asyncio.shield(self._suspending)
         for parked in list(self._parked):
-            parked.fail(Abandoned(self.execution_id))
+            if parked.name not in self._undoing:
+                parked.fail(Abandoned(self.execution_id))
         if self.bodies and self.halt is None:
             logger.warning(
                 "execution %r: a pass through its handler has ended before the %d steps that run in tasks it left behind; "
@@ -156,18 +158,6 @@ class Run(Parking):
             task = asyncio.current_task(self.loop)
             if task is not self.root and task not in self.tasks:
                 self._concurrent = True
-
-    def enter_branch(self) -> None:
-        """A call begins that a task of the engine's own will make: counted from now, whoever sets it going."""
-        self._calls += 1
-
-    def leave(self) -> None:
-        """… and has ended."""
-        self._calls -= 1
-        if not self._calls:
-            self._hush()
-        if self._parked:
-            self._look()
 
     async def record(self, row: StepRow) -> None:
         """Make a call's row durable. Raises ``Halt`` when the run is not this worker's any more."""
