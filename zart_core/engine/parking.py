@@ -70,24 +70,33 @@ class Parking(Ending):
         to what they did; and what was never called in a pass, its sagas cannot undo. So it waits here until every step that may have
         to be undone, and that had begun by then, has been called. Only in the passes of a saga that has not ended is there any.
         """
-        # Other workers' clocks tell when these ended, or when they should have, not when this run heard of it.
-        loosely = row is not None and (row.kind in REMOTE or row.kind == "sleep")
-        before = None if row is None or loosely else row.finished_at
-        replay = self.replay
-        firmly = not loosely and replay.owes(before, compensating=self.compensating, ties=row is None)
-        if not firmly and not replay.owes(before, compensating=self.compensating):
+        replay, compensating = self.replay, self.compensating
+        # A step that began before this ended was called before this was told. Other workers' clocks say when a child ended, and a
+        # sleep's deadline when it should have, not when this run heard of it; and what began while an error was on its way is later
+        # than that error, and was called before it was raised: for those there are a few turns of the loop, and no more.
+        unsure = row is None or row.error is not None or row.kind in REMOTE or row.kind == "sleep"
+        before = None if row is None or row.kind in REMOTE or row.kind == "sleep" else row.finished_at
+
+        def owes() -> bool:
+            return replay.owes(None if unsure else before, compensating=compensating)
+
+        def surely() -> bool:
+            return row is None or (before is not None and replay.owes(before, compensating=compensating, ties=False))
+
+        if not owes():
             return
         self.enter_branch()
         try:
-            turns, owed, until = 0, len(replay.owed), self.loop.time() + _PATIENCE
-            while self.halt is None and replay.owes(before, compensating=self.compensating):
+            turns, owed, until = 0, -1, 0.0
+            while self.halt is None and owes():
                 if len(replay.owed) != owed:
                     turns, owed, until = 0, len(replay.owed), self.loop.time() + _PATIENCE
-                    firmly = not loosely and replay.owes(before, compensating=self.compensating, ties=row is None)
-                if turns >= _TURNS and (not firmly or self._impatient or self.loop.time() >= until):
-                    # The code has changed, or took another way then.
-                    self._impatient = self._impatient or firmly
-                    break
+                if turns >= _TURNS:
+                    firmly = surely()
+                    if not firmly or self._impatient or self.loop.time() >= until:
+                        # The code has changed, or took another way then.
+                        self._impatient = self._impatient or firmly
+                        break
                 turns += 1
                 await asyncio.sleep(0 if turns < _TURNS else _PAUSE)
         finally:
