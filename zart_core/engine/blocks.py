@@ -47,6 +47,10 @@ class Block:
             yield block
             block = block.outer
 
+    def sagas(self) -> list[Any]:
+        """Those of this block and of the ones it is in."""
+        return [saga for block in self.around() if (saga := block.saga()) is not None]
+
     def enter(self) -> None:
         """Something begins in here that has to end before anything is undone."""
         for block in self.around():
@@ -100,11 +104,11 @@ class Blocks:
             if not future.done():
                 future.set_result(None)
 
-    async def change(self) -> None:
-        """Return when something has ended."""
+    async def change(self, timeout: float | None = None) -> None:
+        """Return when something has ended, or after so many seconds."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
-        await future
+        await asyncio.wait((future,), timeout=timeout)
 
 
 current_block: Final[ContextVar[Block | None]] = ContextVar("zart_saga", default=None)

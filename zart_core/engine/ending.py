@@ -147,6 +147,7 @@ class Ending:
 
     def _interrupt(self) -> None:
         """Let parked calls raise what has ended this pass. While a suspension is under way its answer decides first."""
+        self.blocks.changed()
         if self._suspending is None and self._reason_known:
             for parked in list(self._parked):
                 error = self._over(parked.name)

@@ -198,6 +198,7 @@ class Parking(Ending):
     async def leave_blocks(self) -> None:
         """A saga has failed: calls that wait in its block end. Raises what has stopped the run meanwhile."""
         self.blocks.failed = True
+        self.blocks.changed()
         self._regate()
         while self._suspending is not None:
             # Race: another branch has raised while the lease is being given up. The answer decides.

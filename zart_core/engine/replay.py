@@ -31,7 +31,7 @@ Key = tuple[str, int]
 class Replay:
     """The recorded rows of one run. Identity is (name, ordinal), never position, so code may change around steps."""
 
-    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id", "open_children", "owed")
+    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id", "open_children", "owed", "undoing")
 
     def __init__(self, execution_id: str, rows: Iterable[StepRow]) -> None:
         self.execution_id = execution_id
@@ -43,6 +43,8 @@ class Replay:
         self._waits: dict[str, int] = {}
         self.owed: dict[Key, int] = self._owed()
         """When each step began that is recorded, may have to be undone, and was not met in this pass."""
+        self.undoing = self._begun_undo()
+        """Whether an earlier pass has begun to undo something."""
 
     @property
     def active(self) -> bool:
@@ -130,6 +132,9 @@ class Replay:
         }
         return {key: row.started_at for key, row in able.items() if key not in kept and not self._is_undone(row)}
 
+    def _begun_undo(self) -> bool:
+        return any(row.kind == "undo" and self._can_be_met(row) for row in self._rows.values())
+
     def owes(self, before: int | None, *, compensating: bool, ties: bool = True) -> bool:
         """Whether this pass has still to meet a step that may have to be undone, and began before ``before`` (``None``: at all).
 
@@ -195,6 +200,7 @@ class Replay:
         self._used.clear()
         self._waits.clear()
         self.owed = self._owed()
+        self.undoing = self._begun_undo()
         self._unmet = self._to_meet()
 
     def is_open(self, key: Key) -> bool:

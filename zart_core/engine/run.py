@@ -61,6 +61,7 @@ class Run(Parking):
         have ended on return: what their bodies did is recorded before anything follows from the end."""
         self.turn += 1
         self._ending = self.gated = True
+        self.blocks.changed()
         while self._suspending is not None:
             await asyncio.shield(self._suspending)
         for parked in list(self._parked):

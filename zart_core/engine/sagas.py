@@ -140,10 +140,10 @@ class Saga:
 
     async def _too_late(self) -> BaseException | None:
         """Why a block fails that has come to its end all the same."""
-        run, keys = self.run, [undo.key for undo in self._undos]
-        if self._outer is not None or self._is_kept():
+        run = self.run
+        if self._outer is not None or self.is_kept():
             return None
-        begun = any(run.replay.get(*key) is not None for key in keys)
+        begun = self.is_begun()
         if run.cancelled and not run.compensating:
             # The cancellation was accepted before this block was done; its last step was let come to its end.
             await run.learn_reason()
@@ -160,7 +160,11 @@ class Saga:
         undos = sorted(self._undos, key=lambda undo: (undo.row.started_at, undo.row.name))
         return [undo.row.name for undo in undos] + [branch.name for branch, _, _ in self._expected]
 
-    def _is_kept(self) -> bool:
+    def is_begun(self) -> bool:
+        """Whether it is on record that what was done in the block is undone."""
+        return any(self.run.replay.get(*undo.key) is not None for undo in self._undos)
+
+    def is_kept(self) -> bool:
         """Whether it is on record that the block has ended well."""
         run = self.run
         return any(run.replay.get(KEPT + name, run.own(0)) is not None for name in self._names())
@@ -266,7 +270,8 @@ async def take_back(run: Run, outer: Block | None, cause: BaseException | None) 
     undos: list[Undo] = []
     for block in blocks:
         saga: Saga = run.blocks.left[block]
-        undos += await saga.settled()
+        if not saga.is_kept():  # in an earlier pass its block ended well, before this one has come to that end
+            undos += await saga.settled()
     # By the stored times, which every pass sees alike; steps that finished together are undone in reverse order of their calls.
     undos = [undo for _, undo in sorted(enumerate(undos), key=_newest_first)]
     try:

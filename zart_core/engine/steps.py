@@ -17,7 +17,7 @@ from msgspec import Struct
 from zart_core import failure as failures
 from zart_core.ambient import ExecutionInfo, current_step
 from zart_core.duration import later, spoken
-from zart_core.engine.blocks import check_block
+from zart_core.engine.blocks import Block, check_block, left_behind
 from zart_core.engine.halt import being_closed
 from zart_core.engine.replay import undoable
 from zart_core.engine.timer import Timer
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _STUCK: Final = 1.0
 """Seconds that a timed-out step has to end after its cancellation; then it is left to itself and its result ignored."""
+_AGAIN: Final = 60.0
+"""Seconds that what ended a block in an earlier pass has to come again."""
 _COROUTINE: Final = inspect.CO_COROUTINE
 _UNKNOWN: Final = frozenset(("interrupted", "timed_out", "deadline"))
 """The failures after which nobody knows whether the body took effect."""
@@ -336,7 +338,7 @@ class Attempts:
         fn, intercept = self.fn, run.services.intercept
         if intercept is not None:
             fn = intercept(run.claimed.task, run.execution_id, self.name, fn)
-        block = check_block(run) if run.blocks.any and self.options.kind != "undo" else None
+        block = await self._block() if run.blocks.any and self.options.kind != "undo" else None
         if block is not None:
             block.enter()
         token = current_step.set(info)
@@ -360,6 +362,20 @@ class Attempts:
         if info.misused is not None:
             return _Misused(info.misused), None
         return error, value
+
+    async def _block(self) -> Block | None:
+        """The saga's block that the body is in. Raises ``CancelledError`` where that has failed."""
+        run = self.run
+        block = check_block(run)
+        if block is not None and run.replay.undoing and any(saga.is_begun() for saga in block.sagas()):
+            # An earlier pass has failed this block, and had not come to this step by then. What ended the block then was no result:
+            # a timeout of the user's own, say. It will come again; nothing new is done before.
+            until = run.loop.time() + _AGAIN
+            while (left := until - run.loop.time()) > 0:
+                await run.blocks.change(left)
+                await run.ready(self.name)
+            raise left_behind()
+        return block
 
     def _stopped(self) -> bool:
         """Whether a CancelledError is meant for the handler (a sibling failed, the worker stops), not raised by the body."""
