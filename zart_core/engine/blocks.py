@@ -36,7 +36,7 @@ class Block:
         self.outer = open_block(run)
         self.state: State = "open"
         self.holds = False
-        """Whether anything was done in it that can be undone."""
+        """Whether steps were set going in it that can be undone, and may end when nobody looks."""
         self.busy = 0
         """Bodies that run in it, and steps that its saga has to hear of."""
 

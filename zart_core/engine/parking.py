@@ -317,12 +317,19 @@ class Parking(Ending):
             on_signal=any(parked.on_signal for parked in self._parked),
             on_children=bool(needed),
             seen=self.seen,
-            cleanup=self.body.handles_failure or bool(self._undoing) or any(block.holds for block in self.blocks.left),
+            cleanup=self.body.handles_failure or bool(self._undoing) or self._has_to_undo,
             compensating=self._unwinding,
             # Whichever children end: before so many have, no call has what it needs. Woken for others than its own, it waits on.
             children_left=max(0, self.replay.open_children - min(needed)) if needed else 0,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
+
+    @property
+    def _has_to_undo(self) -> bool:
+        """Whether a cancellation would have to undo something: in this pass, or in branches that it has not come to."""
+        return any(block.holds for block in self.blocks.left) or (
+            (self.blocks.any or bool(self.replay.owed)) and self.replay.has_to_undo()
+        )
 
     def _answered(self, promise: Durable) -> None:
         """The backend's answer to the suspension."""

@@ -132,6 +132,10 @@ class Replay:
         }
         return {key: row.started_at for key, row in able.items() if key not in kept and not self._is_undone(row)}
 
+    def has_to_undo(self) -> bool:
+        """Whether a step is recorded that a saga may have to undo."""
+        return bool(self._owed())
+
     def _begun_undo(self) -> bool:
         return any(row.kind == "undo" and self._can_be_met(row) for row in self._rows.values())
 

@@ -23,7 +23,7 @@ from zart_core.engine.halt import Halt, being_closed
 from zart_core.engine.races import settle_for_undo
 from zart_core.engine.replay import KEPT, Key, generation_of, undo_key
 from zart_core.engine.steps import Attempts, StepOptions, run_step, stored_value
-from zart_core.errors import NonDeterminismError, ZartError
+from zart_core.errors import DeadlineExceeded, ExecutionCancelled, NonDeterminismError, ZartError
 from zart_core.records import StepFact, StepRow
 from zart_core.retry import RetryConfig
 
@@ -84,7 +84,7 @@ class Saga:
         try:
             try:
                 row, value = await run_step(run, site, name, fn, args, options)
-            except (asyncio.CancelledError, Halt):
+            except (asyncio.CancelledError, Halt, ExecutionCancelled, DeadlineExceeded):
                 # Race: the call is cancelled, or its pass ends, while its row is on its way: the step has happened. The rows of
                 # the undo come behind it in the journal.
                 kept = run.replay.get(name, run.own(0))
@@ -101,8 +101,6 @@ class Saga:
     def _finished(self, undo: Undo) -> None:
         """A step with an undo has finished inside the block."""
         self._undos.append(undo)
-        if self._block is not None:
-            self._block.holds = True
 
     def expect(self, branch: Branch, make: MakeUndo, site: Site) -> None:
         """A step with an undo was set going inside the block; it may finish when nobody looks."""
