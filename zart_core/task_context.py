@@ -525,6 +525,9 @@ class TaskContext(ParallelCalls):
         ``undo:`` and the step's name: durable, and retried ten times over some minutes unless it is a ``zart_step`` with a policy of
         its own. Undos run also when the execution was cancelled or its deadline has passed, and go on after a crash.
 
+        Whatever ends the block, what was done in it is undone: branches that still run there begin nothing more, their steps come to
+        their end first, and nothing but the worker's end cuts off an undo. A block that ends well is recorded, and stays so.
+
         The block's error goes on once all undos have run; when an undo fails for good, the others still run, and its error is raised
         instead. In a saga inside another, what the inner block did is undone by the outer one if that raises later.
         """
