@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import string
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from zart_core.call_site import user_site
@@ -26,10 +27,13 @@ Output = TypeVar("Output")
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
-class StepCall(Generic[T_co]):
-    """A call of a ``zart_step``, to be awaited. Inside an execution that is a durable step, outside a plain call of the function."""
+class StepCall(Coroutine[Any, Any, T_co]):
+    """A call of a ``zart_step``, to be awaited. Inside an execution that is a durable step, outside a plain call of the function.
 
-    __slots__ = ("_args", "_name", "_site", "_step", "arguments")
+    A coroutine like that of any async function: ``gather`` and ``TaskGroup.create_task`` take it.
+    """
+
+    __slots__ = ("_args", "_begun", "_name", "_site", "_step", "arguments")
 
     def __init__(
         self, step: StepDefinition, name: str, args: tuple[Any, ...], arguments: dict[str, Any], site: Site
@@ -39,6 +43,7 @@ class StepCall(Generic[T_co]):
         self._args = args
         self.arguments = arguments
         self._site = site
+        self._begun: Coroutine[Any, Any, T_co] | None = None  # only for who drives it by hand: a task
 
     @property
     def name(self) -> str:
@@ -51,6 +56,22 @@ class StepCall(Generic[T_co]):
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         return cast("Generator[Any, Any, T_co]", self._run().__await__())
+
+    def send(self, value: Any, /) -> Any:
+        return self._driven().send(value)
+
+    def throw(self, kind: Any, value: BaseException | object = None, trace: TracebackType | None = None, /) -> Any:
+        # Only ever an exception object: the other forms are of the past.
+        return self._driven().throw(kind)
+
+    def close(self) -> None:
+        if self._begun is not None:
+            self._begun.close()
+
+    def _driven(self) -> Coroutine[Any, Any, T_co]:
+        if self._begun is None:
+            self._begun = self._run()
+        return self._begun
 
     def __repr__(self) -> str:
         return f"<StepCall {self._name!r}>"
@@ -233,9 +254,13 @@ _WITH_CONTEXT: Final = 2
 def _durable(fn: Callable[..., Any], attributes: dict[str, Any]) -> DurableFunction[Any, Any]:
     if not inspect.iscoroutinefunction(fn):
         raise TypeError(f"zart_durable makes a task of an async function, not of {fn!r}")
-    parameters = [p for p in inspect.signature(fn).parameters.values() if p.default is p.empty]
-    if len(parameters) not in (1, _WITH_CONTEXT) or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
-        raise TypeError(f"the durable function {fn.__qualname__} must take (data) or (ctx, data)")
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    parameters = [p for p in inspect.signature(fn).parameters.values() if p.kind not in by_name or p.default is p.empty]
+    # With a default it could not be told whether the first of two is the context or the input.
+    if len(parameters) not in (1, _WITH_CONTEXT) or any(
+        p.kind is not p.POSITIONAL_OR_KEYWORD or p.default is not p.empty for p in parameters
+    ):
+        raise TypeError(f"the durable function {fn.__qualname__} must take (data) or (ctx, data), without defaults")
     with_context = len(parameters) == _WITH_CONTEXT
 
     async def run(self: TaskHandler[Any, Any], ctx: TaskContext, data: Any) -> Any:

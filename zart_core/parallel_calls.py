@@ -22,7 +22,7 @@ from zart_core.engine.branches import (
 )
 from zart_core.engine.children import ChildOrder
 from zart_core.engine.races import first, settle
-from zart_core.engine.sagas import open_saga
+from zart_core.engine.sagas import open_saga, saga_options
 from zart_core.errors import StepFailed, ZartError
 from zart_core.outcomes import BusinessErr, Ok, ZartErr
 from zart_core.step_definition import StepDefinition, StepKeywords, options_of, plain_function, undo_of
@@ -141,6 +141,8 @@ class ParallelCalls:
         saga = open_saga(run)
         undo = undo_of(name, fn, given, in_saga=saga is not None)
         options = options_of(name, fn, given)
+        if undo is not None:
+            options = saga_options(run, name, options)
         scopes = (plain, self._scope)
         own_retry = not isinstance(fn, StepDefinition) or "retry" in given
         branch: Branch

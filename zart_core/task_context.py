@@ -254,12 +254,10 @@ class TaskContext(ParallelCalls):
         run = self._live()
         saga = open_saga(run)
         undo = undo_of(name, fn, options, in_saga=saga is not None)
-        row, value = await run_step(
-            run, site, name, plain_function(check_callable(name, fn)), args, options_of(name, fn, options)
-        )
-        if undo is not None and saga is not None and row.error is None:
-            saga.finished(undo(row, value, site))
-        return row, value
+        body, checked = plain_function(check_callable(name, fn)), options_of(name, fn, options)
+        if undo is None or saga is None:
+            return await run_step(run, site, name, body, args, checked)
+        return await saga.step(site, name, body, args, checked, undo)
 
     @overload
     def outcome(
@@ -527,6 +525,9 @@ class TaskContext(ParallelCalls):
         ``undo`` is called with the step's result (one that takes no argument, without). Each undo is a step of its own, named
         ``undo:`` and the step's name: durable, and retried ten times over some minutes unless it is a ``zart_step`` with a policy of
         its own. Undos run also when the execution was cancelled or its deadline has passed, and go on after a crash.
+
+        Whatever ends the block, what was done in it is undone: branches that still run there begin nothing more, their steps come to
+        their end first, and nothing but the worker's end cuts off an undo. A block that ends well is recorded, and stays so.
 
         The block's error goes on once all undos have run; when an undo fails for good, the others still run, and its error is raised
         instead. In a saga inside another, what the inner block did is undone by the outer one if that raises later.

@@ -303,3 +303,30 @@ async def test_decorated_steps_can_be_gathered(replay: Replay) -> None:  # B18
         await engine.settle()
         assert await handle.result() == list(range(20))
     assert sorted(LOG) == sorted(f"process {i}" for i in range(20))
+
+
+@zart_durable("grouped")
+async def grouped(data: int) -> int:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(doubled(data + index)) for index in range(2)]
+    return sum(task.result() for task in tasks)
+
+
+@zart_step("doubled-{number}")
+async def doubled(number: int) -> int:
+    return 2 * number
+
+
+async def test_a_call_of_a_step_can_be_made_a_task() -> None:  # B18
+    async with TestEngine(registry_of(grouped), replay="always") as engine:
+        handle = await engine.start(grouped, 3)
+        await engine.settle()
+        assert await handle.result() == 14
+
+
+async def test_a_durable_functions_parameters_have_no_defaults() -> None:
+    async def task(ctx: TaskContext, data: int = 5) -> int:
+        return data
+
+    with pytest.raises(TypeError, match="without defaults"):
+        zart_durable("defaults")(task)  # type: ignore[call-overload]

@@ -20,7 +20,7 @@ from zart_core.duration import FOREVER
 from zart_core.engine.children import ChildOrder, child_fact, output_of
 from zart_core.engine.journal import LOST, Durable
 from zart_core.engine.orders import StepOrder, encode_order
-from zart_core.engine.replay import REMOTE, Key
+from zart_core.engine.replay import REMOTE, Key, undoable
 from zart_core.engine.steps import Attempts, note_unknown, stored_value
 from zart_core.engine.waits import event_of, wait_for
 from zart_core.errors import DeadlineExceeded, NonDeterminismError, OpaqueError, StepError, StepFailed, ZartError
@@ -234,6 +234,7 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         per_attempt=options.scope == "per_attempt",
         at_most_once=options.at_most_once,
         typed=options.returns is None,
+        undone=options.generation or 0,
     )
     what = f"the arguments of step {name!r} of execution {run.execution_id!r}"
     start = Start(
@@ -247,7 +248,16 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         deadline=FOREVER if run.compensating or claimed.deadline is None else claimed.deadline,
         nonce=1 + random.getrandbits(62),
     )
-    row = StepRow(name, run.own(0), "parallel", "pending", 0, run.clock.now(), worker_id=run.services.worker_id)
+    row = StepRow(
+        name,
+        run.own(0),
+        "parallel",
+        "pending",
+        0,
+        run.clock.now(),
+        details=None if options.generation is None else undoable(options.generation),
+        worker_id=run.services.worker_id,
+    )
     return ChildFact(run.run_id, run.epoch, row, start, b"", part.lane, part.at_once)
 
 

@@ -56,6 +56,8 @@ async def run_child(run: Run, site: Site, name: str, order: ChildOrder, returns:
             await run.settled(row)
         finally:
             run.leave()
+    elif run.replay.owed:
+        await run.in_order(row)
     return output_of(run, row, returns)
 
 
@@ -76,6 +78,8 @@ async def start_child(run: Run, site: Site, name: str, order: ChildOrder) -> str
             await run.settled(row)
         finally:
             run.leave()
+    elif run.replay.owed:
+        await run.in_order(row)
     if row.error is not None:
         raise child_error(run, row)
     return child_id(run, row)
@@ -114,7 +118,9 @@ def child_fact(run: Run, name: str, order: ChildOrder, *, awaited: bool) -> Chil
         deadline=None if run.compensating or not awaited else claimed.deadline,
         nonce=1 + random.getrandbits(62),
     )
-    text = f"execution {order.execution_id!r} exists already and is not the child {name!r} of {run.execution_id!r}"
+    text = f"execution {order.execution_id!r} exists already, so child {name!r} of {run.execution_id!r} was not started"
+    if run.attempt:
+        text += ": an id is used once, and an earlier attempt of the handler may have done so (its own error is recorded with that attempt)"
     taken = ExecutionFailure(kind="error", error=ErrorInfo(type=_TAKEN, message=text, step=name))
     return ChildFact(run.run_id, run.epoch, row, child, failures.encode_failure(taken))
 

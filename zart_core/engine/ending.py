@@ -8,6 +8,7 @@ import logging
 from collections.abc import Generator, Iterable
 from typing import Any, Final
 
+from zart_core.engine.blocks import Blocks
 from zart_core.engine.halt import Abandoned, Continued, Halt
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import LOST, Durable
@@ -70,18 +71,22 @@ class Ending:
         """Counts the passes through the handler and on_failure. A call belongs to the one whose context it is made with."""
         self._ending = False  # a pass has ended, and the calls that it left behind have not
         self._quiet: asyncio.Future[None] | None = None
+        self._impatient = False
+        """Whether this pass has waited in vain for its branches to come to what an earlier one did."""
         self._refusals = 0
         self._draining = False
         self._closed = False
         self._concurrent = False  # calls were made in tasks other than the handler's own
-        self._calls = 0
+        self._calls: int = 0
         self.bodies = 0
         """Step bodies that run now."""
-        self.undoable = 0
-        """Finished steps of open sagas that have an undo: a cancellation has to run the handler for them."""
+        self.blocks = Blocks()
+        """The sagas of this pass."""
         self._undoing: set[str] = set()  # the names of undos under way: they run whatever ended the handler
         self.tasks: set[asyncio.Task[None]] = set()
-        """Tasks of the engine's own that make calls of this run: parallel branches."""
+        """Tasks of the engine's own that make calls of this run: parallel branches, and undos."""
+        self.stand_ins: dict[asyncio.Task[Any], asyncio.Task[Any] | None] = {}
+        """Those that undo, each with the task of the handler's that waits for it alone."""
         self.branches: dict[Key, Any] = {}
         """What this pass has set going and may wait for: see branches.py."""
         self._parked: dict[
@@ -113,8 +118,11 @@ class Ending:
 
     @property
     def shutting_down(self) -> bool:
-        """Whether the event loop is being shut down around the run: then nothing new may begin, undos included."""
-        return self.root is not None and self.root.cancelling() > 0 and not self.overdue
+        """Whether the event loop is being shut down around the run: then nothing new may begin, undos included.
+
+        That the handler's own task is cancelled does not tell: a ``TaskGroup`` and ``asyncio.timeout`` cancel it, and so do we.
+        """
+        return self.journal.ending
 
     @contextlib.contextmanager
     def undoing(self, name: str) -> Generator[None]:
@@ -134,10 +142,10 @@ class Ending:
         """What has ended this pass, if anything has: every call raises it."""
         if self.halt is not None:
             return self.halt
-        if self._ending:
-            return Abandoned(self.execution_id)
         if name in self._undoing:
             return None
+        if self._ending:
+            return Abandoned(self.execution_id)
         if self.continuation is not None:
             return Continued(self.execution_id)
         if self.compensating:
@@ -148,6 +156,7 @@ class Ending:
 
     def _interrupt(self) -> None:
         """Let parked calls raise what has ended this pass. While a suspension is under way its answer decides first."""
+        self.blocks.changed()
         if self._suspending is None and self._reason_known:
             for parked in list(self._parked):
                 error = self._over(parked.name)
@@ -251,6 +260,7 @@ class Ending:
             or self._ending
             or self.continuation is not None
             or bool(self._pauses)
+            or self.blocks.failed
             or (not self.compensating and (self.cancelled or self.overdue))
         )
 
@@ -264,6 +274,7 @@ class Ending:
             self.gated = True
             self._forget_timers()
             self._hush()
+            self.blocks.changed()
             news, self._news = self._news, None
             if news is not None:
                 news.set_result(None)

@@ -72,6 +72,7 @@ class Journal:
         self._details: dict[tuple[int, str, int], DetailsFact] = {}
         self._work: asyncio.Future[None] | None = None
         self._fenced = False
+        self._task: asyncio.Task[None] | None = None
         self._in_flight = False
         self._breathed = time.monotonic()
         self.flushes = 0
@@ -151,6 +152,12 @@ class Journal:
         """Whether nothing waits to be flushed and no flush is under way."""
         return not self._in_flight and not self._waiting and not self._details
 
+    @property
+    def ending(self) -> bool:
+        """Whether nothing will be made durable any more: the worker, or the event loop around it, comes to its end."""
+        task = self._task
+        return self._fenced or (task is not None and (task.done() or task.cancelling() > 0))
+
     def fence(self) -> None:
         """The worker's lease is lost: nothing is written any more, and whatever waits is answered with LOST."""
         self._fenced = True
@@ -163,6 +170,7 @@ class Journal:
 
     async def run(self) -> None:
         """Flush until cancelled."""
+        self._task = asyncio.current_task()
         while True:
             if not self._waiting and not self._details:
                 self._work = self._loop.create_future()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from msgspec.structs import replace
 
@@ -17,6 +17,7 @@ from zart_core.engine.journal import DONE, LOST, REFUSED
 from zart_core.engine.races import join
 from zart_core.engine.replay import FAILURE_NAME, FAILURE_ORDINAL
 from zart_core.engine.run import Run
+from zart_core.engine.sagas import may_undo, take_back
 from zart_core.errors import NonDeterminismError, NonRetryable, ZartError
 from zart_core.records import (
     AttemptFact,
@@ -31,6 +32,8 @@ from zart_core.records import (
 )
 
 logger = logging.getLogger("zart")
+
+Exc = TypeVar("Exc", BaseException, BaseException | None)
 
 _SET_ASIDE: Final = 5_000_000
 """How long a run waits, in microseconds, that cannot go on for no fault of its own: for code that fits its history."""
@@ -105,8 +108,10 @@ class Life:
                 raise
             await run.end_turn()
             await run.learn_reason()
-            return self._judge(error)
+            return self._judge(await self._undo_left(error))
         await run.end_turn()
+        if run.halt is None and (undone := await self._undo_left(None)) is not None:
+            return self._judge(undone)
         if run.continuation is not None and run.halt is None:
             return Continued(run.execution_id)
         if run.halt is not None:
@@ -119,10 +124,26 @@ class Life:
             raise run.halt
         if run.cancelled:
             await run.learn_reason()
-            return self._cancellation()
+            return self._with_failed_undo(self._cancellation())
         if run.overdue:
-            return self._deadline_failure()
+            return self._with_failed_undo(self._deadline_failure())
         return output
+
+    async def _undo_left(self, error: Exc) -> BaseException | Exc:
+        """A pass has ended, with ``error``. What its left branches have done in sagas that are still open is undone: no other
+        pass comes by there. ``error``, or that of an undo."""
+        run = self.run
+        if not run.blocks.left or run.halt is not None or run.shutting_down:
+            return error
+        if error is not None and not may_undo(error):
+            return error
+        try:
+            await take_back(run, None, error)
+        except (Halt, asyncio.CancelledError):
+            raise
+        except Exception as failed:
+            return failed
+        return error
 
     def _judge(self, error: BaseException) -> ExecutionFailure | NonDeterminismError | Continued:
         """Why the handler failed that raised ``error``."""
@@ -142,14 +163,44 @@ class Life:
             while run.root.cancelling():
                 run.root.uncancel()
         if run.cancelled:
-            return self._cancellation()
+            self._look_for_lost_undos()
+            return self._with_failed_undo(self._cancellation())
+        if isinstance(error, NonDeterminismError) and not run.overdue:
+            return error
+        lost = self._look_for_lost_undos()
+        if lost is not None:
+            return lost
         if run.overdue:
             failure = failures.failure_of(error)
-            return failure if failure.kind == "deadline" else self._deadline_failure()
-        if isinstance(error, NonDeterminismError):
-            return error
+            return failure if failure.kind == "deadline" else self._with_failed_undo(self._deadline_failure())
         self._error = error
         return failures.failure_of(error)
+
+    def _look_for_lost_undos(self) -> NonDeterminismError | None:
+        """A net: a pass that fails without having come to what has to be undone must not end the execution in silence."""
+        run = self.run
+        names = run.replay.half_undone()
+        if not names and run.attempt == 0:
+            names = [name for name, ordinal in run.replay.owed if ordinal >= 0]
+        if not names or run.compensating:
+            return None
+        shown = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
+        error = NonDeterminismError(
+            f"execution {run.execution_id!r} has failed without coming to {shown}, which an earlier pass has done in a saga and "
+            "which would have to be undone: deploy the code that did it"
+        )
+        logger.error("%s", error)
+        return error
+
+    def _with_failed_undo(self, failure: ExecutionFailure) -> ExecutionFailure:
+        """What ended the execution, with word of an undo that failed for good: its effect is still there."""
+        row = self.run.replay.failed_undo()
+        if row is None or row.error is None:
+            return failure
+        undo = failures.step_error(row.error, step=row.name)
+        text = f"{failure.error.message}; and {row.name!r} failed: {failures.message(undo)}"
+        logger.error("execution %r: %s", self.run.execution_id, text)
+        return replace(failure, step=row.name, error=replace(failure.error, message=text, step=row.name))
 
     def _may_retry(self, failure: ExecutionFailure) -> bool:
         run = self.run
@@ -210,10 +261,12 @@ class Life:
                 raise run.halt from None
             if run.continuation is not None:
                 return await self._continue_failed()
-            return await self._finish_failed(_last_word(failure, error))
+            return await self._finish_failed(_last_word(failure, await self._undo_left(error)))
         await run.end_turn()
         if run.halt is not None:
             raise run.halt
+        if (undone := await self._undo_left(None)) is not None:
+            return await self._finish_failed(_last_word(failure, undone))
         if run.continuation is not None:
             return await self._continue_failed()
         if failure.kind == "cancelled":

@@ -39,6 +39,8 @@ class StepOrder(Struct, frozen=True, omit_defaults=True):
     at_most_once: bool = False
     typed: bool = True
     """Whether the result is checked against the function's annotation: not, where the call has named another type."""
+    undone: int = 0
+    """How often a saga has undone the step before."""
 
 
 class _Arriving(StepOrder, frozen=True, omit_defaults=True):

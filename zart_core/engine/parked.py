@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from zart_core.engine.blocks import Block
 from zart_core.engine.replay import Key
 from zart_core.engine.timer import Timer
 from zart_core.records import PauseRow
@@ -21,6 +22,7 @@ class Parked:
     __slots__ = (
         "_run",
         "awaited",
+        "block",
         "by_root",
         "due",
         "future",
@@ -40,6 +42,8 @@ class Parked:
         self.woken = False
         self.by_root = False
         """Whether the handler's own task waits here."""
+        self.block: Block | None = None
+        """The saga's block that it waits in."""
         self.awaited: set[Key] = set()
         """The open calls that it waits for …"""
         self.needed = 0

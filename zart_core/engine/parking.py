@@ -11,15 +11,18 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from zart_core.duration import later
+from zart_core.engine.blocks import check_block, left_behind, open_block
 from zart_core.engine.ending import Ending
-from zart_core.engine.halt import Suspended
+from zart_core.engine.halt import Halt, Suspended
 from zart_core.engine.journal import DONE, LOST, Durable
 from zart_core.engine.parked import Parked
 from zart_core.engine.pauses import holding
-from zart_core.engine.replay import Key
+from zart_core.engine.replay import REMOTE, Key
 from zart_core.engine.timer import Timer
+from zart_core.errors import DeadlineExceeded, ExecutionCancelled
 from zart_core.records import (
     ChildFact,
     PauseRow,
@@ -28,6 +31,12 @@ from zart_core.records import (
 )
 
 logger = logging.getLogger("zart")
+
+_TURNS: Final = 50
+"""Turns of the event loop that a replay's branches have to come to what they did, where the order of that is not known."""
+_PATIENCE: Final = 1.0
+"""Seconds without one more step met, after which a replay stops waiting for those that it should meet."""
+_PAUSE: Final = 0.005
 
 
 class Parking(Ending):
@@ -40,8 +49,7 @@ class Parking(Ending):
             await asyncio.shield(self._suspending)
         if self.services.lease.lapsed:
             await self.services.lease.valid()
-        await self.learn_reason()
-        error = self._over(name)
+        error = await self._ended(name)
         if error is not None:
             await self._refuse()
             raise error
@@ -50,6 +58,69 @@ class Parking(Ending):
         rule = holding(self._pauses, name)
         if rule is not None:
             await self._pause(name or "", rule)
+
+    async def _ended(self, name: str | None) -> BaseException | None:
+        """What has ended this pass for the call ``name``, once a replay has come as far. Raises where its saga has failed."""
+        await self.learn_reason()
+        if self.blocks.failed and name not in self._undoing:
+            check_block(self)
+        error = self._over(name)
+        if error is not None and not isinstance(error, Halt):
+            await self.in_order(None)
+        return error
+
+    async def in_order(self, row: StepRow | None) -> None:
+        """Before a replay gives a call what is recorded, or (``None``) lets a pass end earlier than the one that recorded it.
+
+        A replay answers all calls at once, so a branch that raised late in the first pass would raise now before others have come
+        to what they did; and what was never called in a pass, its sagas cannot undo. So it waits here until every step that may have
+        to be undone, and that had begun by then, has been called. Only in the passes of a saga that has not ended is there any.
+        """
+        replay, compensating = self.replay, self.compensating
+        # A step that began before this ended was called before this was told. Other workers' clocks say when a child ended, and a
+        # sleep's deadline when it should have, not when this run heard of it; and what began while an error was on its way is later
+        # than that error, and was called before it was raised: for those there are a few turns of the loop, and no more.
+        unsure = row is None or row.error is not None or row.kind in REMOTE or row.kind == "sleep"
+        before = None if row is None or row.kind in REMOTE or row.kind == "sleep" else row.finished_at
+
+        def owes() -> bool:
+            return replay.owes(None if unsure else before, compensating=compensating)
+
+        def surely() -> bool:
+            return row is None or (before is not None and replay.owes(before, compensating=compensating, ties=False))
+
+        if not owes():
+            return
+        self.enter_branch()
+        try:
+            turns, owed, until = 0, -1, 0.0
+            while self.halt is None and owes():
+                if len(replay.owed) != owed:
+                    turns, owed, until = 0, len(replay.owed), self.loop.time() + _PATIENCE
+                if turns >= _TURNS:
+                    firmly = surely()
+                    if not firmly or self._impatient or self.loop.time() >= until:
+                        # The code has changed, or took another way then.
+                        self._impatient = self._impatient or firmly
+                        break
+                turns += 1
+                await asyncio.sleep(0 if turns < _TURNS else _PAUSE)
+        finally:
+            self.leave()
+        if self.halt is not None:
+            raise self.halt
+
+    def enter_branch(self) -> None:
+        """A call begins that a task of the engine's own will make: counted from now, whoever sets it going."""
+        self._calls += 1
+
+    def leave(self) -> None:
+        """A call has ended."""
+        self._calls -= 1
+        if not self._calls:
+            self._hush()
+        if self._parked:
+            self._look()
 
     async def settled(self, row: StepRow) -> None:
         """A call has its durable result. With ``replay="always"`` it is not given to this pass but to the next.
@@ -107,14 +178,6 @@ class Parking(Ending):
         self.tasks.discard(task)
         self.leave()
 
-    def leave(self) -> None:
-        """A call has ended, see ``Run.enter``."""
-        self._calls -= 1
-        if not self._calls:
-            self._hush()
-        if self._parked:
-            self._look()
-
     def ended(self, call: Key) -> None:
         """A call that others may wait for has ended."""
         for parked in self._awaiting.get(call, ()):
@@ -133,13 +196,15 @@ class Parking(Ending):
 
     async def _park(self, parked: Parked, is_open: Callable[[Key], bool] | None = None) -> None:
         # What ended the execution may have come while the caller waited for something else: nobody would wake it here.
-        await self.learn_reason()
-        error = self._over(parked.name)
+        error = await self._ended(parked.name)
         if error is not None:
             raise error
         keys = tuple(parked.awaited)
+        if self.blocks.any:
+            parked.block = open_block(self)
         self._parked[parked] = None
-        parked.by_root = asyncio.current_task() is self.root
+        task = asyncio.current_task()
+        parked.by_root = task is self.root or (task is not None and self.stand_ins.get(task) is self.root)
         self._root_parked += parked.by_root
         for key in keys:
             self._awaiting.setdefault(key, set()).add(parked)
@@ -150,6 +215,9 @@ class Parking(Ending):
         self._look()
         try:
             await parked.future
+        except (ExecutionCancelled, DeadlineExceeded):
+            await self.in_order(None)
+            raise
         finally:
             self._parked.pop(parked, None)
             self._root_parked -= parked.by_root
@@ -163,6 +231,23 @@ class Parking(Ending):
             if parked.timer is not None:
                 parked.timer.cancel()
             self._no_longer_idle()
+
+    async def leave_blocks(self) -> None:
+        """A saga has failed: calls that wait in its block end. Raises what has stopped the run meanwhile."""
+        self.blocks.failed = True
+        self.blocks.changed()
+        self._regate()
+        while self._suspending is not None:
+            # Race: another branch has raised while the lease is being given up. The answer decides.
+            await asyncio.shield(self._suspending)
+        for parked in list(self._parked):
+            block = parked.block
+            while block is not None and block.state == "done":
+                block = block.outer
+            if block is not None and block.state == "failed" and parked.name not in self._undoing:
+                parked.fail(left_behind())
+        if self.halt is not None:
+            raise self.halt
 
     def _due(self, parked: Parked) -> None:
         if self._suspending is None:
@@ -283,7 +368,7 @@ class Parking(Ending):
             on_signal=any(parked.on_signal for parked in self._parked),
             on_children=bool(needed),
             seen=self.seen,
-            cleanup=self.body.handles_failure or self.undoable > 0 or bool(self._undoing),
+            cleanup=self.body.handles_failure or bool(self._undoing) or self._has_to_undo,
             compensating=self._unwinding,
             # Whichever children end: before so many have, no call has what it needs. Woken for others than its own, it waits on.
             children_left=max(0, self.replay.open_children - min(needed)) if needed else 0,
@@ -291,6 +376,13 @@ class Parking(Ending):
             only_held=held is not None and self._only_held,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
+
+    @property
+    def _has_to_undo(self) -> bool:
+        """Whether a cancellation would have to undo something: in this pass, or in branches that it has not come to."""
+        return any(block.holds for block in self.blocks.left) or (
+            (self.blocks.any or bool(self.replay.owed)) and self.replay.has_to_undo()
+        )
 
     def _answered(self, promise: Durable) -> None:
         """The backend's answer to the suspension."""

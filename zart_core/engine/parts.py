@@ -124,6 +124,7 @@ class _PartAttempts(Attempts):
         """What the call has sent along."""
         self.ordinal = order.ordinal
         self._order = order
+        self.options = replace(self.options, generation=order.undone or None)
 
     async def _call(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
         # Inside the attempt, so that arguments that do not fit are recorded as any failure of the step.

@@ -23,6 +23,9 @@ _LONGEST: Final = 160
 async def settle(run: Run, name: str, branches: Sequence[Branch]) -> None:
     """Return when all of these have ended, durably. Raises what ends the execution."""
     if all(branch.finished_at is not None and branch.recorded is None for branch in branches):
+        if run.replay.owed:
+            for branch in branches:
+                await run.in_order(branch.row)
         return
     run.enter()
     try:
@@ -49,6 +52,8 @@ async def first(run: Run, site: Site, name: str | None, branches: list[Branch], 
             row = await _decide(run, chosen, ordinal, branches, count)
         finally:
             run.leave()
+    elif run.replay.owed:
+        await run.in_order(row)
     what = f"the winners {chosen!r} of execution {run.execution_id!r}"
     places = winners(run, branches, run.payloads.decode(row.output or b"[]", list[list[Any]], what=what))
     await _dismiss(run, [branch for index, branch in enumerate(branches) if index not in places])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import CodeType
 
+import msgspec
+
 from zart_core.errors import DuplicateStepError, NonDeterminismError
 from zart_core.records import StepKind, StepRow
 
@@ -15,7 +17,9 @@ FAILURE_ORDINAL = -32_768
 """The row of this ordinal marks that on_failure has begun; it holds the failure. Ordinals below zero are on_failure's own."""
 FAILURE_NAME = "on_failure"
 UNDO = "undo:"
-"""The undo of step ``charge`` is recorded under ``undo:charge``."""
+"""The undo of step ``charge`` is recorded under ``undo:charge``; its ordinal counts how often the step was undone before."""
+KEPT = "kept:"
+"""A saga's block that has ended well is recorded by this and the name of its first step, with the names of all that it could undo."""
 
 REMOTE = ("child", "parallel")
 """The kinds of calls that are answered by a run of their own, whoever drives that."""
@@ -27,16 +31,20 @@ Key = tuple[str, int]
 class Replay:
     """The recorded rows of one run. Identity is (name, ordinal), never position, so code may change around steps."""
 
-    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id", "open_children")
+    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id", "open_children", "owed", "undoing")
 
     def __init__(self, execution_id: str, rows: Iterable[StepRow]) -> None:
         self.execution_id = execution_id
         self._rows = {(row.name, row.ordinal): row for row in rows}
-        self._unmet = sum(1 for row in self._rows.values() if row.ordinal != FAILURE_ORDINAL)
+        self._unmet = self._to_meet()
         self.open_children = sum(map(_is_open_child, self._rows.values()))
         """Awaited children that have not ended, as far as is known here."""
         self._used: dict[Key, tuple[str, Site]] = {}
         self._waits: dict[str, int] = {}
+        self.owed: dict[Key, int] = self._owed()
+        """When each step began that is recorded, may have to be undone, and was not met in this pass."""
+        self.undoing = self._begun_undo()
+        """Whether an earlier pass has begun to undo something."""
 
     @property
     def active(self) -> bool:
@@ -58,6 +66,8 @@ class Replay:
                 "Every call needs a name of its own (in a loop: put the index or an id into it)"
             )
         self._used[key] = (kind, site)
+        if self.owed:
+            self.owed.pop(key, None)
         if kind in ("event", "choice"):
             self._waits[name] = self._waits.get(name, 0) + 1
         row = self._rows.get(key)
@@ -87,12 +97,82 @@ class Replay:
         self._rows[key] = row
 
     def undone(self) -> tuple[Key, ...]:
-        """The steps whose undo has completed, and these undos: in the handler's next attempt they have not happened."""
-        keys: list[Key] = []
-        for (name, ordinal), row in self._rows.items():
-            if row.kind == "undo" and row.status == "completed" and ordinal >= 0:
-                keys += [(name.removeprefix(UNDO), ordinal), (name, ordinal)]
-        return tuple(keys)
+        """The steps whose undo has completed: in the handler's next attempt they have not happened. The undos stay on record."""
+        return tuple(key for key, row in self._rows.items() if key[1] >= 0 and self._is_undone(row))
+
+    def _is_undone(self, row: StepRow) -> bool:
+        generation = generation_of(row)
+        if generation is None:
+            return False
+        undo = self._rows.get(undo_key(row.name, row.ordinal, generation))
+        return undo is not None and undo.status == "completed"
+
+    def generation(self, name: str, ordinal: int) -> int:
+        """How often a step that begins now was undone before."""
+        row = self._rows.get((name, ordinal))
+        known = None if row is None else generation_of(row)
+        if known is not None:
+            return known
+        count = 0
+        while (undo := self._rows.get(undo_key(name, ordinal, count))) is not None and undo.status == "completed":
+            count += 1
+        return count
+
+    def _owed(self) -> dict[Key, int]:
+        able = {
+            key: row for key, row in self._rows.items() if row.details is not None and generation_of(row) is not None
+        }
+        if not able:
+            return {}
+        kept = {
+            (name, row.ordinal)
+            for row in self._rows.values()
+            if row.kind == "choice" and row.name.startswith(KEPT)
+            for name in msgspec.json.decode(row.output or b"[]", type=list[str])
+        }
+        return {key: row.started_at for key, row in able.items() if key not in kept and not self._is_undone(row)}
+
+    def has_to_undo(self) -> bool:
+        """Whether a step is recorded that a saga may have to undo."""
+        return bool(self._owed())
+
+    def _begun_undo(self) -> bool:
+        return any(row.kind == "undo" and self._can_be_met(row) for row in self._rows.values())
+
+    def owes(self, before: int | None, *, compensating: bool, ties: bool = True) -> bool:
+        """Whether this pass has still to meet a step that may have to be undone, and began before ``before`` (``None``: at all).
+
+        ``ties``: or in the same moment.
+        """
+        return any(
+            (key[1] < 0) == compensating and (before is None or started_at < before or (ties and started_at == before))
+            for key, started_at in self.owed.items()
+        )
+
+    def half_undone(self) -> list[str]:
+        """The steps whose undo is on record, has not ended, and was not met in this pass."""
+        return [
+            key[0].removeprefix(UNDO)
+            for key, row in self._rows.items()
+            if row.kind == "undo" and row.status == "pending" and key[1] >= 0 and key not in self._used
+        ]
+
+    def failed_undo(self) -> StepRow | None:
+        """The first undo that has failed for good."""
+        rows = (
+            row for row in self._rows.values() if row.kind == "undo" and row.status == "failed" and row.ordinal >= 0
+        )
+        return min(rows, key=lambda row: row.finished_at or 0, default=None)
+
+    def pass_by(self, name: str, ordinal: int) -> bool:
+        """Whether a row is recorded, which counts as met: one that no call of the user's makes."""
+        key = (name, ordinal)
+        if key not in self._rows:
+            return False
+        if key not in self._used and self._unmet > 0:
+            self._unmet -= 1
+        self._used[key] = ("choice", _NOWHERE)
+        return True
 
     def drop(self, keys: Iterable[Key]) -> None:
         """Forget rows."""
@@ -102,8 +182,20 @@ class Replay:
     def ahead(self, *, compensating: bool) -> bool:
         """Whether anything is recorded that this pass has not met, by this half of the handler (run, or on_failure)."""
         return any(
-            key not in self._used and key[1] != FAILURE_ORDINAL and (key[1] < 0) == compensating for key in self._rows
+            key not in self._used and (key[1] < 0) == compensating and self._can_be_met(row)
+            for key, row in self._rows.items()
         )
+
+    def _to_meet(self) -> int:
+        return sum(map(self._can_be_met, self._rows.values()))
+
+    def _can_be_met(self, row: StepRow) -> bool:
+        """Whether it is for a pass to meet. The undo of a step that runs again, or will, is not: it is done with."""
+        if row.kind == "undo":
+            ordinal = 0 if row.ordinal >= 0 else -1
+            step = self._rows.get((row.name.removeprefix(UNDO), ordinal))
+            return step is not None and generation_of(step) == abs(row.ordinal - ordinal)
+        return row.ordinal != FAILURE_ORDINAL
 
     def rewind(self, *, drop_failed: bool) -> None:
         """Begin another pass. ``drop_failed``: failed steps will run again (the handler is retried)."""
@@ -111,7 +203,9 @@ class Replay:
             self._rows = {key: row for key, row in self._rows.items() if row.status != "failed"}
         self._used.clear()
         self._waits.clear()
-        self._unmet = sum(1 for row in self._rows.values() if row.ordinal != FAILURE_ORDINAL)
+        self.owed = self._owed()
+        self.undoing = self._begun_undo()
+        self._unmet = self._to_meet()
 
     def is_open(self, key: Key) -> bool:
         """Whether a call has no finished row."""
@@ -123,6 +217,27 @@ class Replay:
         return self._rows.get((name, ordinal))
 
 
+_UNDOABLE = b"undo:"
+
+
+def undoable(generation: int) -> bytes:
+    """The ``details`` of a completed step that a saga can undo, and that was undone ``generation`` times before."""
+    return _UNDOABLE + str(generation).encode()
+
+
+def generation_of(row: StepRow) -> int | None:
+    """Of a completed step that a saga can undo: how often it was undone before. ``None`` for any other."""
+    details = row.details
+    if details is None or row.status != "completed" or not details.startswith(_UNDOABLE):
+        return None
+    return int(details.removeprefix(_UNDOABLE))
+
+
+def undo_key(name: str, ordinal: int, generation: int) -> Key:
+    """The key of a step's undo. Ordinals below zero are on_failure's own, and count down."""
+    return UNDO + name, ordinal + generation if ordinal >= 0 else ordinal - generation
+
+
 def _is_open_child(row: StepRow | None) -> bool:
     return row is not None and row.status == "pending" and row.kind in REMOTE
 
@@ -130,3 +245,7 @@ def _is_open_child(row: StepRow | None) -> bool:
 def _where(site: Site) -> str:
     code, line = site
     return f"{code.co_filename}:{line} (in {code.co_qualname})"
+
+
+_NOWHERE: Site = (Replay.pass_by.__code__, 0)
+"""Where a row is met that no call of the user's makes."""

@@ -51,7 +51,8 @@ class Run(Parking):
     def begin_turn(self) -> None:
         """A pass through the handler, or through on_failure, begins."""
         self._ending = False
-        self._concurrent = False
+        self._concurrent = self._impatient = False
+        self.blocks.clear()
         self.branches.clear()
         self._regate()
 
@@ -60,10 +61,12 @@ class Run(Parking):
         have ended on return: what their bodies did is recorded before anything follows from the end."""
         self.turn += 1
         self._ending = self.gated = True
+        self.blocks.changed()
         while self._suspending is not None:
             await asyncio.shield(self._suspending)
         for parked in list(self._parked):
-            parked.fail(Abandoned(self.execution_id))
+            if parked.name not in self._undoing:
+                parked.fail(Abandoned(self.execution_id))
         if self.bodies and self.halt is None:
             logger.warning(
                 "execution %r: a pass through its handler has ended before the %d steps that run in tasks it left behind; "
@@ -167,10 +170,6 @@ class Run(Parking):
             task = asyncio.current_task(self.loop)
             if task is not self.root and task not in self.tasks:
                 self._concurrent = True
-
-    def enter_branch(self) -> None:
-        """A call begins that a task of the engine's own will make: counted from now, whoever sets it going."""
-        self._calls += 1
 
     async def record(self, row: StepRow) -> None:
         """Make a call's row durable. Raises ``Halt`` when the run is not this worker's any more."""

@@ -1,34 +1,36 @@
 """Sagas: the undos of finished steps, run newest first when the block that made them raises.
 
-Each undo is a durable, retried step of its own. The first of them is recorded before it begins, so that a pass that starts again in
-the middle of the compensation takes the same way, whatever its sleeps and its cancellation look like by then.
+Each undo is a durable, retried step of its own. That they are to run is recorded for all of them before the first begins, and that a
+block has ended well is recorded too, so that every later pass takes the same way, whatever its sleeps, its cancellation and the order
+of its branches look like by then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import weakref
-from collections.abc import Callable
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterable
+from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from zart_core import failure as failures
+from zart_core.engine.blocks import Block, check_block, current_block
 from zart_core.engine.halt import Halt, being_closed
 from zart_core.engine.races import settle_for_undo
-from zart_core.engine.replay import UNDO
-from zart_core.engine.steps import StepOptions, run_step
-from zart_core.errors import NonDeterminismError, ZartError
+from zart_core.engine.replay import KEPT, Key, generation_of, undo_key
+from zart_core.engine.steps import Attempts, StepOptions, run_step, stored_value
+from zart_core.errors import DeadlineExceeded, ExecutionCancelled, NonDeterminismError, ZartError
+from zart_core.records import StepFact, StepRow
 from zart_core.retry import RetryConfig
 
 if TYPE_CHECKING:
     from zart_core.engine.branches import Branch
     from zart_core.engine.replay import Site
     from zart_core.engine.run import Run
-    from zart_core.records import StepRow
 
 UNDO_RETRY: Final = RetryConfig.exponential(10, "1s", max_delay="1m")
 """An undo that fails leaves the world half done, so it is retried unless it says otherwise itself."""
@@ -44,9 +46,9 @@ class Undo(Struct, frozen=True):
     site: Site
 
     @property
-    def name(self) -> str:
-        """The name it is recorded under."""
-        return UNDO + self.row.name
+    def key(self) -> Key:
+        """What it is recorded under."""
+        return undo_key(self.row.name, self.row.ordinal, generation_of(self.row) or 0)
 
 
 MakeUndo = Callable[["StepRow", Any, "Site"], Undo]
@@ -55,83 +57,145 @@ MakeUndo = Callable[["StepRow", Any, "Site"], Undo]
 class Saga:
     """The finished steps of one ``async with ctx.saga()`` block that can be undone."""
 
-    __slots__ = ("__weakref__", "_expected", "_outer", "_task", "_token", "_undos", "run")
+    __slots__ = ("__weakref__", "_block", "_expected", "_task", "_token", "_undos", "run")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._undos: list[Undo] = []
         self._expected: list[tuple[Branch, MakeUndo, Site]] = []
-        self._outer: Saga | None = None
-        self._token: Token[weakref.ref[Saga] | None] | None = None
+        self._block: Block | None = None
+        self._token: Token[Block | None] | None = None
         self._task: asyncio.Task[Any] | None = None
 
-    def finished(self, undo: Undo) -> None:
+    @property
+    def _outer(self) -> Saga | None:
+        block = None if self._block is None else self._block.outer
+        saga: Saga | None = None if block is None else block.saga()
+        return saga
+
+    async def step(
+        self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepOptions, make: MakeUndo
+    ) -> tuple[StepRow, Any]:
+        """Run a step that ``make`` can undo."""
+        run, block = self.run, self._block
+        options = saga_options(run, name, options)
+        if block is not None:
+            block.enter()
+        try:
+            try:
+                row, value = await run_step(run, site, name, fn, args, options)
+            except (asyncio.CancelledError, Halt, ExecutionCancelled, DeadlineExceeded):
+                # Race: the call is cancelled, or its pass ends, while its row is on its way: the step has happened. The rows of
+                # the undo come behind it in the journal.
+                kept = run.replay.get(name, run.own(0))
+                if kept is not None and kept.status == "completed":
+                    self._finished(make(kept, stored_value(run, kept, fn, options), site))
+                raise
+            if row.error is None:
+                self._finished(make(row, value, site))
+            return row, value
+        finally:
+            if block is not None:
+                block.leave(run.blocks)
+
+    def _finished(self, undo: Undo) -> None:
         """A step with an undo has finished inside the block."""
         self._undos.append(undo)
-        self.run.undoable += 1
 
     def expect(self, branch: Branch, make: MakeUndo, site: Site) -> None:
         """A step with an undo was set going inside the block; it may finish when nobody looks."""
         self._expected.append((branch, make, site))
-        self.run.undoable += 1
+        if self._block is not None:
+            self._block.holds = True
 
     async def __aenter__(self) -> Self:
         self.run.check()
-        self._outer = open_saga(self.run)
+        check_block(self.run)
         self._task = asyncio.current_task()
-        self._token = _current.set(weakref.ref(self))
+        self._block = Block(self.run, self)
+        self._token = current_block.set(self._block)
+        self.run.blocks.open(self._block, self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        block = self._block
         if self._token is not None:
-            _current.reset(self._token)
+            current_block.reset(self._token)
             self._token = None
-        expected, self._expected = self._expected, []
-        self.run.undoable -= len(expected)
-        if error is None or self._ends_the_block(error):
-            await self._look_at(expected, error)
-        undos, self._undos = self._undos, []
-        try:
-            await self._end(undos, error)
-        finally:
-            self.run.undoable -= len(undos)
-
-    async def _look_at(self, expected: list[tuple[Branch, MakeUndo, Site]], error: BaseException | None) -> None:
-        """What has become of the steps that were set going."""
-        if error is not None and expected:
-            await settle_for_undo(self.run, [branch for branch, _, _ in expected])
-        for branch, make, site in expected:
-            row = branch.row
-            if row is not None and row.status == "completed" and branch.finished_at is not None:
-                self.finished(make(row, branch.decode(row), site))
-            elif error is None and self._outer is not None:
-                self._outer.expect(branch, make, site)
-
-    async def _end(self, undos: list[Undo], error: BaseException | None) -> None:
-        if error is None and self._outer is None and self._begun(undos):
-            # Race: what raised in an earlier pass was no result (a cancellation, a deadline), and what it interrupted, a sleep, is
-            # over by now. The compensation began then, and goes on.
-            error = self.run.over or NonDeterminismError(
-                f"execution {self.run.execution_id!r} has begun to undo a saga whose block does not fail any more"
-            )
-            await self._undo(undos, error)
+        if block is None or block.state != "open" or block not in self.run.blocks.left:
+            return  # the saga around it has failed in another branch, or the pass has ended, and has seen to this one too
+        if error is None and not isinstance(self.run.over, Halt):
+            error = await self._too_late()
+            if error is None:
+                self._keep(block)
+                return
+            await self._protected(take_back(self.run, block, error))
             raise error
-        if error is None:
-            self._hand_over(undos)
-        elif self._ends_the_block(error):
-            await self._undo(undos, error)
+        if error is not None and self._ends_the_block(error):
+            await self._protected(take_back(self.run, block, error))
 
-    def _hand_over(self, undos: list[Undo]) -> None:
-        """The block is done; what it did can still be undone by the block around it."""
-        if self._outer is not None:
-            for undo in undos:
-                self._outer.finished(undo)
-
-    def _begun(self, undos: list[Undo]) -> bool:
+    async def _too_late(self) -> BaseException | None:
+        """Why a block fails that has come to its end all the same."""
         run = self.run
-        return any(run.replay.get(undo.name, run.own(0)) is not None for undo in undos)
+        if self._outer is not None or self.is_kept():
+            return None
+        begun = self.is_begun()
+        if run.cancelled and not run.compensating:
+            # The cancellation was accepted before this block was done; its last step was let come to its end.
+            await run.learn_reason()
+        over = run.over
+        if over is None and begun:
+            # Race: what raised in an earlier pass was no result (a timeout of the user's own), and did not come again.
+            over = ZartError(
+                f"execution {run.execution_id!r} has undone a saga in an earlier pass: what its block raised then is not on record"
+            )
+        return over
+
+    def _names(self) -> list[str]:
+        """The steps that this saga would undo, in an order that every pass has."""
+        undos = sorted(self._undos, key=lambda undo: (undo.row.started_at, undo.row.name))
+        return [undo.row.name for undo in undos] + [branch.name for branch, _, _ in self._expected]
+
+    def is_begun(self) -> bool:
+        """Whether it is on record that what was done in the block is undone."""
+        return any(self.run.replay.get(*undo.key) is not None for undo in self._undos)
+
+    def is_kept(self) -> bool:
+        """Whether it is on record that the block has ended well."""
+        run = self.run
+        return any(run.replay.get(KEPT + name, run.own(0)) is not None for name in self._names())
+
+    def _keep(self, block: Block) -> None:
+        """The block is done. What it did can still be undone by the block around it; without one, that it is kept is recorded."""
+        run, outer, names = self.run, self._outer, self._names()
+        run.blocks.close(block, "done")
+        if outer is not None:
+            for undo in self._undos:
+                outer._finished(undo)
+            for expected in self._expected:
+                outer.expect(*expected)
+            return
+        if not names or any(run.replay.pass_by(KEPT + name, run.own(0)) for name in names):
+            return
+        now = run.clock.now()
+        output = run.payloads.encode(names, what="the steps of a saga")
+        row = StepRow(
+            KEPT + names[0],
+            run.own(0),
+            "choice",
+            "completed",
+            0,
+            now,
+            now,
+            output=output,
+            worker_id=run.services.worker_id,
+        )
+        # Not awaited: facts are written in the order in which they are appended, so nothing that follows can become durable
+        # without it. Lost by a crash, the block is not done.
+        run.journal.step(StepFact(run.run_id, run.epoch, row))
+        run.replay.keep(row)
 
     def _ends_the_block(self, error: BaseException) -> bool:
         """Whether the block has failed; not when only this pass through it ends, and another will go on."""
@@ -140,41 +204,146 @@ class Saga:
             return False
         if isinstance(error, asyncio.CancelledError) and run.shutting_down:
             return False
-        if isinstance(error, BaseExceptionGroup):
-            group = cast("BaseExceptionGroup[BaseException]", error)
-            return group.subgroup((Halt, NonDeterminismError)) is None
-        return not isinstance(error, NonDeterminismError)  # the code does not fit: the run waits for code that does
+        return may_undo(error)
 
-    async def _undo(self, undos: list[Undo], cause: BaseException) -> None:
-        """Run the undos. One that fails for good does not keep the others from running; the first such error is raised."""
-        # By the stored times, which every pass sees alike; steps that finished together are undone in reverse order of their calls.
-        order = sorted(enumerate(undos), key=lambda pair: (pair[1].row.finished_at or 0, pair[0]), reverse=True)
-        failed: ZartError | None = None
-        for _, undo in order:
-            error = await self._run(undo)
-            if error is not None and failed is None:
-                error.add_note(f"while a saga was undone because of {type(cause).__name__}: {failures.message(cause)}")
-                failed = error
-        if failed is not None:
-            raise failed
-
-    async def _run(self, undo: Undo) -> ZartError | None:
+    async def _protected(self, work: Any) -> None:
+        """``work`` in a task of its own, to its end, though the one that leaves the block is cancelled (a brother has failed, a
+        timeout strikes). It ends early only with the run, or with the event loop."""
         run = self.run
-        arguments = (undo.value,) if _takes_value(undo.fn) else ()
-        with run.undoing(undo.name):
-            row, _ = await run_step(run, undo.site, undo.name, undo.fn, arguments, undo.options)
-        return None if row.error is None else failures.step_error(row.error, step=undo.name, scopes=(undo.fn,))
+        task = run.loop.create_task(work, name=f"zart undo {run.execution_id}")
+        run.tasks.add(task)
+        run.stand_ins[task] = self._task
+        try:
+            while not task.done():
+                try:
+                    await asyncio.wait((task,))
+                except asyncio.CancelledError:
+                    if run.halt is not None or run.shutting_down:
+                        task.cancel()
+                        await asyncio.wait((task,), timeout=1.0)
+                        raise
+            task.result()
+        finally:
+            task.cancel()
+            run.tasks.discard(task)
+            run.stand_ins.pop(task, None)
+            if task.done() and not task.cancelled():
+                task.exception()
+
+    async def settled(self) -> list[Undo]:
+        """All that has been done in the block, once nothing more comes."""
+        if self._expected:
+            await settle_for_undo(self.run, [branch for branch, _, _ in self._expected])
+            for branch, make, site in self._expected:
+                row = branch.row
+                if row is not None and row.status == "completed":
+                    self._undos.append(make(row, branch.decode(row), site))
+            self._expected = []
+        return self._undos
 
 
-# Weak, like the current context: see task_context.py.
-_current: Final[ContextVar[weakref.ref[Saga] | None]] = ContextVar("zart_saga", default=None)
+def may_undo(error: BaseException) -> bool:
+    """Whether ``error`` is one that undoes things: not, when the code does not fit, and the run waits for code that does."""
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return group.subgroup((Halt, NonDeterminismError)) is None
+    return not isinstance(error, (Halt, NonDeterminismError))
+
+
+async def take_back(run: Run, outer: Block | None, cause: BaseException | None) -> None:
+    """Undo what was done in the block ``outer`` and in those within it that are not done, newest first; without one, in all of them.
+
+    Branches that are still in there make no further call: what waits is cancelled, and what runs is let come to its end, so that it is
+    known, and undone as well. An undo that fails for good does not keep the others from running; the first such error is raised.
+    """
+    blocks = [block for block in run.blocks.within(outer) if block.state == "open"]
+    for block in blocks:
+        block.state = "failed"
+    await run.leave_blocks()
+    # A block inside that has failed by itself sees to what is its own.
+    while any(block.busy or block not in blocks for block in run.blocks.within(outer)):
+        await run.blocks.change()
+        if run.halt is not None:
+            raise run.halt
+    undos: list[Undo] = []
+    for block in blocks:
+        saga: Saga = run.blocks.left[block]
+        if not saga.is_kept():  # in an earlier pass its block ended well, before this one has come to that end
+            undos += await saga.settled()
+    # By the stored times, which every pass sees alike; steps that finished together are undone in reverse order of their calls.
+    undos = [undo for _, undo in sorted(enumerate(undos), key=_newest_first)]
+    try:
+        await _undo(run, undos, cause)
+    finally:
+        if run.halt is None:
+            for block in blocks:
+                run.blocks.close(block, "failed")
+
+
+def _newest_first(undo: tuple[int, Undo]) -> tuple[int, int]:
+    return -(undo[1].row.finished_at or 0), -undo[0]
+
+
+async def _undo(run: Run, undos: list[Undo], cause: BaseException | None) -> None:
+    await _plan(run, undos)
+    failed: ZartError | None = None
+    for undo in undos:
+        error = await _run(run, undo)
+        if error is not None and failed is None:
+            if cause is not None:
+                error.add_note(f"while a saga was undone because of {type(cause).__name__}: {failures.message(cause)}")
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+async def _plan(run: Run, undos: Iterable[Undo]) -> None:
+    """Put on record what is to be undone: no later pass may take another way, or leave a part of it out."""
+    recorded = None
+    for undo in undos:
+        # The row of one that may run at most once says that it has begun.
+        if run.replay.get(*undo.key) is None and not undo.options.at_most_once:
+            now = run.clock.now()
+            row = StepRow(*undo.key, "undo", "pending", 0, now, worker_id=run.services.worker_id)
+            recorded = run.journal.step(StepFact(run.run_id, run.epoch, row))
+            run.replay.keep(row)
+    if recorded is not None:
+        run.enter_branch()
+        try:
+            await run.durable(recorded)
+        finally:
+            run.leave()
+
+
+async def _run(run: Run, undo: Undo) -> ZartError | None:
+    name, ordinal = undo.key
+    arguments = (undo.value,) if _takes_value(undo.fn) else ()
+    with run.undoing(name):
+        row = run.meet(name, ordinal, "undo", undo.site)
+        if row is None or row.status == "pending":
+            run.enter()
+            try:
+                if run.gated or run.services.lease.lapsed:
+                    await run.ready(name)
+                run.replay.leave()
+                attempts = Attempts(run, name, undo.fn, arguments, undo.options, row)
+                attempts.ordinal = ordinal
+                row, _ = await attempts.finish()
+            finally:
+                run.leave()
+    return None if row.error is None else failures.step_error(row.error, step=name, scopes=(undo.fn,))
+
+
+def saga_options(run: Run, name: str, options: StepOptions) -> StepOptions:
+    """The options of a step that can be undone."""
+    return replace(options, generation=run.replay.generation(name, run.own(0)) if type(name) is str else 0)
 
 
 def open_saga(run: Run) -> Saga | None:
-    """The innermost saga of ``run`` that is open here."""
-    reference = _current.get()
-    saga = None if reference is None else reference()
-    return saga if saga is not None and saga.run is run else None
+    """The innermost saga of ``run`` that is open here. ``CancelledError`` where it has failed."""
+    block = check_block(run)
+    saga: Saga | None = None if block is None else block.saga()
+    return saga
 
 
 def _takes_value(fn: Callable[..., Any]) -> bool:

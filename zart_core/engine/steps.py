@@ -17,7 +17,9 @@ from msgspec import Struct
 from zart_core import failure as failures
 from zart_core.ambient import ExecutionInfo, current_step
 from zart_core.duration import later, spoken
+from zart_core.engine.blocks import Block, check_block, left_behind
 from zart_core.engine.halt import being_closed
+from zart_core.engine.replay import undoable
 from zart_core.engine.timer import Timer
 from zart_core.errors import PayloadError, StepInterrupted, StepTimedOut, ZartError
 from zart_core.payload import return_type
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 _STUCK: Final = 1.0
 """Seconds that a timed-out step has to end after its cancellation; then it is left to itself and its result ignored."""
+_AGAIN: Final = 60.0
+"""Seconds that what ended a block in an earlier pass has to come again."""
 _COROUTINE: Final = inspect.CO_COROUTINE
 _UNKNOWN: Final = frozenset(("interrupted", "timed_out", "deadline"))
 """The failures after which nobody knows whether the body took effect."""
@@ -48,6 +52,8 @@ class StepOptions(Struct, frozen=True):
     returns: Any = None
     at_most_once: bool = False
     kind: Literal["step", "undo"] = "step"
+    generation: int | None = None
+    """Of a step that a saga can undo: how often it was undone before."""
 
 
 PLAIN: Final = StepOptions()
@@ -72,6 +78,8 @@ async def run_step(
         finally:
             run.leave()
     else:
+        if run.replay.owed:
+            await run.in_order(row)
         value = stored_value(run, row, fn, options)
     if options.at_most_once and row.error is not None and failures.load(row.error).kind in _UNKNOWN:
         run.unrepeatable = True
@@ -95,8 +103,10 @@ class Attempts:
     __slots__ = (
         "args",
         "attempts",
+        "cancelled",
         "deadline",
         "details",
+        "expired",
         "first_started",
         "fn",
         "name",
@@ -130,6 +140,10 @@ class Attempts:
         self.first_started = run.clock.now() if row is None else row.started_at
         self.deadline = None if row is None else row.deadline
         self.details = None if row is None else row.details
+        self.expired = False
+        """Whether the time of the attempt under way is over."""
+        self.cancelled: asyncio.CancelledError | None = None
+        """That the call was cancelled while its body ran in a thread: told once the thread has ended and that is recorded."""
 
     async def finish(self) -> tuple[StepRow, Any]:
         run, row = self.run, self.row
@@ -176,6 +190,8 @@ class Attempts:
         output, decoded = run.payloads.round_trip(value, type_of(self.fn, self.options), what=what)
         row = self._completed_row(output, finished)
         await run.record(row)
+        if self.cancelled is not None:
+            raise self.cancelled
         if run.services.replay_always:
             await run.settled(row)
         return row, decoded
@@ -191,6 +207,7 @@ class Attempts:
             finished,
             deadline=self.deadline,
             output=output,
+            details=None if self.options.generation is None else undoable(self.options.generation),
             worker_id=self.run.services.worker_id,
         )
 
@@ -244,6 +261,8 @@ class Attempts:
         recorded = run.journal.failed_attempt(*facts)
         run.replay.keep(row)  # as in Run.record
         await run.durable(recorded)
+        if self.cancelled is not None:
+            raise self.cancelled
         if wake_at is None:
             await run.settled(row)
             return row
@@ -302,6 +321,9 @@ class Attempts:
     async def _attempt(self, until: int, limit: _Limit | None) -> tuple[BaseException | None, Any]:
         """Run the body once: its error or its value. Raises only what stops the handler itself."""
         run = self.run
+        key: tuple[str | int, ...] = (run.execution_id, run.claimed.run, self.ordinal, self.name)
+        if self.options.generation:
+            key += (self.options.generation,)  # what was undone has not happened: this is another effect
         info = ExecutionInfo(
             run.execution_id,
             run.claimed.task,
@@ -309,13 +331,16 @@ class Attempts:
             self.name,
             self.attempts,
             self.options.retry.max_retries,
-            (run.execution_id, run.claimed.run, self.ordinal, self.name),
+            key,
             None if self.details is None else self._previous_details(self.details),
             self._heartbeat,
         )
         fn, intercept = self.fn, run.services.intercept
         if intercept is not None:
             fn = intercept(run.claimed.task, run.execution_id, self.name, fn)
+        block = await self._block() if run.blocks.any and self.options.kind != "undo" else None
+        if block is not None:
+            block.enter()
         token = current_step.set(info)
         run.bodies += 1
         try:
@@ -332,9 +357,25 @@ class Attempts:
         finally:
             run.bodies -= 1
             current_step.reset(token)
+            if block is not None:
+                block.leave(run.blocks)
         if info.misused is not None:
             return _Misused(info.misused), None
         return error, value
+
+    async def _block(self) -> Block | None:
+        """The saga's block that the body is in. Raises ``CancelledError`` where that has failed."""
+        run = self.run
+        block = check_block(run)
+        if block is not None and run.replay.undoing and any(saga.is_begun() for saga in block.sagas()):
+            # An earlier pass has failed this block, and had not come to this step by then. What ended the block then was no result:
+            # a timeout of the user's own, say. It will come again; nothing new is done before.
+            until = run.loop.time() + _AGAIN
+            while (left := until - run.loop.time()) > 0:
+                await run.blocks.change(left)
+                await run.ready(self.name)
+            raise left_behind()
+        return block
 
     def _stopped(self) -> bool:
         """Whether a CancelledError is meant for the handler (a sibling failed, the worker stops), not raised by the body."""
@@ -355,10 +396,30 @@ class Attempts:
         def within() -> tuple[BaseException | None, Any]:
             return context.run(_call, fn, self.args)
 
-        error, value = await asyncio.get_running_loop().run_in_executor(self.run.services.threads, within)
+        thread = self.run.services.threads.submit(within)
+        future = asyncio.wrap_future(thread)
+        while True:
+            try:
+                await asyncio.wait((future,))
+                break
+            except asyncio.CancelledError as cancelled:
+                if thread.cancel() or self._is_given_up():
+                    raise
+                # A thread cannot be cancelled. Its effect is on its way: nothing may follow from the end of this call before that
+                # is there and on record, else it would be done again beside itself, or be missed by a saga.
+                self.cancelled = cancelled
+        error, value = future.result()
         if error is None and inspect.isawaitable(value):  # a plain function (a lambda, say) that returned a coroutine
             value = await value
         return error, value
+
+    def _is_given_up(self) -> bool:
+        """Whether nobody will hear of this body's end: the run stops, or the step's time is over, or it has lost a race."""
+        run = self.run
+        row = run.replay.get(self.name, self.ordinal)
+        return (
+            run.halt is not None or run.shutting_down or self.expired or (row is not None and row.status != "pending")
+        )
 
     def _time_limit(self) -> tuple[int, _Limit | None]:
         """When an attempt that begins now must end, and what that limit is: the sooner of the step's and the execution's."""
@@ -391,16 +452,26 @@ class Attempts:
             await asyncio.wait((body, expired), return_when=asyncio.FIRST_COMPLETED)
             if not expired.done():
                 return body.result()
+            self.expired = True
             body.cancel()
             await asyncio.wait((body,), timeout=self._patience)
             if self._is_kept and body.done() and not body.cancelled():
                 return body.result()
             return _TimedOut(limit, self._exceeded(limit, self.attempts + 1)), None
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             body.cancel()
+            if not self._is_given_up():
+                # A thread goes on. It has the time that it had before, and then it is left to itself.
+                await asyncio.wait((body, expired), return_when=asyncio.FIRST_COMPLETED)
+                self.expired = True
+                body.cancel()
             await asyncio.wait((body,), timeout=_STUCK)
+            if self.cancelled is not None and body.done() and not body.cancelled():
+                self.cancelled = cancelled
+                return body.result()
             raise
         finally:
+            self.expired = False
             timer.cancel()
             if body.done() and not body.cancelled():
                 body.exception()  # looked at, so that nothing is logged about it

@@ -27,6 +27,8 @@ async def run_transaction(
     """:func:`~zart_core.engine.steps.run_step` for ``fn(connection, *args)``. On return both its writes and its row are durable."""
     row = run.meet(name, run.own(0), "step", site)
     if row is not None and row.status != "pending":
+        if run.replay.owed:
+            await run.in_order(row)
         return row, stored_value(run, row, fn, options)
     wanted = run.services.transactions
     if is_async(fn) != (wanted == "async"):

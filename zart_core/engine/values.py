@@ -21,6 +21,8 @@ async def capture(run: Run, site: Site, name: str, fn: Callable[[], Any], return
     row = run.meet(name, run.own(0), "capture", site)
     type_ = return_type(fn) if returns is None else returns
     if row is not None:
+        if run.replay.owed:
+            await run.in_order(row)
         what = f"the captured value {name!r} of execution {run.execution_id!r}"
         return run.payloads.decode(row.output or b"null", type_, what=what)
     run.enter()

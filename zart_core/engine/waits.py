@@ -23,6 +23,8 @@ async def sleep(run: Run, site: Site, name: str, until: Callable[[], int]) -> No
     """Wait until a deadline that ``until`` tells when the sleep is first reached."""
     row = run.meet(name, run.own(0), "sleep", site)
     if row is not None and row.wake_at is not None and row.wake_at <= run.clock.now():
+        if run.replay.owed:
+            await run.in_order(row)
         return
     run.enter()
     try:
@@ -63,6 +65,8 @@ async def wait_for_event(run: Run, site: Site, name: str, type_: Any, timeout: i
             await run.settled(row)
         finally:
             run.leave()
+    elif run.replay.owed:
+        await run.in_order(row)
     return event_of(run, row, type_)
 
 
