@@ -11,13 +11,19 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from zart_core.duration import FOREVER
 from zart_core.engine.halt import being_closed
 from zart_core.engine.life import Life
 from zart_core.engine.orders import StepOrder, arguments_of, decode_order
 from zart_core.engine.services import Body
 from zart_core.engine.steps import Attempts, type_of
 from zart_core.errors import NonDeterminismError
-from zart_core.records import ExecutionFailure, FinishFact, StepRow
+from zart_core.records import ClaimedRun, ExecutionFailure, FinishFact, StepRow
+
+
+def without_end(claimed: ClaimedRun) -> ClaimedRun:
+    """A part of a run that has no deadline has the end of time for one; here it has none."""
+    return replace(claimed, deadline=None) if claimed.deadline == FOREVER else claimed
 
 
 class PartBody:
