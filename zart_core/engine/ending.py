@@ -69,7 +69,7 @@ class Ending:
         self._draining = False
         self._closed = False
         self._concurrent = False  # calls were made in tasks other than the handler's own
-        self._calls = 0
+        self._calls: int = 0
         self.bodies = 0
         """Step bodies that run now."""
         self.undoable = 0
