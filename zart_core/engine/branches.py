@@ -233,6 +233,7 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         timeout=options.timeout,
         per_attempt=options.scope == "per_attempt",
         at_most_once=options.at_most_once,
+        bounded=not run.compensating and claimed.deadline is not None,
         typed=options.returns is None,
     )
     what = f"the arguments of step {name!r} of execution {run.execution_id!r}"

@@ -11,19 +11,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from zart_core.duration import FOREVER
 from zart_core.engine.halt import being_closed
 from zart_core.engine.life import Life
 from zart_core.engine.orders import StepOrder, arguments_of, decode_order
 from zart_core.engine.services import Body
 from zart_core.engine.steps import Attempts, type_of
 from zart_core.errors import NonDeterminismError
-from zart_core.records import ClaimedRun, ExecutionFailure, FinishFact, StepRow
-
-
-def without_end(claimed: ClaimedRun) -> ClaimedRun:
-    """A part of a run that has no deadline has the end of time for one; here it has none."""
-    return replace(claimed, deadline=None) if claimed.deadline == FOREVER else claimed
+from zart_core.records import ExecutionFailure, FinishFact, StepRow
 
 
 class PartBody:
@@ -90,7 +84,8 @@ class PartLife(Life):
         what = f"a step of execution {run.execution_id!r}"
         order = decode_order(run.claimed.input, run.payloads, what=what)
         # From here on it is the run that the step is of, for whoever asks inside the step.
-        run.claimed = replace(run.claimed, run=order.run)
+        deadline = run.claimed.deadline if order.bounded else None
+        run.claimed = replace(run.claimed, run=order.run, deadline=deadline)
         run.attempt = order.attempt
         data = order.data if order.data is not None else await run.services.input_of(run.execution_id, order.run)
         run.body.begin(run, data or b"null")

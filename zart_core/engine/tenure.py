@@ -15,7 +15,7 @@ from zart_core.engine.claims import Claims
 from zart_core.engine.journal import Journal
 from zart_core.engine.lease import Lease
 from zart_core.engine.life import Life
-from zart_core.engine.parts import PartBody, PartLife, without_end
+from zart_core.engine.parts import PartBody, PartLife
 from zart_core.engine.run import Run
 from zart_core.engine.services import Body, Services
 from zart_core.engine.steps import Intercept
@@ -221,8 +221,6 @@ class Tenure:
     def _begin(self, claimed: ClaimedRun) -> None:
         body: Body = self._bodies.body(claimed.task, claimed.version)
         is_part = claimed.run < 0
-        if is_part:
-            claimed = without_end(claimed)
         run = Run(claimed, PartBody(body) if is_part else body, self._services)
         life = PartLife(run) if is_part else Life(run)
         key = (run.run_id, run.epoch)
