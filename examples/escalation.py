@@ -12,7 +12,7 @@ from datetime import timedelta
 from msgspec import Struct
 
 from examples._database import database
-from zart_core import DurableScheduler, StepHandle, TaskContext, TaskHandler, TaskRegistry, Worker
+from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker
 
 
 class Purchase(Struct, frozen=True):
@@ -42,8 +42,7 @@ class Escalation(TaskHandler[Purchase, str]):
         await ctx.step("ask-manager", self.post.ask, "the manager", data)
         answer = ctx.schedule_event("answer", Answer)
         patience = ctx.schedule_sleep("patience", data.patience)
-        racers: list[StepHandle[Answer | None]] = [answer, patience]
-        _, decision = await ctx.wait_any(racers, name="manager-or-timer")
+        _, decision = await ctx.wait_any([answer, patience], name="manager-or-timer")
         if decision is None:
             await ctx.step("ask-director", self.post.ask, "the director", data)
             # Whoever answers first now; the manager may still do so.

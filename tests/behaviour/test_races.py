@@ -374,3 +374,44 @@ async def test_a_winner_that_has_failed_runs_again_in_the_handlers_next_attempt(
     world.register(rerun)
     assert await world.run(Rerun) == [0, "winner"]
     assert rerun.ran.count("winner") == 2
+
+
+class Stubborn(TaskHandler[None, list[str]]):
+    """A loser whose body swallows its cancellation and returns a value."""
+
+    name = "stubborn"
+
+    def __init__(self) -> None:
+        self.told: list[list[str]] = []
+        self.begun = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> list[str]:
+        loser = ctx.schedule("loser", lambda: self.swallow())
+        winner = ctx.schedule("winner", self.win)
+        await ctx.wait_any([loser, winner])
+        await ctx.step("between", lambda: None)
+        told = [type(result).__name__ for result in await ctx.wait([loser, winner])]
+        self.told.append(told)
+        await ctx.sleep("pause", "1ms")
+        return told
+
+    async def swallow(self) -> str:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "still here"
+        return "never"
+
+    async def win(self) -> str:
+        await self.begun.wait()
+        return "won"
+
+
+async def test_a_loser_that_goes_on_stays_a_loser(world: World) -> None:  # B39
+    stubborn = Stubborn()
+    world.register(stubborn)
+    async with world.worker(linger=0):
+        handle = await world.client.start(Stubborn)
+        assert await handle.result("20s") == ["ZartErr", "Ok"]
+    assert all(told == ["ZartErr", "Ok"] for told in stubborn.told)

@@ -233,6 +233,7 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         timeout=options.timeout,
         per_attempt=options.scope == "per_attempt",
         at_most_once=options.at_most_once,
+        bounded=not run.compensating and claimed.deadline is not None,
         typed=options.returns is None,
         undone=options.generation or 0,
     )
@@ -331,8 +332,9 @@ class TaskBranch(Branch):
         self._work = work
         self._lane: Lane | None = None
         self._task: asyncio.Task[None] | None = None
-        self._lost = False
-        row = self.row
+        self._verdict: StepRow | None = None
+        """What was recorded when it lost a race, whatever its body does afterwards."""
+        row = super().row
         self._done = row is not None and row.status != "pending"
         self._broken: BaseException | None = None
 
@@ -349,7 +351,7 @@ class TaskBranch(Branch):
     def begin(self) -> None:
         """Begin now."""
         run = self.run
-        if self._lost or self.turn != run.turn or run.halt is not None:
+        if self._verdict is not None or self.turn != run.turn or run.halt is not None:
             return
         run.enter_branch()
         self._task = run.loop.create_task(self._drive(), name=f"zart branch {self.name}")
@@ -373,10 +375,15 @@ class TaskBranch(Branch):
         row = self.row
         if self._done or (row is not None and row.status != "pending"):
             return None  # it has ended, or its end is on its way: too late to take it back
-        self._lost = self._done = True
+        self._done = True
         if self._task is not None:
             self._task.cancel()
-        return self._lost_row(self.kind)
+        self._verdict = self._lost_row(self.kind)
+        return self._verdict
+
+    @property
+    def row(self) -> StepRow | None:
+        return self._verdict or super().row
 
     async def _drive(self) -> None:
         run = self.run
@@ -397,6 +404,9 @@ class TaskBranch(Branch):
     def _ended(self, task: asyncio.Task[None]) -> None:
         run = self.run
         run.tasks.discard(task)
+        if self._verdict is not None and self.turn == run.turn:
+            # Race: its body has swallowed the cancellation and returned something. The store keeps the row that was first.
+            run.replay.keep(self._verdict)
         run.ended(self.key)
         if self._lane is not None:
             self._lane.leave()

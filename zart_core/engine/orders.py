@@ -37,6 +37,8 @@ class StepOrder(Struct, frozen=True, omit_defaults=True):
     timeout: int | None = None
     per_attempt: bool = False
     at_most_once: bool = False
+    bounded: bool = True
+    """Whether the execution has a deadline that the step shares."""
     typed: bool = True
     """Whether the result is checked against the function's annotation: not, where the call has named another type."""
     undone: int = 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from msgspec.structs import replace
 
 from zart_core.records import ChildFact, ClaimedRun, FinalStatus, ListQuery, StepFact
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench
-from zart_core.testing.contract.hand import attempt, attempt_row, child, finish, step_row, suspend
+from zart_core.testing.contract.hand import Hand, attempt, attempt_row, child, finish, step_row, suspend
 
 
 def part(run: ClaimedRun, name: str, *, lane: str | None = None, at_once: int = 0, priority: int = 0) -> ChildFact:
@@ -211,6 +213,30 @@ class PartContract(Contract):
             [claimed] = await hand.claim()
             await hand.record(finish(claimed, status, error=None if status == "completed" else b"why"))
         assert {row.status for row in (await bench.history("p")).steps} == {"failed", "completed"}
+
+    @on_bench
+    async def test_the_bound_holds_when_many_end_at_once(self, bench: Bench) -> None:  # B40
+        hand, run = await bench.running("p")
+        await hand.record(*(part(run, f"{n}", lane="lane", at_once=3) for n in range(60)))
+        ran: list[bytes] = []
+        at_work = most = 0
+
+        async def work(hand: Hand) -> None:
+            nonlocal at_work, most
+            while len(ran) < 60:
+                claimed = await hand.claim(2)
+                at_work += len(claimed)
+                most = max(most, at_work)
+                for one in claimed:
+                    ran.append(one.input)
+                    # Counted as ended before it is: what its end lets in may be claimed before this hears of it.
+                    at_work -= 1
+                    await hand.record(finish(one))
+
+        hands = [await bench.hand(scheduler) for scheduler in await bench.views(4)]
+        await asyncio.gather(*(work(hand) for hand in hands))
+        assert sorted(ran) == sorted(f"{n}".encode() for n in range(60))
+        assert 2 <= most <= 3
 
     # --- cancelling by calls -----------------------------------------------------------------------------------------
 
