@@ -59,7 +59,8 @@ _RESUME: Final = """
                 {schema}.now_v1() + greatest(0, a.deadline - coalesce(r.alive_since, r.created_at)) END,
             quarantined = false, crashes = 0, error = NULL, wake_at = {schema}.now_v1()
         FROM {schema}.runs AS r, latest
-        WHERE r.run_id = latest.run_id AND a.run_id = r.run_id AND a.quarantined
+        -- The run itself, and its parts.
+        WHERE r.execution_id = $1 AND (r.run < 0 OR r.run_id = latest.run_id) AND a.run_id = r.run_id AND a.quarantined
         RETURNING a.run_id
     )
     SELECT {schema}.now_v1(), EXISTS (SELECT 1 FROM latest), EXISTS (SELECT 1 FROM resumed)

@@ -49,14 +49,15 @@ _RELEASE: Final = """
     UPDATE zart_active SET worker_id = NULL, wake_at = :now
     WHERE worker_id = :worker_id AND run_id NOT IN (SELECT value FROM json_each(:keep))
 """
-# Whatever time has passed meanwhile: its deadline is as far away as it was at first.
+# The run itself, and its parts. Whatever time has passed meanwhile: the deadline is as far away as it was at first.
 _RESUME: Final = """
     UPDATE zart_active SET
         deadline = (
             SELECT ?1 + max(0, zart_active.deadline - coalesce(r.alive_since, r.created_at))
             FROM zart_runs AS r WHERE r.run_id = zart_active.run_id),
         quarantined = 0, crashes = 0, error = NULL, wake_at = ?1
-    WHERE quarantined AND run_id = ?2
+    WHERE quarantined AND run_id IN (
+        SELECT r.run_id FROM zart_runs AS r WHERE r.execution_id = ?2 AND (r.run < 0 OR r.run_id = ?3))
 """
 
 
@@ -118,6 +119,6 @@ def deregister(tx: Transaction, worker_id: int) -> None:
 def resume(tx: Transaction, execution_id: str) -> bool:
     """See :meth:`zart_core.scheduler.Scheduler.resume`."""
     run_id = latest(tx.db, execution_id).run_id
-    resumed = tx.db.execute(_RESUME, (tx.clock.now(), run_id)).rowcount > 0
+    resumed = tx.db.execute(_RESUME, (tx.clock.now(), execution_id, run_id)).rowcount > 0
     tx.happened.ready = tx.happened.ready or resumed
     return resumed
