@@ -120,7 +120,8 @@ class Scheduler(Protocol):
         ...
 
     async def resume(self, execution_id: str) -> bool:
-        """Let a quarantined run be claimed again, with a fresh budget of deliveries. False when it was not quarantined.
+        """Let a quarantined run be claimed again, with a fresh budget of deliveries, and a deadline as far away as it was at first. False when
+        it was not quarantined.
 
         Raises ``ExecutionNotFound``.
         """

@@ -52,11 +52,14 @@ EMPTIED: Final = """
 """
 _RELEASE: Final = "SELECT o_now, o_turn, o_freed FROM {schema}.release_v1($1, $2)"
 _DEREGISTER: Final = "SELECT o_now, o_freed FROM {schema}.deregister_v1($1)"
+# Whatever time has passed meanwhile: its deadline is as far away as it was at first.
 _RESUME: Final = """
     WITH latest AS (
         SELECT r.run_id FROM {schema}.runs AS r WHERE r.execution_id = $1 ORDER BY r.run DESC LIMIT 1
     ), resumed AS (
         UPDATE {schema}.active AS a SET
+            deadline = CASE WHEN a.deadline IS NOT NULL THEN
+                {schema}.now_v1() + greatest(0, a.deadline - coalesce(r.alive_since, r.created_at)) END,
             quarantined = false, crashes = 0, error = NULL, wake_at = {schema}.now_v1()
         FROM {schema}.runs AS r, latest
         -- The run itself, and its parts.

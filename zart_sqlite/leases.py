@@ -50,9 +50,13 @@ _RELEASE: Final = """
     UPDATE zart_active SET worker_id = NULL, wake_at = :now
     WHERE worker_id = :worker_id AND run_id NOT IN (SELECT value FROM json_each(:keep))
 """
-# The run itself, and its parts.
+# The run itself, and its parts. Whatever time has passed meanwhile: the deadline is as far away as it was at first.
 _RESUME: Final = """
-    UPDATE zart_active SET quarantined = 0, crashes = 0, error = NULL, wake_at = ?1
+    UPDATE zart_active SET
+        deadline = (
+            SELECT ?1 + max(0, zart_active.deadline - coalesce(r.alive_since, r.created_at))
+            FROM zart_runs AS r WHERE r.run_id = zart_active.run_id),
+        quarantined = 0, crashes = 0, error = NULL, wake_at = ?1
     WHERE quarantined AND run_id IN (
         SELECT r.run_id FROM zart_runs AS r WHERE r.execution_id = ?2 AND (r.run < 0 OR r.run_id = ?3))
 """

@@ -195,6 +195,29 @@ async def test_a_worker_without_a_free_slot_hears_of_a_pause(world: World) -> No
         await world.client.wait("g", "20s")
 
 
+async def test_a_run_that_no_rule_concerns_does_not_look_at_any(world: World) -> None:  # B68
+    gated: list[bool] = []
+
+    class Free(TaskHandler[None, None]):
+        name = "free"
+
+        async def run(self, ctx: TaskContext, data: None) -> None:
+            for number in range(3):
+                await ctx.step(f"s{number}", self.look)
+
+        async def look(self) -> None:
+            assert worker.tenure is not None
+            assert worker.tenure._pauses
+            gated.extend(run.gated for run in worker.tenure.runs.values())
+
+    world.register(Free())
+    await world.client.pause(task="another", step="s*")
+    await world.client.pause(task="another")
+    async with world.worker() as worker:
+        await (await world.client.start(Free, None)).result("20s")
+    assert gated == [False] * 3
+
+
 async def test_a_pause_ends_by_itself_at_its_time(replay: Replay) -> None:  # B68
     async with TestEngine(registry_of(Napping()), replay=replay) as engine:
         for kind in ({"task": "napping"}, {"step": "wake"}):

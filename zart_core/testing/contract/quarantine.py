@@ -65,6 +65,23 @@ class QuarantineContract(Contract):
         await hand.record(finish(run, output=b"done"))
 
     @on_bench
+    async def test_a_resumed_run_has_as_much_time_as_at_first(self, bench: Bench) -> None:  # B68
+        await bench.start("a", timeout=LONG)
+        await bench.start("none")
+        for _ in range(DELIVERIES):
+            dying = await bench.hand(lease=LAPSE)
+            assert len(await dying.claim()) == 2
+            await bench.bury(dying, max_deliveries=DELIVERIES)
+        before = bench.now()
+        for name in ("a", "none"):
+            assert (await bench.row(name)).status == "paused"
+            assert await bench.scheduler.resume(name)
+        deadline = (await bench.row("a")).deadline
+        assert deadline is not None
+        assert before + LONG <= deadline <= bench.scheduler.clock.latest() + LONG
+        assert (await bench.row("none")).deadline is None
+
+    @on_bench
     async def test_a_resumed_run_has_a_fresh_budget(self, bench: Bench) -> None:
         await _quarantined(bench)
         await bench.scheduler.resume("a")
