@@ -10,7 +10,6 @@ import pytest
 from tests.behaviour.world import World, until
 from zart_core import TaskContext, TaskHandler
 
-
 pytestmark = pytest.mark.skipif(not hasattr(TaskContext, "map"), reason="parallel work comes with another branch")
 
 
