@@ -295,14 +295,23 @@ class KeptBranch(Trip):
 
     name = "kept-branch"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches: list[asyncio.Task[Any]] = []
+
     async def run(self, ctx: TaskContext, data: str) -> str:
         await asyncio.gather(self.good(ctx), self.bad(ctx))
         return "booked"
 
     async def good(self, ctx: TaskContext) -> None:
+        branch = asyncio.current_task()
+        assert branch is not None
+        self.branches.append(branch)
         async with ctx.saga():
             await self.booked(ctx, "train")
-            await asyncio.sleep(0.02)
+            async with ctx.saga():
+                await self.booked(ctx, "bus")
+                await asyncio.sleep(0.02)
 
     async def bad(self, ctx: TaskContext) -> None:
         async with ctx.saga():
@@ -327,7 +336,8 @@ async def test_a_saga_that_has_ended_well_is_kept_in_later_passes_too(world: Wor
     trip = KeptBranch()
     world.register(trip)
     await ended(world, KeptBranch)
-    assert trip.done == ["train", "hotel"]
+    await asyncio.wait(trip.branches)  # gather has left them behind
+    assert sorted(trip.done) == ["bus", "hotel", "train"]
     assert TRIES == ["hotel"] * 3
 
 
@@ -663,6 +673,27 @@ async def test_what_a_second_attempt_does_is_undone_as_well_and_both_undos_stay_
         steps = (await world.client.history(handle.execution_id)).steps
     assert trip.done == ["hotel", "-hotel"] * 2
     assert [step.status for step in steps if step.name == "undo:hotel"] == ["completed"] * 2
+
+
+class SecondThoughts(Trip):
+    """Its saga ends well in the first attempt of the handler, and fails in the second."""
+
+    name = "second-thoughts"
+    max_retries = 1
+
+    async def run(self, ctx: TaskContext, data: str) -> str:
+        async with ctx.saga():
+            await self.booked(ctx, "hotel", "flight")
+            if ctx.attempt == 1:
+                raise RuntimeError("not twice")
+        raise RuntimeError("first time")
+
+
+async def test_a_block_that_fails_in_a_later_attempt_of_the_handler_is_undone(world: World) -> None:  # B51
+    trip = SecondThoughts()
+    world.register(trip)
+    await ended(world, SecondThoughts)
+    assert trip.done == ["hotel", "flight", "-flight", "-hotel"]
 
 
 class Threaded(Trip):
