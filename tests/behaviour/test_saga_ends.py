@@ -745,3 +745,29 @@ async def test_what_a_cancelled_steps_thread_has_done_is_undone(world: World) ->
     world.register(trip)
     assert await world.run(Threaded, "saga") == "done"
     assert trip.done == ["charge", "-charge", "charge"]
+
+
+class Stuck(Threaded):
+    """The thread of a cancelled step does not end."""
+
+    name = "stuck"
+    max_retries = 0
+
+    async def run(self, ctx: TaskContext, data: str) -> str:
+        await in_group(ctx.step("charge", self.charge, timeout="300ms"), self.fail(ctx))
+        return "done"
+
+    async def fail(self, ctx: TaskContext) -> None:
+        while not self.in_thread.is_set():
+            await asyncio.sleep(0.001)
+        raise ValueError("first time")
+
+
+async def test_a_cancelled_steps_thread_is_waited_for_no_longer_than_its_timeout(world: World) -> None:  # B49
+    trip = Stuck()
+    world.register(trip)
+    try:
+        await ended(world, Stuck)
+        assert trip.running
+    finally:
+        trip.may_end.set()
