@@ -83,7 +83,7 @@ class StepRow(Struct, frozen=True, gc=False):
     event_seq: int | None = None  # the event this wait has consumed, whose payload stays in its row; or a child's end
     output: bytes | None = None
     error: bytes | None = None
-    details: bytes | None = None  # the last heartbeat's, of the attempt that did not end; a child's execution_id
+    details: bytes | None = None  # the last heartbeat's, of the attempt that did not end; a child's id; that a saga can undo it
     worker_id: int | None = None
 
 
@@ -327,7 +327,7 @@ class PublishFact(Struct, frozen=True, gc=False):
 class RetryFact(Struct, frozen=True, gc=False):
     """Begin the handler's next attempt: set ``attempt`` and drop the rows of failed steps, which will run again.
 
-    ``drop`` names further rows to drop, by (name, ordinal): steps that were undone, and their undos.
+    ``drop`` names further rows to drop, by (name, ordinal): steps that were undone, and what says that a saga was kept.
     """
 
     run_id: int

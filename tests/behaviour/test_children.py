@@ -389,6 +389,26 @@ async def test_the_handlers_next_attempt_starts_a_failed_child_anew() -> None:  
     assert child.started == [0, 1]
 
 
+class TwiceTheSame(Twice):
+    """Its child has an id of its own, which is used once."""
+
+    name = "twice-the-same"
+
+    async def run(self, ctx: TaskContext, data: None) -> int:
+        price: Price = await ctx.run_child("price", Child, ctx.attempt, execution_id="the-price")
+        return price.amount
+
+
+async def test_the_next_attempt_says_why_a_failed_child_of_a_given_id_is_not_started_again() -> None:  # B51
+    child = Child()
+    async with TestEngine(registry_of(child, TwiceTheSame())) as engine:
+        handle = await engine.start(TwiceTheSame, None)
+        await engine.settle()
+        with pytest.raises(ExecutionFailed, match="an id is used once, and an earlier attempt of the handler"):
+            await handle.result()
+    assert child.started == [0]
+
+
 @zart_durable("free-child")
 async def free_child(data: int) -> int:
     return data * 3

@@ -295,14 +295,23 @@ class KeptBranch(Trip):
 
     name = "kept-branch"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches: list[asyncio.Task[Any]] = []
+
     async def run(self, ctx: TaskContext, data: str) -> str:
         await asyncio.gather(self.good(ctx), self.bad(ctx))
         return "booked"
 
     async def good(self, ctx: TaskContext) -> None:
+        branch = asyncio.current_task()
+        assert branch is not None
+        self.branches.append(branch)
         async with ctx.saga():
             await self.booked(ctx, "train")
-            await asyncio.sleep(0.02)
+            async with ctx.saga():
+                await self.booked(ctx, "bus")
+                await asyncio.sleep(0.02)
 
     async def bad(self, ctx: TaskContext) -> None:
         async with ctx.saga():
@@ -327,7 +336,8 @@ async def test_a_saga_that_has_ended_well_is_kept_in_later_passes_too(world: Wor
     trip = KeptBranch()
     world.register(trip)
     await ended(world, KeptBranch)
-    assert trip.done == ["train", "hotel"]
+    await asyncio.wait(trip.branches)  # gather has left them behind
+    assert sorted(trip.done) == ["bus", "hotel", "train"]
     assert TRIES == ["hotel"] * 3
 
 
@@ -665,6 +675,27 @@ async def test_what_a_second_attempt_does_is_undone_as_well_and_both_undos_stay_
     assert [step.status for step in steps if step.name == "undo:hotel"] == ["completed"] * 2
 
 
+class SecondThoughts(Trip):
+    """Its saga ends well in the first attempt of the handler, and fails in the second."""
+
+    name = "second-thoughts"
+    max_retries = 1
+
+    async def run(self, ctx: TaskContext, data: str) -> str:
+        async with ctx.saga():
+            await self.booked(ctx, "hotel", "flight")
+            if ctx.attempt == 1:
+                raise RuntimeError("not twice")
+        raise RuntimeError("first time")
+
+
+async def test_a_block_that_fails_in_a_later_attempt_of_the_handler_is_undone(world: World) -> None:  # B51
+    trip = SecondThoughts()
+    world.register(trip)
+    await ended(world, SecondThoughts)
+    assert trip.done == ["hotel", "flight", "-flight", "-hotel"]
+
+
 class Threaded(Trip):
     """A plain step goes on in its thread after its brother has failed."""
 
@@ -714,3 +745,29 @@ async def test_what_a_cancelled_steps_thread_has_done_is_undone(world: World) ->
     world.register(trip)
     assert await world.run(Threaded, "saga") == "done"
     assert trip.done == ["charge", "-charge", "charge"]
+
+
+class Stuck(Threaded):
+    """The thread of a cancelled step does not end."""
+
+    name = "stuck"
+    max_retries = 0
+
+    async def run(self, ctx: TaskContext, data: str) -> str:
+        await in_group(ctx.step("charge", self.charge, timeout="300ms"), self.fail(ctx))
+        return "done"
+
+    async def fail(self, ctx: TaskContext) -> None:
+        while not self.in_thread.is_set():
+            await asyncio.sleep(0.001)
+        raise ValueError("first time")
+
+
+async def test_a_cancelled_steps_thread_is_waited_for_no_longer_than_its_timeout(world: World) -> None:  # B49
+    trip = Stuck()
+    world.register(trip)
+    try:
+        await ended(world, Stuck)
+        assert trip.running
+    finally:
+        trip.may_end.set()

@@ -104,11 +104,11 @@ class Blocks:
             if not future.done():
                 future.set_result(None)
 
-    async def change(self, timeout: float | None = None) -> None:
-        """Return when something has ended, or after so many seconds."""
+    async def change(self, *others: asyncio.Future[Any], timeout: float | None = None) -> None:
+        """Return when something has ended, one of ``others`` or the run among it, or after so many seconds."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
-        await asyncio.wait((future,), timeout=timeout)
+        await asyncio.wait((future, *others), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
 current_block: Final[ContextVar[Block | None]] = ContextVar("zart_saga", default=None)

@@ -31,7 +31,7 @@ Key = tuple[str, int]
 class Replay:
     """The recorded rows of one run. Identity is (name, ordinal), never position, so code may change around steps."""
 
-    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id", "open_children", "owed", "undoing")
+    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id", "kept", "open_children", "owed", "undoing")
 
     def __init__(self, execution_id: str, rows: Iterable[StepRow]) -> None:
         self.execution_id = execution_id
@@ -41,6 +41,8 @@ class Replay:
         """Awaited children that have not ended, as far as is known here."""
         self._used: dict[Key, tuple[str, Site]] = {}
         self._waits: dict[str, int] = {}
+        self.kept = self._kept()
+        """The steps of sagas whose block has ended well."""
         self.owed: dict[Key, int] = self._owed()
         """When each step began that is recorded, may have to be undone, and was not met in this pass."""
         self.undoing = self._begun_undo()
@@ -97,8 +99,15 @@ class Replay:
         self._rows[key] = row
 
     def undone(self) -> tuple[Key, ...]:
-        """The steps whose undo has completed: in the handler's next attempt they have not happened. The undos stay on record."""
-        return tuple(key for key, row in self._rows.items() if key[1] >= 0 and self._is_undone(row))
+        """The steps whose undo has completed: in the handler's next attempt they have not happened. The undos stay on record.
+
+        That a block has ended well is forgotten with them: it begins anew, and may fail this time.
+        """
+        return tuple(
+            key
+            for key, row in self._rows.items()
+            if key[1] >= 0 and (self._is_undone(row) or (row.kind == "choice" and row.name.startswith(KEPT)))
+        )
 
     def _is_undone(self, row: StepRow) -> bool:
         generation = generation_of(row)
@@ -118,19 +127,23 @@ class Replay:
             count += 1
         return count
 
-    def _owed(self) -> dict[Key, int]:
-        able = {
-            key: row for key, row in self._rows.items() if row.details is not None and generation_of(row) is not None
-        }
-        if not able:
-            return {}
-        kept = {
+    def _kept(self) -> set[Key]:
+        return {
             (name, row.ordinal)
             for row in self._rows.values()
             if row.kind == "choice" and row.name.startswith(KEPT)
             for name in msgspec.json.decode(row.output or b"[]", type=list[str])
         }
-        return {key: row.started_at for key, row in able.items() if key not in kept and not self._is_undone(row)}
+
+    def _owed(self) -> dict[Key, int]:
+        return {
+            key: row.started_at
+            for key, row in self._rows.items()
+            if row.details is not None
+            and generation_of(row) is not None
+            and key not in self.kept
+            and not self._is_undone(row)
+        }
 
     def has_to_undo(self) -> bool:
         """Whether a step is recorded that a saga may have to undo."""
@@ -203,6 +216,7 @@ class Replay:
             self._rows = {key: row for key, row in self._rows.items() if row.status != "failed"}
         self._used.clear()
         self._waits.clear()
+        self.kept = self._kept()
         self.owed = self._owed()
         self.undoing = self._begun_undo()
         self._unmet = self._to_meet()

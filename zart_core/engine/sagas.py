@@ -70,6 +70,8 @@ class Saga:
     @property
     def _outer(self) -> Saga | None:
         block = None if self._block is None else self._block.outer
+        while block is not None and block.state == "done":
+            block = block.outer
         saga: Saga | None = None if block is None else block.saga()
         return saga
 
@@ -165,7 +167,7 @@ class Saga:
     def is_kept(self) -> bool:
         """Whether it is on record that the block has ended well."""
         run = self.run
-        return any(run.replay.get(KEPT + name, run.own(0)) is not None for name in self._names())
+        return any((name, run.own(0)) in run.replay.kept for name in self._names())
 
     def _keep(self, block: Block) -> None:
         """The block is done. What it did can still be undone by the block around it; without one, that it is kept is recorded."""
@@ -196,6 +198,7 @@ class Saga:
         # without it. Lost by a crash, the block is not done.
         run.journal.step(StepFact(run.run_id, run.epoch, row))
         run.replay.keep(row)
+        run.replay.kept.update((name, row.ordinal) for name in names)
 
     def _ends_the_block(self, error: BaseException) -> bool:
         """Whether the block has failed; not when only this pass through it ends, and another will go on."""
@@ -268,8 +271,9 @@ async def take_back(run: Run, outer: Block | None, cause: BaseException | None) 
     undos: list[Undo] = []
     for block in blocks:
         saga: Saga = run.blocks.left[block]
-        if not saga.is_kept():  # in an earlier pass its block ended well, before this one has come to that end
-            undos += await saga.settled()
+        undos += await saga.settled()
+    # What is kept was done in blocks that ended well in an earlier pass, and that this one has not come to the end of.
+    undos = [undo for undo in undos if (undo.row.name, undo.row.ordinal) not in run.replay.kept]
     # By the stored times, which every pass sees alike; steps that finished together are undone in reverse order of their calls.
     undos = [undo for _, undo in sorted(enumerate(undos), key=_newest_first)]
     try:

@@ -372,7 +372,7 @@ class Attempts:
             # a timeout of the user's own, say. It will come again; nothing new is done before.
             until = run.loop.time() + _AGAIN
             while (left := until - run.loop.time()) > 0:
-                await run.blocks.change(left)
+                await run.blocks.change(timeout=left)
                 await run.ready(self.name)
             raise left_behind()
         return block
@@ -398,10 +398,14 @@ class Attempts:
 
         thread = self.run.services.threads.submit(within)
         future = asyncio.wrap_future(thread)
-        while True:
+        while not future.done():
             try:
-                await asyncio.wait((future,))
-                break
+                if self.cancelled is None:
+                    await asyncio.wait((future,))
+                else:
+                    await self.run.blocks.change(future)
+                    if not future.done() and self._is_given_up():
+                        raise self.cancelled
             except asyncio.CancelledError as cancelled:
                 if thread.cancel() or self._is_given_up():
                     raise
