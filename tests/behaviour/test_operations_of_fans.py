@@ -10,8 +10,6 @@ import pytest
 from tests.behaviour.world import World, until
 from zart_core import TaskContext, TaskHandler
 
-pytestmark = pytest.mark.skipif(not hasattr(TaskContext, "map"), reason="parallel work comes with another branch")
-
 
 class Fan(TaskHandler[int, list[str]]):
     """As many steps in parallel as it is told, which any worker may run."""
