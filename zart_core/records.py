@@ -83,7 +83,7 @@ class StepRow(Struct, frozen=True, gc=False):
     event_seq: int | None = None  # the event this wait has consumed, whose payload stays in its row; or a child's end
     output: bytes | None = None
     error: bytes | None = None
-    details: bytes | None = None  # the last heartbeat's, of the attempt that did not end; a child's id; that a saga can undo it
+    details: bytes | None = None  # an attempt's last heartbeat's; a child's execution_id; that a saga can undo it
     worker_id: int | None = None
 
 
