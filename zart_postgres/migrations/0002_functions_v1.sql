@@ -133,9 +133,14 @@ END $$;
 -- Leases due runs to a worker and loads all that is stored of them. The first row is about the claim itself: its run_id is
 -- NULL. In it `turn` is NULL when the worker has been declared dead, and another number than p_turn when a release has
 -- been made since the claim was sent; in both cases nothing was claimed.
+--
+-- An answer is one row for each run, and the server makes no row of 1 GB; so much would not come in time either. So runs are
+-- loaded until p_bytes have come together, always one, and none of more than p_most_bytes. The others are leased too, and
+-- answered with `loaded` false: the caller gives them back, or parks them. Their lengths cost little: nothing is read of a
+-- value that is stored out of line, and runs that are claimed for the first time have no steps.
 CREATE FUNCTION {schema}.claim_v1(
     p_worker bigint, p_turn integer, p_lease bigint, p_queues text[], p_tasks text[], p_versions text[],
-    p_timeouts bigint[], p_limit integer, p_overdue integer, p_forever bigint)
+    p_timeouts bigint[], p_limit integer, p_overdue integer, p_forever bigint, p_bytes bigint, p_most_bytes bigint)
 RETURNS TABLE (
     now bigint, turn integer, next_wake bigint,
     run_id bigint, epoch integer, execution_id text, run integer, task text, version text, input bytea, attempt integer,
@@ -144,7 +149,7 @@ RETURNS TABLE (
     step_names text[], step_ordinals integer[], step_kinds text[], step_statuses text[], step_attempts integer[],
     step_started_at bigint[], step_finished_at bigint[], step_wake_at bigint[], step_deadlines bigint[],
     step_event_seqs integer[], step_outputs bytea[], step_errors bytea[], step_details bytea[], step_workers bigint[],
-    event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[])
+    event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[], bytes bigint, loaded boolean)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_nestloop = off SET enable_hashjoin = on
 SET plan_cache_mode = force_generic_plan
@@ -295,17 +300,37 @@ BEGIN
 
     -- After the locks, by a snapshot of its own: all that the last owners made durable is in it.
     RETURN QUERY
+    WITH head AS MATERIALIZED (
+        SELECT h.*, sum(h.bytes) FILTER (WHERE h.bytes <= p_most_bytes) OVER (ORDER BY h.place) AS so_far
+        FROM (
+            SELECT t.place, a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, r.input, a.attempt, r.tags,
+                   a.parent_run, r.created_at, a.started_at, a.deadline, a.signal_seq, a.open_children,
+                   a.cancel_requested, a.cancel_reason, a.queue, a.priority,
+                   octet_length(r.input)
+                   + CASE WHEN a.epoch > 1 THEN (
+                         SELECT coalesce(sum(octet_length(x.output)), 0) + coalesce(sum(octet_length(x.error)), 0)
+                                + coalesce(sum(octet_length(x.details)), 0)
+                         FROM {schema}.steps AS x WHERE x.run_id = t.run_id)
+                     ELSE 0 END
+                   + CASE WHEN a.signal_seq > 0 THEN (
+                         SELECT coalesce(sum(octet_length(v.payload)), 0) FROM {schema}.events AS v WHERE v.run_id = t.run_id)
+                     ELSE 0 END AS bytes
+            FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
+            JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_taken)
+            JOIN {schema}.runs AS r ON r.run_id = t.run_id AND r.run_id = ANY (v_taken)
+        ) AS h
+    ), fit AS (
+        SELECT h.*, h.bytes <= p_most_bytes AND (h.so_far <= p_bytes OR h.so_far = h.bytes) AS loaded FROM head AS h
+    )
     SELECT NULL::bigint, NULL::integer, NULL::bigint,
-           a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, r.input, a.attempt, r.tags::text,
-           (SELECT p.execution_id FROM {schema}.runs AS p WHERE p.run_id = a.parent_run),
-           r.created_at, a.started_at, a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason,
-           a.queue, a.priority,
+           h.run_id, h.epoch, h.execution_id, h.run, h.task, h.version, CASE WHEN h.loaded THEN h.input END, h.attempt,
+           h.tags::text, (SELECT p.execution_id FROM {schema}.runs AS p WHERE p.run_id = h.parent_run),
+           h.created_at, h.started_at, h.deadline, h.signal_seq, h.open_children, h.cancel_requested, h.cancel_reason,
+           h.queue, h.priority,
            s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_at, s.finished_at, s.wake_at, s.deadlines,
            s.event_seqs, s.outputs, s.errors, s.details, s.workers,
-           e.seqs, e.names, e.payloads, e.sent_at
-    FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
-    JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_taken)
-    JOIN {schema}.runs AS r ON r.run_id = t.run_id AND r.run_id = ANY (v_taken)
+           e.seqs, e.names, e.payloads, e.sent_at, h.bytes::bigint, h.loaded
+    FROM fit AS h
     LEFT JOIN LATERAL (
         SELECT array_agg(x.name) AS names, array_agg(x.ordinal) AS ordinals, array_agg(x.kind) AS kinds,
                array_agg(x.status) AS statuses, array_agg(x.attempts) AS attempts, array_agg(x.started_at) AS started_at,
@@ -313,14 +338,14 @@ BEGIN
                array_agg(x.deadline) AS deadlines, array_agg(x.event_seq) AS event_seqs,
                array_agg(x.output) AS outputs, array_agg(x.error) AS errors, array_agg(x.details) AS details,
                array_agg(x.worker_id) AS workers
-        FROM {schema}.steps AS x WHERE x.run_id = t.run_id
+        FROM {schema}.steps AS x WHERE x.run_id = h.run_id AND h.loaded
     ) AS s ON true
     LEFT JOIN LATERAL (
         SELECT array_agg(o.seq) AS seqs, array_agg(o.name) AS names, array_agg(o.payload) AS payloads,
                array_agg(o.sent_at) AS sent_at
-        FROM (SELECT * FROM {schema}.events AS v WHERE v.run_id = t.run_id ORDER BY v.seq) AS o
+        FROM (SELECT * FROM {schema}.events AS v WHERE v.run_id = h.run_id AND h.loaded ORDER BY v.seq) AS o
     ) AS e ON true
-    ORDER BY t.place;
+    ORDER BY h.place;
 END $$;
 
 -- --- transactions of steps -----------------------------------------------------------------------------------------
@@ -414,8 +439,11 @@ END $$;
 -- --- leases ---------------------------------------------------------------------------------------------------------
 
 -- One portion of what dead workers hold; called until it frees nothing. Of 1,000 runs at a time, so that no lock is held
--- for long; rows that somebody has locked are passed over and met again.
-CREATE FUNCTION {schema}.free_dead_v1(p_most integer, p_error bytea) RETURNS integer
+-- for long; rows that somebody has locked are passed over and met again. o_condemned: runs that would be quarantined, but whose
+-- cancellation was accepted. They stay with their dead worker until park_v1 has ended them; p_skip are those known already.
+CREATE FUNCTION {schema}.free_dead_v1(
+    p_most integer, p_error bytea, p_skip bigint[],
+    OUT o_freed integer, OUT o_condemned bigint[], OUT o_workers bigint[], OUT o_epochs integer[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
@@ -423,21 +451,22 @@ DECLARE
     v_now bigint := {schema}.now_v1();
     v_runs bigint[];
 BEGIN
+    o_freed := 0;
     SELECT array_agg(held.run_id) INTO v_runs
     FROM (
         SELECT c.run_id FROM {schema}.workers AS w
         CROSS JOIN LATERAL (
-            SELECT a.run_id FROM {schema}.active AS a WHERE a.worker_id = w.worker_id
+            SELECT a.run_id FROM {schema}.active AS a WHERE a.worker_id = w.worker_id AND a.run_id <> ALL (p_skip)
             LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED
         ) AS c
         WHERE NOT w.emptied AND w.expires_at IS NULL
         LIMIT 1000
     ) AS held;
-    IF v_runs IS NULL THEN RETURN 0; END IF;
+    IF v_runs IS NULL THEN RETURN; END IF;
     -- A worker died with these runs. Rows of history that came or went since the last such death show that the run got
     -- on: then the count begins anew, else it grows. At p_most the run is quarantined.
     WITH counted AS MATERIALIZED (
-        SELECT t.run_id, h.length,
+        SELECT t.run_id, h.length, a.worker_id, a.epoch, a.cancel_requested,
                CASE WHEN h.length <> a.progress THEN 1 ELSE a.crashes + 1 END AS crashes
         FROM unnest(v_runs) AS t(run_id)
         JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_runs)
@@ -446,45 +475,68 @@ BEGIN
                      FROM {schema}.steps AS s WHERE s.run_id = t.run_id)
                     + (SELECT count(*) FROM {schema}.attempts AS x WHERE x.run_id = t.run_id))::integer AS length
         ) AS h
+    ), freed AS (
+        UPDATE {schema}.active AS a SET
+            worker_id = NULL,
+            wake_at = CASE WHEN c.crashes >= p_most THEN NULL ELSE v_now END,
+            quarantined = c.crashes >= p_most,
+            error = CASE WHEN c.crashes >= p_most THEN p_error ELSE a.error END,
+            crashes = c.crashes,
+            progress = c.length
+        FROM counted AS c
+        WHERE a.run_id = c.run_id AND a.run_id = ANY (v_runs) AND NOT (c.crashes >= p_most AND c.cancel_requested)
+        RETURNING a.run_id
     )
-    UPDATE {schema}.active AS a SET
-        worker_id = NULL,
-        wake_at = CASE WHEN c.crashes >= p_most THEN NULL ELSE v_now END,
-        quarantined = c.crashes >= p_most,
-        error = CASE WHEN c.crashes >= p_most THEN p_error ELSE a.error END,
-        crashes = c.crashes,
-        progress = c.length
-    FROM counted AS c WHERE a.run_id = c.run_id AND a.run_id = ANY (v_runs);
-    RETURN cardinality(v_runs);
+    SELECT (SELECT count(*) FROM freed), array_agg(c.run_id), array_agg(c.worker_id), array_agg(c.epoch)
+      INTO o_freed, o_condemned, o_workers, o_epochs
+      FROM counted AS c WHERE c.crashes >= p_most AND c.cancel_requested;
 END $$;
 
 -- Frees what a worker holds but for the runs to keep. Raising the turn shuts out a claim of this worker that was sent
 -- before and has not arrived yet: its answer would reach nobody. A claim that runs right now is waited for: it holds the
--- worker's row. o_turn is NULL for a worker that is not there.
+-- worker's row. o_turn is NULL for a worker that is not there. Rows that somebody has locked are not waited for: it may be a
+-- user's transaction, open for long, and the worker's row is locked here, which its heartbeats need. They are in o_left, with
+-- their epochs, and the caller frees them later.
 CREATE FUNCTION {schema}.release_v1(
-    p_worker bigint, p_keep bigint[], OUT o_now bigint, OUT o_turn integer, OUT o_freed integer)
+    p_worker bigint, p_keep bigint[],
+    OUT o_now bigint, OUT o_turn integer, OUT o_freed integer, OUT o_left bigint[], OUT o_epochs integer[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+    v_runs bigint[];
 BEGIN
     UPDATE {schema}.workers AS w SET turn = w.turn + 1 WHERE w.worker_id = p_worker RETURNING w.turn INTO o_turn;
-    PERFORM 1 FROM {schema}.active AS a
-    WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep) ORDER BY a.run_id FOR NO KEY UPDATE;
+    v_runs := ARRAY(
+        SELECT a.run_id FROM {schema}.active AS a
+        WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep) ORDER BY a.run_id FOR NO KEY UPDATE SKIP LOCKED);
     o_now := {schema}.now_v1();
     UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = o_now
-    WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep);
+    WHERE a.run_id = ANY (v_runs) AND a.worker_id = p_worker;
     GET DIAGNOSTICS o_freed = ROW_COUNT;
+    SELECT coalesce(array_agg(a.run_id), '{}'), coalesce(array_agg(a.epoch), '{}') INTO o_left, o_epochs
+    FROM {schema}.active AS a WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep);
 END $$;
 
--- Ends a lease and frees what was held under it. The worker's row is first, as in a claim: none of its claims comes later.
-CREATE FUNCTION {schema}.deregister_v1(p_worker bigint, OUT o_now bigint, OUT o_freed integer)
+-- Ends a lease and frees what was held under it. The worker's row is first, as in a claim: none of its claims comes later. Rows
+-- that somebody has locked are passed over, as above: o_left of them stay, and so long the worker is one that a reap looks at.
+CREATE FUNCTION {schema}.deregister_v1(p_worker bigint, OUT o_now bigint, OUT o_freed integer, OUT o_left integer)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+    v_runs bigint[];
 BEGIN
-    UPDATE {schema}.workers AS w SET expires_at = NULL, emptied = true WHERE w.worker_id = p_worker;
-    PERFORM 1 FROM {schema}.active AS a WHERE a.worker_id = p_worker ORDER BY a.run_id FOR NO KEY UPDATE;
+    UPDATE {schema}.workers AS w SET expires_at = NULL WHERE w.worker_id = p_worker;
+    v_runs := ARRAY(
+        SELECT a.run_id FROM {schema}.active AS a
+        WHERE a.worker_id = p_worker ORDER BY a.run_id FOR NO KEY UPDATE SKIP LOCKED);
     o_now := {schema}.now_v1();
-    UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = o_now WHERE a.worker_id = p_worker;
+    UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = o_now
+    WHERE a.run_id = ANY (v_runs) AND a.worker_id = p_worker;
     GET DIAGNOSTICS o_freed = ROW_COUNT;
+    SELECT count(*) INTO o_left FROM {schema}.active AS a WHERE a.worker_id = p_worker;
+    IF o_left = 0 THEN
+        UPDATE {schema}.workers AS w SET emptied = true WHERE w.worker_id = p_worker;
+    END IF;
 END $$;
