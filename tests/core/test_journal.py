@@ -591,4 +591,12 @@ async def test_a_child_that_the_store_refuses_beside_others_is_not_taken_for_sta
         at.store.open.set()
         assert await under_way == DONE
         assert [await bad, await child, await good] == [LOST, DONE, DONE]
-        assert [[fact.run_id for fact in flush.children] for flush in at.store.flushes] == [[], [3], [], [], [], [], [3]]
+        assert [[fact.run_id for fact in flush.children] for flush in at.store.flushes] == [
+            [],
+            [3],
+            [],
+            [],
+            [],
+            [],
+            [3],
+        ]
