@@ -49,7 +49,8 @@ async def outcome(d: Desk, handler: TaskHandler[None, Any]) -> Any:
 
 async def prepare(d: Desk) -> None:
     await d.sql.execute(
-        "DROP TABLE IF EXISTS public.paid; CREATE TABLE public.paid (k integer PRIMARY KEY, v integer); INSERT INTO public.paid VALUES (1, 0), (2, 0)"
+        "DROP TABLE IF EXISTS public.paid; CREATE TABLE public.paid (k integer PRIMARY KEY, v integer); "
+        "INSERT INTO public.paid VALUES (1, 0), (2, 0)"
     )
 
 

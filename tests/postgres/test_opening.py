@@ -37,14 +37,13 @@ async def test_an_opening_that_nobody_waits_for_any_more_is_closed() -> None:  #
 
 async def test_a_close_between_the_end_of_an_opening_and_its_callers_turn_wins() -> None:  # B77
     async with database() as url, connection_to(url) as sql:
-        scheduler = PostgresScheduler(url)
         closing: list[asyncio.Task[None]] = []
 
         class Opening(PostgresScheduler):
             async def _open(self) -> Connections:
                 opened = await super()._open()
+                # Its turn comes when this has ended, and before that of who waits for it.
                 closing.append(asyncio.create_task(self.close()))
-                await asyncio.sleep(0)  # close() has taken the opening away and cancels it; it ends all the same
                 return opened
 
         scheduler = Opening(url)
