@@ -274,16 +274,13 @@ class Journal:
             if flushed is None or flushed.lost or flushed.busy:
                 return flushed
             if refused:
-                flushed = await self._give_up(flush, run_id, refused, self._aside(run_id, epoch, error, 0))
-        except Exception as refusal:
-            logger.debug("the store refuses the failure, too", exc_info=refusal)
-            refused = []
-        if not refused:
-            logger.error("run %d is set aside: the store refuses what it has recorded", run_id, exc_info=error)
-            pause = _SET_ASIDE * 2 ** min(self._refusals[run_id], _DOUBLINGS)
-            self._refusals[run_id] += 1
-            flushed = await self._give_up(flush, run_id, [], self._aside(run_id, epoch, error, pause))
-        return flushed
+                return await self._give_up(flush, run_id, refused, self._aside(run_id, epoch, error, 0))
+        except Exception:
+            logger.exception("the store refuses the failure of a step of run %d, too", run_id)
+        logger.error("run %d is set aside: the store refuses what it has recorded", run_id, exc_info=error)
+        pause = _SET_ASIDE * 2 ** min(self._refusals[run_id], _DOUBLINGS)
+        self._refusals[run_id] += 1
+        return await self._give_up(flush, run_id, [], self._aside(run_id, epoch, error, pause))
 
     async def _one_by_one(self, flush: Flush, refusal: Exception) -> tuple[Flushed | None, list[StepFact]]:
         """Flush each result of one run by itself. Those that are refused come back as failed."""
