@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -14,9 +15,12 @@ from zart_postgres.cancellations import CANCELLED
 from zart_postgres.children import COLUMNS, child_columns, once_each
 from zart_postgres.lanes import Session
 
-_PARAMETERS: Final = 60
+_PARAMETERS: Final = 62
 _ENDING: Final = 47
 """The parameter that names the runs which finish."""
+_PATIENCE: Final = 60
+_LARGE: Final = 8_192
+"""Bytes from which a result counts in ``active.bytes``: the row of ``active`` is written again for it."""
 
 
 def _numbered(first: int, count: int) -> str:
@@ -32,7 +36,7 @@ FLUSH_WITH_CHILDREN: Final = f"""
     SELECT f.o_now, f.o_lost, f.o_refused, f.o_cancelled, f.o_ready OR c.o_ready, f.o_signals || c.o_signals, f.o_finished,
            f.o_busy
     FROM {{schema}}.start_children_v1(
-        $1, $2, $3, ${_ENDING}, {_numbered(_PARAMETERS + 1, COLUMNS + 1)}, ${_PARAMETERS}) AS c
+        $1, $2, $3, ${_ENDING}, {_numbered(_PARAMETERS + 1, COLUMNS + 1)}, ${_PATIENCE}) AS c
     CROSS JOIN LATERAL {{schema}}.flush_v1(c.o_worker, {_numbered(2, _PARAMETERS - 1)}, c.o_busy) AS f
 """
 
@@ -105,6 +109,10 @@ async def _flush(db: Session, request: Flush, patience: int | None) -> Outcome:
     finishes = {fact.run_id: fact for fact in request.finishes}
     suspends = {fact.run_id: fact for fact in request.suspends}
     children = once_each(request.children)
+    large: Counter[int] = Counter()
+    for (run_id, _, _), step in steps.items():
+        if step.output is not None and len(step.output) >= _LARGE:
+            large[run_id] += len(step.output)
     row = await db.row(
         FLUSH_WITH_CHILDREN if children else FLUSH,
         request.worker_id,
@@ -143,6 +151,8 @@ async def _flush(db: Session, request: Flush, patience: int | None) -> Outcome:
         [fact.children_left for fact in suspends.values()],
         CANCELLED,
         patience,
+        list(large),
+        list(large.values()),
         *((*child_columns(children), FOREVER) if children else ()),
     )
     now, lost, refused, cancelled, ready, signals, finished, busy = row

@@ -61,8 +61,9 @@ BEGIN
                                          THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END) AS deadline
         FROM given AS g JOIN added ON added.run_id = g.run_id
     ), queued AS (
-        INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, priority, queue, task, version)
-        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, t.priority, t.queue, t.task, t.version FROM timed AS t
+        INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, bytes, priority, queue, task, version)
+        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, octet_length(t.input), t.priority, t.queue, t.task, t.version
+        FROM timed AS t
         RETURNING a.run_id
     )
     SELECT array_agg(queued.run_id) INTO v_new FROM queued;
@@ -97,13 +98,10 @@ END $$;
 -- another epoch. A first claim (epoch 0) fixes the deadline; only then wake_at is still what the start asked for.
 CREATE FUNCTION {schema}.lease_v1(
     p_worker bigint, p_now bigint, p_runs bigint[], p_offers integer[], p_versions text[], p_timeouts bigint[],
-    p_forever bigint)
-RETURNS bigint[]
+    p_forever bigint, OUT o_taken bigint[], OUT o_bytes bigint)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
 AS $$
-DECLARE
-    v_taken bigint[];
 BEGIN
     WITH pick AS MATERIALIZED (
         SELECT a.run_id, t.place, p_versions[t.offer] AS version, p_timeouts[t.offer] AS timeout
@@ -124,10 +122,10 @@ BEGIN
             deadline = CASE WHEN a.epoch = 0 AND a.deadline IS NULL AND pick.timeout IS NOT NULL
                             THEN least(a.wake_at + pick.timeout, p_forever) ELSE a.deadline END
         FROM pick WHERE a.run_id = pick.run_id AND a.run_id = ANY (p_runs)
-        RETURNING a.run_id, pick.place
+        RETURNING a.run_id, pick.place, a.bytes
     )
-    SELECT coalesce(array_agg(leased.run_id ORDER BY leased.place), '{}') INTO v_taken FROM leased;
-    RETURN v_taken;
+    SELECT coalesce(array_agg(leased.run_id ORDER BY leased.place), '{}'), coalesce(sum(leased.bytes), 0)
+      INTO o_taken, o_bytes FROM leased;
 END $$;
 
 -- Leases due runs to a worker and loads all that is stored of them. The first row is about the claim itself: its run_id is
@@ -136,8 +134,8 @@ END $$;
 --
 -- An answer is one row for each run, and the server makes no row of 1 GB; so much would not come in time either. So runs are
 -- loaded until p_bytes have come together, always one, and none of more than p_most_bytes. The others are leased too, and
--- answered with `loaded` false: the caller gives them back, or parks them. Their lengths cost little: nothing is read of a
--- value that is stored out of line, and runs that are claimed for the first time have no steps.
+-- answered with `loaded` false: the caller gives them back, or parks them. Their exact lengths are added up only where
+-- active.bytes says that it may be too much.
 CREATE FUNCTION {schema}.claim_v1(
     p_worker bigint, p_turn integer, p_lease bigint, p_queues text[], p_tasks text[], p_versions text[],
     p_timeouts bigint[], p_limit integer, p_overdue integer, p_forever bigint, p_bytes bigint, p_most_bytes bigint)
@@ -162,6 +160,7 @@ DECLARE
     v_queues text[]; v_tasks text[]; v_offers integer[]; v_priorities bigint[];  -- the levels
     v_runs bigint[]; v_picks integer[];                                          -- what to take, and for which offer
     v_taken bigint[] := '{}';
+    v_bytes bigint := 0;                                                         -- of these, but for small results
     v_left integer := greatest(p_limit, 0);
 BEGIN
     -- First the lease. Race: a reap declares this worker dead. Both update its row: if the reap is first, this finds no
@@ -229,8 +228,8 @@ BEGIN
             ORDER BY level.priority DESC, c.wake_at, c.run_id LIMIT v_left
         ) AS f;
         IF v_runs IS NOT NULL THEN
-            v_taken := {schema}.lease_v1(
-                p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever);
+            SELECT l.o_taken, l.o_bytes INTO v_taken, v_bytes
+            FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever) AS l;
             v_left := v_left - cardinality(v_taken);
             IF v_left > 0 AND cardinality(v_runs) = p_limit THEN
                 -- Other claims were after the same runs, and there are more. Now each level's first free ones are locked,
@@ -251,8 +250,8 @@ BEGIN
                     ORDER BY level.priority DESC, c.wake_at, c.run_id LIMIT v_left
                 ) AS f;
                 IF v_runs IS NOT NULL THEN
-                    v_taken := v_taken || {schema}.lease_v1(
-                        p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever);
+                    SELECT v_taken || l.o_taken, v_bytes + l.o_bytes INTO v_taken, v_bytes
+                    FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever) AS l;
                 END IF;
             END IF;
         END IF;
@@ -289,8 +288,8 @@ BEGIN
             LIMIT p_overdue
         ) AS late;
         IF v_runs IS NOT NULL THEN
-            v_taken := v_taken || {schema}.lease_v1(
-                p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever);
+            SELECT v_taken || l.o_taken, v_bytes + l.o_bytes INTO v_taken, v_bytes
+            FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever) AS l;
         END IF;
     END IF;
 
@@ -299,6 +298,36 @@ BEGIN
     IF v_taken = '{}' THEN RETURN; END IF;
 
     -- After the locks, by a snapshot of its own: all that the last owners made durable is in it.
+    IF v_bytes <= p_bytes THEN
+        RETURN QUERY
+        SELECT NULL::bigint, NULL::integer, NULL::bigint,
+               a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, r.input, a.attempt, r.tags::text,
+               (SELECT p.execution_id FROM {schema}.runs AS p WHERE p.run_id = a.parent_run),
+               r.created_at, a.started_at, a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason,
+               a.queue, a.priority,
+               s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_at, s.finished_at, s.wake_at, s.deadlines,
+               s.event_seqs, s.outputs, s.errors, s.details, s.workers,
+               e.seqs, e.names, e.payloads, e.sent_at, NULL::bigint, true
+        FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
+        JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_taken)
+        JOIN {schema}.runs AS r ON r.run_id = t.run_id AND r.run_id = ANY (v_taken)
+        LEFT JOIN LATERAL (
+            SELECT array_agg(x.name) AS names, array_agg(x.ordinal) AS ordinals, array_agg(x.kind) AS kinds,
+                   array_agg(x.status) AS statuses, array_agg(x.attempts) AS attempts, array_agg(x.started_at) AS started_at,
+                   array_agg(x.finished_at) AS finished_at, array_agg(x.wake_at) AS wake_at,
+                   array_agg(x.deadline) AS deadlines, array_agg(x.event_seq) AS event_seqs,
+                   array_agg(x.output) AS outputs, array_agg(x.error) AS errors, array_agg(x.details) AS details,
+                   array_agg(x.worker_id) AS workers
+            FROM {schema}.steps AS x WHERE x.run_id = t.run_id
+        ) AS s ON true
+        LEFT JOIN LATERAL (
+            SELECT array_agg(o.seq) AS seqs, array_agg(o.name) AS names, array_agg(o.payload) AS payloads,
+                   array_agg(o.sent_at) AS sent_at
+            FROM (SELECT * FROM {schema}.events AS v WHERE v.run_id = t.run_id ORDER BY v.seq) AS o
+        ) AS e ON true
+        ORDER BY t.place;
+        RETURN;
+    END IF;
     RETURN QUERY
     WITH head AS MATERIALIZED (
         SELECT h.*, sum(h.bytes) FILTER (WHERE h.bytes <= p_most_bytes) OVER (ORDER BY h.place) AS so_far
@@ -387,6 +416,9 @@ BEGIN
         error = excluded.error, details = excluded.details
     WHERE t.status = 'pending';
     o_outcome := CASE WHEN FOUND THEN 'written' ELSE 'finished' END;
+    IF FOUND AND octet_length(p_output) >= 8192 THEN
+        UPDATE {schema}.active AS a SET bytes = a.bytes + octet_length(p_output) WHERE a.run_id = p_run;
+    END IF;
 END $$;
 
 -- --- signals --------------------------------------------------------------------------------------------------------
@@ -431,6 +463,7 @@ BEGIN
     o_ready := NOT o_running AND v_run.waits & 2 <> 0 AND NOT v_run.quarantined;
     UPDATE {schema}.active AS a SET
         signal_seq = a.signal_seq + 1,
+        bytes = a.bytes + octet_length(p_payload),
         wake_at = CASE WHEN o_ready THEN least(o_now, a.wake_at) ELSE a.wake_at END
     WHERE a.run_id = o_run;
     o_outcome := 'taken';

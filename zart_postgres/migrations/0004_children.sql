@@ -244,8 +244,9 @@ BEGIN
         LEFT JOIN busy ON busy.parent_run = k.parent_run AND busy.lane = k.lane
     ), queued AS (
         INSERT INTO {schema}.active (
-            run_id, wake_at, deadline, priority, queue, task, version, parent_run, parent_name, parent_ordinal, lane, held)
-        SELECT m.child, CASE WHEN NOT m.held THEN least(m.first_at, m.deadline) END, m.deadline, m.priority, m.queue, m.task, m.version,
+            run_id, wake_at, deadline, bytes, priority, queue, task, version, parent_run, parent_name, parent_ordinal, lane, held)
+        SELECT m.child, CASE WHEN NOT m.held THEN least(m.first_at, m.deadline) END, m.deadline, octet_length(m.input), m.priority,
+               m.queue, m.task, m.version,
                CASE WHEN m.awaited THEN m.parent_run END, CASE WHEN m.awaited THEN m.name END,
                CASE WHEN m.awaited THEN m.ordinal END, m.lane, m.held
         FROM met AS m WHERE m.child IS NOT NULL
@@ -305,7 +306,7 @@ SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET 
 AS $$
 DECLARE
     v_parents bigint[];
-    v_children integer[];
+    v_children integer[]; v_bytes bigint[];
     v_parts bigint[];              -- those that are parts: of them nothing stays but the row of the call
     v_fathers bigint[]; v_lanes text[]; v_left integer[];  -- lanes, and how many leave each
     v_next bigint[];
@@ -362,12 +363,12 @@ BEGIN
         SELECT g.run_id, g.started_at, p_now, g.deadline, g.attempt, g.status, g.version, g.output, g.error FROM gone AS g
         WHERE v_parts IS NULL OR g.run_id NOT IN (SELECT unnest(v_parts))
     ), counted AS (
-        SELECT g.parent_run, count(*)::integer AS children FROM gone AS g
+        SELECT g.parent_run, count(*)::integer AS children, coalesce(sum(octet_length(g.output)), 0) AS bytes FROM gone AS g
         WHERE g.parent_run IS NOT NULL GROUP BY g.parent_run
     )
-    SELECT array_agg(c.parent_run), array_agg(c.children),
+    SELECT array_agg(c.parent_run), array_agg(c.children), array_agg(c.bytes),
            (SELECT array_agg(g.run_id) FROM gone AS g WHERE g.open_children > 0)
-      INTO v_parents, v_children, o_orphaned
+      INTO v_parents, v_children, v_bytes, o_orphaned
       FROM counted AS c;
 
     -- A parent that waits for its children is woken once: by the one that leaves no more open than it waits for. Races: the
@@ -379,11 +380,12 @@ BEGIN
             UPDATE {schema}.active AS a SET
                 open_children = a.open_children - p.children,
                 signal_seq = a.signal_seq + p.children,
+                bytes = a.bytes + p.bytes,
                 wake_at = CASE
                     WHEN a.worker_id IS NULL AND NOT a.quarantined AND a.waits & 4 <> 0
                          AND a.open_children - p.children <= a.children_left
                     THEN least(p_now, a.wake_at) ELSE a.wake_at END
-            FROM unnest(v_parents, v_children) AS p(run_id, children)
+            FROM unnest(v_parents, v_children, v_bytes) AS p(run_id, children, bytes)
             WHERE a.run_id = p.run_id AND a.run_id = ANY (v_parents)
             RETURNING a.run_id, a.worker_id, a.wake_at
         )
@@ -588,7 +590,7 @@ END $$;
 -- run once, with the epoch of its facts; s_, a_, b_, p_, r_, d_, f_ and u_ are steps, attempts, details (beats), published
 -- values, retries, the rows that these drop, finishes and suspensions. Each is a statement of its own: parts of one statement
 -- that touch one row do not see each other. p_failure is for children that a finish cancels: see cancelled_v1. p_patience: see
--- patience_v1. p_busy: runs of which nothing may be written, as somebody else has them locked; o_busy: these, and more of them.
+-- patience_v1. l_: bytes of large results, by run. p_busy: runs of which nothing may be written, as somebody else has them locked; o_busy: these, and more of them.
 CREATE FUNCTION {schema}.flush_v1(
     p_worker bigint, p_runs bigint[], p_epochs integer[],
     s_run bigint[], s_name text[], s_ordinal integer[], s_kind text[], s_status text[], s_attempts integer[],
@@ -603,7 +605,7 @@ CREATE FUNCTION {schema}.flush_v1(
     f_run bigint[], f_status text[], f_output bytea[], f_error bytea[],
     u_run bigint[], u_wake_at bigint[], u_waits smallint[], u_seen integer[], u_cleanup boolean[], u_error bytea[],
     u_compensating boolean[], u_children_left integer[],
-    p_failure jsonb, p_patience integer, p_busy bigint[],
+    p_failure jsonb, p_patience integer, l_run bigint[], l_bytes bigint[], p_busy bigint[],
     OUT o_now bigint, OUT o_lost bigint[], OUT o_refused bigint[], OUT o_cancelled bigint[], OUT o_ready boolean,
     OUT o_signals bigint[], OUT o_finished text[], OUT o_busy bigint[])
 LANGUAGE plpgsql
@@ -658,6 +660,11 @@ BEGIN
             deadline = excluded.deadline, event_seq = excluded.event_seq, worker_id = excluded.worker_id,
             output = excluded.output, error = excluded.error, details = excluded.details
         WHERE t.status = 'pending';
+    END IF;
+
+    IF cardinality(l_run) > 0 THEN
+        UPDATE {schema}.active AS a SET bytes = a.bytes + l.bytes FROM unnest(l_run, l_bytes) AS l(run_id, bytes)
+        WHERE a.run_id = l.run_id AND a.run_id = ANY (l_run) AND (v_all OR l.run_id = ANY (v_held));
     END IF;
 
     IF cardinality(a_run) > 0 THEN
