@@ -56,7 +56,7 @@ END $$;
 -- p_pass: nothing is waited for. Runs of which something is locked by somebody else (a user's transaction may be open for long)
 -- are in o_busy, and not in the other two: nothing may be written of them.
 CREATE FUNCTION {schema}.lock_v1(
-    p_worker bigint, p_runs bigint[], p_epochs integer[], p_ending bigint[], p_pass boolean,
+    p_worker bigint, p_runs bigint[], p_epochs integer[], p_ending bigint[], p_pass boolean DEFAULT false,
     OUT o_held bigint[], OUT o_cancelled bigint[], OUT o_busy bigint[])
 LANGUAGE plpgsql
 AS $$
