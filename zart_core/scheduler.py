@@ -229,6 +229,9 @@ class Scheduler(Protocol):
         them is woken as soon as no more than its ``children_left`` are open. Its own open children are cancelled. All of it is one act.
         A run that continues as its next one does the last of these only; see ``ContinueFact``.
 
+        It waits for what somebody else has locked (an open transaction with ``tx=``), unless ``Flush.patience`` bounds that: one such
+        run must not hold up all others. A backend where nobody can keep a run locked need not look at it.
+
         Repeating a flush is harmless: finished rows stay, and for a run that the first call already finished or suspended the
         repeated call reports ``lost``.
         """
@@ -275,7 +278,8 @@ class Scheduler(Protocol):
         heartbeat (a blocked event loop, a laptop that slept), so it never declares itself so.
 
         A run whose worker died ``max_deliveries`` times without its history growing in between is quarantined instead: parked,
-        shown as paused, until :meth:`resume`.
+        shown as paused, until :meth:`resume`. One whose cancellation was accepted is finished as cancelled instead, with its open
+        children: a cancellation is a promise, and no handler of it may run again.
         """
         ...
 
@@ -283,7 +287,8 @@ class Scheduler(Protocol):
         """Free what the worker holds but for the runs in ``keep``; returns how many were freed.
 
         For a worker that does not know whether its last claim took effect: what it was given and never heard of must not stay
-        with its lease. Unknown workers hold nothing.
+        with its lease. Unknown workers hold nothing. What somebody else has locked is not waited for: it is freed as soon as the
+        lock ends, and not counted.
         """
         ...
 

@@ -89,6 +89,10 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         """,
     ),
     (
+        "run {} was cancelled and is quarantined: it never ends",
+        "SELECT run_id FROM {schema}.active WHERE quarantined AND cancel_requested",
+    ),
+    (
         "run {} waits beyond its deadline",
         """
         SELECT run_id FROM {schema}.active

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import asyncpg
@@ -12,7 +13,8 @@ from zart_core.duration import FOREVER
 from zart_core.errors import LeaseLost
 from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo, EventRow, StepRow
 from zart_postgres.lanes import Session
-from zart_postgres.leases import lost
+from zart_postgres.leases import HeldRun, lost, park
+from zart_postgres.notices import Happened
 from zart_postgres.pauses import read_rules
 
 logger: Final = logging.getLogger("zart")
@@ -20,7 +22,8 @@ logger: Final = logging.getLogger("zart")
 CLAIM: Final = """
     SELECT c.*, h.o_rules AS pauses
     FROM {schema}.heed_v1($5, $6, $7) AS h
-    CROSS JOIN LATERAL {schema}.claim_v1($1, $2, $3, $4, h.o_tasks, h.o_versions, h.o_timeouts, $8, $9, $10) AS c
+    CROSS JOIN LATERAL {schema}.claim_v1(
+        $1, $2, $3, $4, h.o_tasks, h.o_versions, h.o_timeouts, $8, $9, $10, $11, $12) AS c
 """
 _GIVE_BACK: Final = """
     UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = {schema}.now_v1()
@@ -31,9 +34,15 @@ _UNLEASE: Final = """
     UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = {schema}.now_v1() + $4, error = $5
     WHERE a.run_id = $2 AND a.epoch = $3 AND a.worker_id = $1
 """
+_AT_ONCE: Final = 64 * 2**20
+"""Bytes of inputs, results and events after which a claim takes no further run: it has to come in time, and into memory."""
+_MOST: Final = 512 * 2**20
+"""Bytes beyond which a run is not loaded at all: the server puts 1 GB into an answer and no more, and that with its own overhead."""
 _DOES_NOT_LOAD: Final = (msgspec.MsgspecError, ValueError, TypeError)
 _PUT_OFF: Final = 30_000_000
 """How long, in microseconds, a run waits that does not load: for a worker of another version, or for a mended row."""
+
+Parked = Callable[[Happened], None]
 
 _decode_tags = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -55,8 +64,8 @@ class Turns:
             self._turns[worker_id] = turn
 
 
-async def claim(db: Session, request: Claim, turns: Turns) -> Claimed:
-    """See :meth:`zart_core.scheduler.Scheduler.claim`."""
+async def claim(db: Session, request: Claim, turns: Turns, parked: Parked) -> Claimed:
+    """See :meth:`zart_core.scheduler.Scheduler.claim`. ``parked`` is told what the end of a run that does not fit has led to."""
     while True:
         turn = turns.of(request.worker_id)
         head, *rows = await db.timed(
@@ -71,6 +80,8 @@ async def claim(db: Session, request: Claim, turns: Turns) -> Claimed:
             max(0, request.limit),
             max(0, request.overdue),
             FOREVER,
+            _AT_ONCE,
+            _MOST,
         )
         turns.note(request.worker_id, head["turn"])
         if head["turn"] is None:
@@ -79,28 +90,56 @@ async def claim(db: Session, request: Claim, turns: Turns) -> Claimed:
             rules = read_rules(head["pauses"])
             times = [head["next_wake"], *(rule.expires_at for rule in rules)]
             next_wake = min((time for time in times if time is not None), default=None)
-            return Claimed(await _loaded(db, request.worker_id, rows), next_wake, rules)
+            return Claimed(await _loaded(db, request.worker_id, rows, parked), next_wake, rules)
         # Another scheduler object released for this worker. The claim was refused; this one is not late.
 
 
 async def give_back(db: Session, worker_id: int, claimed: Claimed) -> None:
     """Take a claim back whose answer nobody received: nobody would run what it leased, and the lease would live on."""
-    await db.rows(_GIVE_BACK, worker_id, [run.run_id for run in claimed.runs], [run.epoch for run in claimed.runs])
+    await _give_back(db, worker_id, [(run.run_id, run.epoch) for run in claimed.runs])
 
 
-async def _loaded(db: Session, worker_id: int, rows: list[asyncpg.Record]) -> list[ClaimedRun]:
+async def _give_back(db: Session, worker_id: int, leases: Sequence[tuple[int, int]]) -> None:
+    await db.rows(_GIVE_BACK, worker_id, [run_id for run_id, _ in leases], [epoch for _, epoch in leases])
+
+
+async def _loaded(db: Session, worker_id: int, rows: list[asyncpg.Record], parked: Parked) -> list[ClaimedRun]:
     """What of the claimed loads. The others are put off, with the error to be seen: at the head of the queue they would keep all
-    back."""
+    back. What was too much for one answer goes back to the queue."""
     runs: list[ClaimedRun] = []
+    left: list[tuple[int, int]] = []
     for row in rows:
         try:
-            runs.append(_run(row))
+            if row["loaded"]:
+                runs.append(_run(row))
+            elif row["bytes"] > _MOST:
+                await _park(db, worker_id, row, parked)
+            else:
+                left.append((row["run_id"], row["epoch"]))
         except _DOES_NOT_LOAD as error:
             run_id = row["run_id"]
             logger.exception("run %d is put off: what is stored of it does not load", run_id)
             info = ErrorInfo(type=type(error).__name__, message=f"what is stored of this run does not load: {error}")
             await db.rows(_UNLEASE, worker_id, run_id, row["epoch"], _PUT_OFF, msgspec.json.encode(info))
+    if left:
+        await _give_back(db, worker_id, left)
     return runs
+
+
+async def _park(db: Session, worker_id: int, row: asyncpg.Record, parked: Parked) -> None:
+    """Quarantine a run that is too big for any claim. Somebody may have it locked: then the next claim meets it again."""
+    said = f"its input, results and events are {row['bytes']} bytes, and no claim can load more than {_MOST}"
+    logger.error("execution %r is parked: %s", row["execution_id"], said)
+    info = ErrorInfo(
+        type="HistoryTooLarge",
+        message=f"{said}: cancel it, and store large results elsewhere, with a reference to them as the result",
+    )
+    lease = HeldRun(worker_id, row["run_id"], row["epoch"])
+    happened = await park(db, lease, msgspec.json.encode(info))
+    if happened is None:
+        await _give_back(db, worker_id, [(lease.run_id, lease.epoch)])
+    else:
+        parked(happened)
 
 
 def _run(row: asyncpg.Record) -> ClaimedRun:

@@ -11,6 +11,10 @@ _DRIFT: Final = 500
 """Parts in a million by which two clocks may run apart: what a clock under adjustment does at most."""
 
 
+_GRACE: Final = 1_000_000
+"""Microseconds for which :meth:`DatabaseClock.now` stands still rather than go back."""
+
+
 class DatabaseClock:
     """Bounds for the server's time, from answers that carry it.
 
@@ -18,7 +22,7 @@ class DatabaseClock:
     server's clock is ahead of ours by ``t - came`` at least, and by ``t - asked`` at most. Both bounds hold for later too, but
     for the drift of the two clocks. :meth:`now` goes by the first, so it is never ahead of the server; :meth:`latest` by
     the second. After an answer has been heard, :meth:`now` is not behind what it showed: what the server has found due is
-    due here.
+    due here. It goes back only if the server's clock does, by more than a second.
     """
 
     def __init__(self, monotonic: Callable[[], int] | None = None) -> None:
@@ -38,6 +42,9 @@ class DatabaseClock:
             # Bounds that contradict each other: the server's clock was set, or it is another server. Only the new ones count.
             if kept_least <= kept_most:
                 least, most = kept_least, kept_most
+            elif came + most + _GRACE < self._last:
+                # It was set back: standing still until it catches up would hold up every timer and timeout for as long.
+                self._last = came + least
         self._least, self._most, self._heard_at = least, most, came
 
     def tick(self) -> int:

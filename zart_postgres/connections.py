@@ -42,8 +42,12 @@ class Connections:
         self.claim: Final = Lane(database, clock, "claim")
         self.flush: Final = Lane(database, clock, "flush")
         self.lease: Final = Lane(database, clock, "lease")
+        # What workers and other processes have to hear soon. Clients' calls may all wait for a row that a user has locked.
+        self.news: Final = Lane(database, clock, "news")
+        # Flushes of runs that somebody has locked: in use only as long as there are any.
+        self.patient: Final = Lane(database, clock, "patient flush")
         self.lent: Final = Lane(database, clock, "transaction", pool_size, lent=True)
-        self.herald: Final = Herald(self.client, database.schema, sender)
+        self.herald: Final = Herald(self.news, database.schema, sender)
         self.listener: Final = Listener(database, sender, listen_url, notices.tell, self.herald.send)
         self._deaf = database.pooler and listen_url is None
         self._told = False
@@ -86,7 +90,7 @@ class Connections:
 
     @property
     def _lanes(self) -> tuple[Lane, ...]:
-        return (self.client, self.claim, self.flush, self.lease, self.lent)
+        return (self.client, self.claim, self.flush, self.lease, self.news, self.patient, self.lent)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

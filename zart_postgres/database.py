@@ -48,11 +48,11 @@ class Connection(Protocol):
 
     def add_termination_listener(self, callback: Callable[..., None]) -> None: ...
 
-    def transaction(self) -> DatabaseTransaction: ...
+    def transaction(self, *, isolation: str | None = None) -> DatabaseTransaction: ...
 
     def is_in_transaction(self) -> bool: ...
 
-    async def reset(self) -> None: ...
+    async def reset(self, *, timeout: float | None = None) -> None: ...
 
     def is_closed(self) -> bool: ...
 
@@ -61,6 +61,23 @@ class Connection(Protocol):
     async def close(self, *, timeout: float | None = None) -> None: ...
 
     def terminate(self) -> None: ...
+
+
+class LentConnection(asyncpg.Connection):
+    """A connection for users' statements, which knows whether its next user would find it altered.
+
+    ``reset()`` undoes what the server knows of a session. Codecs live here.
+    """
+
+    altered = False
+
+    async def set_type_codec(self, *args: Any, **options: Any) -> None:
+        self.altered = True
+        await cast(Any, super()).set_type_codec(*args, **options)
+
+    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
+        self.altered = True
+        await cast(Any, super()).set_builtin_type_codec(*args, **options)
 
 
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}", re.ASCII)
@@ -123,6 +140,8 @@ class Database:
             # on its own a little after the client has: then a lost cancellation request costs no more than that.
             settings["statement_timeout"] = str(round(self.command_timeout * 1_500))
             settings["idle_in_transaction_session_timeout"] = "60000"
+            # Each statement of a function has to see what was committed before it, whatever the database's default is.
+            settings["default_transaction_isolation"] = "read committed"
             # A statement's plan for any parameters may be made on the first day, when the tables are empty and reading one
             # from end to end costs nothing; it stays until the table is analyzed. Everything here is meant to seek.
             settings |= dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"), "off")
@@ -130,7 +149,9 @@ class Database:
             connection = await _connect(
                 url or self.url,
                 timeout=self.connect_timeout if timeout is None else min(timeout, self.connect_timeout),
-                command_timeout=self.command_timeout,
+                # What users' statements may take is for the step's own timeout to say.
+                command_timeout=None if lent else self.command_timeout,
+                connection_class=LentConnection if lent else asyncpg.Connection,
                 # A pooler hands out another server connection each time, where nothing is prepared.
                 statement_cache_size=0 if self.pooler else 256,
                 max_cached_statement_lifetime=0,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
+import asyncpg
 import msgspec
 
 from zart_core.duration import FOREVER
@@ -13,9 +15,12 @@ from zart_postgres.cancellations import CANCELLED
 from zart_postgres.children import COLUMNS, child_columns, once_each
 from zart_postgres.lanes import Session
 
-_PARAMETERS: Final = 59
+_PARAMETERS: Final = 62
 _ENDING: Final = 47
 """The parameter that names the runs which finish."""
+_PATIENCE: Final = 60
+_LARGE: Final = 8_192
+"""Bytes from which a result counts in ``active.bytes``: the row of ``active`` is written again for it."""
 
 
 def _numbered(first: int, count: int) -> str:
@@ -23,14 +28,16 @@ def _numbered(first: int, count: int) -> str:
 
 
 FLUSH: Final = f"""
-    SELECT o_now, o_lost, o_refused, o_cancelled, o_ready, o_signals, o_finished
-    FROM {{schema}}.flush_v1({_numbered(1, _PARAMETERS)})
+    SELECT o_now, o_lost, o_refused, o_cancelled, o_ready, o_signals, o_finished, o_busy
+    FROM {{schema}}.flush_v1({_numbered(1, _PARAMETERS)}, '{{}}')
 """
 # The same with children before, which most flushes have none of. By o_worker the second function waits for the first.
 FLUSH_WITH_CHILDREN: Final = f"""
-    SELECT f.o_now, f.o_lost, f.o_refused, f.o_cancelled, f.o_ready OR c.o_ready, f.o_signals || c.o_signals, f.o_finished
-    FROM {{schema}}.start_children_v1($1, $2, $3, ${_ENDING}, {_numbered(_PARAMETERS + 1, COLUMNS + 1)}) AS c
-    CROSS JOIN LATERAL {{schema}}.flush_v1(c.o_worker, {_numbered(2, _PARAMETERS - 1)}) AS f
+    SELECT f.o_now, f.o_lost, f.o_refused, f.o_cancelled, f.o_ready OR c.o_ready, f.o_signals || c.o_signals, f.o_finished,
+           f.o_busy
+    FROM {{schema}}.start_children_v1(
+        $1, $2, $3, ${_ENDING}, {_numbered(_PARAMETERS + 1, COLUMNS + 1)}, ${_PATIENCE}) AS c
+    CROSS JOIN LATERAL {{schema}}.flush_v1(c.o_worker, {_numbered(2, _PARAMETERS - 1)}, c.o_busy) AS f
 """
 
 _SIGNAL: Final = 2
@@ -60,6 +67,37 @@ class Outcome(NamedTuple):
 
 async def flush(db: Session, request: Flush) -> Outcome:
     """See :meth:`zart_core.scheduler.Scheduler.flush`."""
+    patience = request.patience
+    if patience is None:
+        return await _flush(db, request, None)
+    try:
+        return await _flush(db, request, max(0, patience // 1_000))
+    except asyncpg.LockNotAvailableError:
+        epochs = _epochs(request)
+    if patience == 0 or len(epochs) == 1:
+        return _busy(epochs)
+    # Waited in vain: whatever is free now is written.
+    try:
+        return await _flush(db, request, 0)
+    except asyncpg.LockNotAvailableError:
+        # A child's execution_id is being started by somebody else, whose transaction is open. Only some of them are concerned.
+        return _together([await flush(db, request.of((run_id,))) for run_id in epochs])
+
+
+def _busy(runs: Iterable[int]) -> Outcome:
+    return Outcome(Flushed(busy=frozenset(runs)), ready=False, signals=[], finished=[])
+
+
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    return Outcome(
+        Flushed.together([outcome.flushed for outcome in outcomes]),
+        ready=any(outcome.ready for outcome in outcomes),
+        signals=[run_id for outcome in outcomes for run_id in outcome.signals],
+        finished=[execution_id for outcome in outcomes for execution_id in outcome.finished],
+    )
+
+
+async def _flush(db: Session, request: Flush, patience: int | None) -> Outcome:
     epochs = _epochs(request)
     if not epochs:
         return Outcome(Flushed(), ready=False, signals=[], finished=[])
@@ -71,6 +109,10 @@ async def flush(db: Session, request: Flush) -> Outcome:
     finishes = {fact.run_id: fact for fact in request.finishes}
     suspends = {fact.run_id: fact for fact in request.suspends}
     children = once_each(request.children)
+    large: Counter[int] = Counter()
+    for (run_id, _, _), step in steps.items():
+        if step.output is not None and len(step.output) >= _LARGE:
+            large[run_id] += len(step.output)
     row = await db.row(
         FLUSH_WITH_CHILDREN if children else FLUSH,
         request.worker_id,
@@ -108,12 +150,15 @@ async def flush(db: Session, request: Flush) -> Outcome:
         [fact.compensating for fact in suspends.values()],
         [fact.children_left for fact in suspends.values()],
         CANCELLED,
+        patience,
+        list(large),
+        list(large.values()),
         *((*child_columns(children), FOREVER) if children else ()),
     )
-    now, lost, refused, cancelled, ready, signals, finished = row
+    now, lost, refused, cancelled, ready, signals, finished, busy = row
     due = any(fact.wake_at is not None and fact.wake_at <= now for fact in request.suspends)
     return Outcome(
-        Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled)),
+        Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled), frozenset(busy)),
         ready=ready or due,
         signals=signals,
         finished=finished,

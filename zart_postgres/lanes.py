@@ -17,7 +17,7 @@ from zart_postgres.database import Connection, Database, is_conflict, is_disconn
 
 T = TypeVar("T")
 
-_CONFLICT_TRIES: Final = 6
+CONFLICT_TRIES: Final = 6
 
 
 class Session:
@@ -70,6 +70,7 @@ class Lane:
         self._lent: Final = lent
         self._slots: Final = asyncio.Semaphore(size)
         self._free: list[Connection] = []
+        self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def run(self, work: Work[T], *, repeatable: bool = False, timeout: float | None = None) -> T:
@@ -86,7 +87,7 @@ class Lane:
             except BackendUnavailable:
                 raise
             except Exception as error:
-                if is_conflict(error) and conflicts < _CONFLICT_TRIES:
+                if is_conflict(error) and conflicts < CONFLICT_TRIES:
                     conflicts += 1
                     await asyncio.sleep(random.uniform(0, 0.005 * 2**conflicts))
                 elif repeatable and is_disconnected(error):
@@ -102,7 +103,7 @@ class Lane:
         """Close what is free; work that is under way loses its connection when it is done."""
         self._closed = True
         free, self._free = self._free, []
-        await asyncio.gather(*(_close(connection) for connection in free))
+        await asyncio.gather(*(_close(connection) for connection in free), *self._ending)
 
     def abandon(self) -> None:
         """Drop what is free without a word: the event loop that it lived on is gone."""
@@ -130,6 +131,12 @@ class Lane:
             finally:
                 if sound and not self._closed and not connection.is_closed() and not connection.is_in_transaction():
                     self._free.append(connection)
+                elif self._lent and not connection.is_closed():
+                    # A user's statement that was cut off may run on for long, with its locks. The request to cancel it is on
+                    # its way by a connection of its own, which ends with this one: so that has to end in peace.
+                    ending = asyncio.get_running_loop().create_task(_close(connection), name="zart-postgres-end")
+                    self._ending.add(ending)
+                    ending.add_done_callback(self._ending.discard)
                 else:
                     connection.terminate()
 

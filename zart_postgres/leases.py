@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
+import asyncpg
 import msgspec
 
 from zart_core.duration import FOREVER
 from zart_core.errors import ExecutionNotFound, LeaseLost
 from zart_core.records import ErrorInfo, Reaped, WorkerInfo
-from zart_postgres.lanes import Session
+from zart_postgres.cancellations import CANCELLED
+from zart_postgres.lanes import Lane, Session
+from zart_postgres.notices import Happened
 
 _REGISTER: Final = """
     INSERT INTO {schema}.workers (registered_at, expires_at, pid, name, host, tasks, queues)
@@ -44,14 +49,36 @@ BURY: Final = """
         (SELECT min(x.expires_at) FROM {schema}.workers AS x
          WHERE NOT x.emptied AND x.worker_id IS DISTINCT FROM $1 AND x.worker_id NOT IN (SELECT d.worker_id FROM dead AS d))
 """
-FREE: Final = "SELECT {schema}.free_dead_v1($1, $2)"
+FREE: Final = "SELECT o_freed, o_condemned, o_workers, o_epochs FROM {schema}.free_dead_v1($1, $2, $3)"
+PARK: Final = "SELECT o_now, o_ready, o_signals, o_finished FROM {schema}.park_v1($1, $2, $3, $4, $5)"
 EMPTIED: Final = """
     UPDATE {schema}.workers AS w SET emptied = true
     WHERE NOT w.emptied AND w.expires_at IS NULL
       AND NOT EXISTS (SELECT 1 FROM {schema}.active AS a WHERE a.worker_id = w.worker_id)
 """
-_RELEASE: Final = "SELECT o_now, o_turn, o_freed FROM {schema}.release_v1($1, $2)"
-_DEREGISTER: Final = "SELECT o_now, o_freed FROM {schema}.deregister_v1($1)"
+_RELEASE: Final = "SELECT o_now, o_turn, o_freed, o_left, o_epochs FROM {schema}.release_v1($1, $2)"
+# Rows that somebody has locked are waited for by nobody here: they are met again.
+_FREE_LEFT: Final = """
+    WITH free AS (
+        SELECT a.run_id
+        FROM unnest($2::bigint[], $3::integer[]) AS lease(run_id, epoch)
+        JOIN {schema}.active AS a ON a.run_id = lease.run_id AND a.run_id = ANY ($2) AND a.epoch = lease.epoch
+        WHERE a.worker_id = $1 FOR NO KEY UPDATE OF a SKIP LOCKED
+    ), freed AS (
+        UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = {schema}.now_v1()
+        FROM free WHERE a.run_id = free.run_id AND a.run_id = ANY ($2)
+        RETURNING a.run_id
+    )
+    -- As of the statement's begin, when all of them were still held.
+    SELECT lease.run_id, lease.epoch
+    FROM unnest($2::bigint[], $3::integer[]) AS lease(run_id, epoch)
+    JOIN {schema}.active AS a ON a.run_id = lease.run_id AND a.run_id = ANY ($2) AND a.epoch = lease.epoch
+    WHERE a.worker_id = $1 AND lease.run_id NOT IN (SELECT freed.run_id FROM freed)
+"""
+_DEREGISTER: Final = "SELECT o_now, o_freed, o_left FROM {schema}.deregister_v1($1)"
+_DEREGISTER_TRIES: Final = 20
+_PAUSE: Final = 0.1
+"""Seconds between two looks at rows that somebody has locked."""
 # Whatever time has passed meanwhile: its deadline is as far away as it was at first.
 _RESUME: Final = """
     WITH latest AS (
@@ -71,10 +98,19 @@ _RESUME: Final = """
 
 
 class Released(NamedTuple):
-    """``turn`` is ``None`` for a worker that is not there."""
+    """``turn`` is ``None`` for a worker that is not there. ``left``: run and epoch of what somebody has locked."""
 
     turn: int | None
     freed: int
+    left: list[tuple[int, int]]
+
+
+class HeldRun(NamedTuple):
+    """A run as a worker holds it."""
+
+    worker_id: int
+    run_id: int
+    epoch: int
 
 
 async def register(db: Session, info: WorkerInfo, lease: int) -> int:
@@ -92,11 +128,11 @@ async def heartbeat(db: Session, worker_id: int, lease: int) -> None:
         raise LeaseLost(lost(worker_id))
 
 
-async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> Reaped:
+async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> tuple[Reaped, Happened]:
     """See :meth:`zart_core.scheduler.Scheduler.reap`."""
     [_, anything, next_expiry] = await db.row(BURY, worker_id)
     if not anything:
-        return Reaped(0, next_expiry)
+        return Reaped(0, next_expiry), Happened()
     error = ErrorInfo(
         type="Quarantined",
         message=f"workers died {max_deliveries} times in a row while they ran it, and its history did not grow in "
@@ -104,21 +140,69 @@ async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> Reape
     )
     stored = msgspec.json.encode(error)
     freed = 0
-    while portion := (await db.rows(FREE, max_deliveries, stored))[0][0]:
+    condemned: list[HeldRun] = []
+    while True:
+        [[portion, runs, workers, epochs]] = await db.rows(
+            FREE, max_deliveries, stored, [run.run_id for run in condemned]
+        )
+        if runs is not None:
+            condemned += [HeldRun(*held) for held in zip(workers, runs, epochs, strict=True)]
+        elif not portion:
+            break
         freed += portion
+    happened = Happened(ready=freed > 0)
+    # Last, and one by one: each waits for locks, for a moment. Should this process end before, they still belong to a dead worker.
+    for held in condemned:
+        ended = await park(db, held, stored)
+        if ended is not None:
+            freed += 1
+            happened.add(ended)
     await db.rows(EMPTIED)
-    return Reaped(freed, next_expiry)
+    return Reaped(freed, next_expiry), happened
+
+
+async def park(db: Session, held: HeldRun, error: bytes) -> Happened | None:
+    """Quarantine a run of a worker, with the encoded ``error`` to be seen; one whose cancellation was accepted is ended instead.
+
+    ``None``: somebody has locked what that needs, and nothing has been done.
+    """
+    try:
+        _, ready, signals, finished = await db.row(PARK, *held, error, CANCELLED)
+    except asyncpg.LockNotAvailableError:
+        return None
+    return Happened(ready=ready, signals=signals, finished=finished)
 
 
 async def release(db: Session, worker_id: int, keep: Sequence[int]) -> Released:
     """See :meth:`zart_core.scheduler.Scheduler.release`."""
     row = await db.row(_RELEASE, worker_id, list(keep))
-    return Released(row["o_turn"], row["o_freed"])
+    return Released(row["o_turn"], row["o_freed"], list(zip(row["o_left"], row["o_epochs"], strict=True)))
 
 
-async def deregister(db: Session, worker_id: int) -> int:
-    """See :meth:`zart_core.scheduler.Scheduler.deregister`. Its row stays: history shows its name. Returns how many were freed."""
-    freed: int = (await db.row(_DEREGISTER, worker_id))["o_freed"]
+async def release_left(lane: Lane, worker_id: int, left: Sequence[tuple[int, int]]) -> None:
+    """Free what a release had to leave, as soon as nobody has it locked. What was claimed since then has another epoch."""
+    while left:
+        await asyncio.sleep(_PAUSE)
+        rows = await lane.run(partial(_free_left, worker_id=worker_id, left=left), repeatable=True)
+        left = [(row["run_id"], row["epoch"]) for row in rows]
+
+
+async def _free_left(db: Session, worker_id: int, left: Sequence[tuple[int, int]]) -> list[asyncpg.Record]:
+    return await db.rows(_FREE_LEFT, worker_id, [run_id for run_id, _ in left], [epoch for _, epoch in left])
+
+
+async def deregister(lane: Lane, worker_id: int) -> int:
+    """See :meth:`zart_core.scheduler.Scheduler.deregister`. Its row stays: history shows its name. Returns how many were freed.
+
+    What somebody keeps locked for long is left to the next reap.
+    """
+    freed = 0
+    for _ in range(_DEREGISTER_TRIES):
+        row = await lane.run(lambda db: db.row(_DEREGISTER, worker_id), repeatable=True)
+        freed += row["o_freed"]
+        if not row["o_left"]:
+            break
+        await asyncio.sleep(_PAUSE)
     return freed
 
 

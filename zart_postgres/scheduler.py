@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Literal, Self, TypeVar
@@ -69,9 +70,10 @@ class PostgresScheduler:
     belongs to the event loop it was opened on.
 
     ``url`` is a ``postgresql://`` URL as libpq knows it. ``schema`` is the schema's name. ``pool_size`` bounds the
-    connections for clients' calls; a scheduler with a worker holds four more: for claims, for flushes, for heartbeats and
-    for listening. ``connect_timeout`` and ``command_timeout`` bound the wait for the server; then the operation raises
-    ``BackendUnavailable``. ``pooler=True`` says that the URL leads to a pooler in transaction mode (PgBouncer): then
+    connections for clients' calls; notifications take one more. A scheduler with a worker holds four further ones: for claims,
+    for flushes, for heartbeats and for listening, and a fifth while somebody else has locked one of its runs. ``connect_timeout`` and
+    ``command_timeout`` bound the wait for the server; then the operation raises ``BackendUnavailable``. They do not bound
+    statements of users in ``ctx.transaction``. ``pooler=True`` says that the URL leads to a pooler in transaction mode (PgBouncer): then
     nothing is prepared, and other processes are heard only if ``listen_url`` leads to the server itself; without it,
     waiting falls back to polling.
 
@@ -134,19 +136,25 @@ class PostgresScheduler:
             self._opening = asyncio.get_running_loop().create_task(self._open(), name="zart-postgres-open")
         opening = self._opening
         try:
-            # Shielded: a caller who gives up must not cancel the opening for the others.
+            # Shielded: a caller who gives up must not cancel the opening for the others. Its end is met by close() then.
             opened = await asyncio.shield(opening)
         except asyncio.CancelledError:
             if opening.cancelled() and self._was_closed:
                 raise self._database.closed() from None
             raise
-        finally:
-            if self._opening is opening and opening.done():
+        except Exception:
+            if self._opening is opening:
                 self._opening = None
-        self._connections = opened
-        self._was_closed = False
-        if self._notices.wanted:
-            opened.listen()
+            raise
+        # Race: close() between the end of the opening and this turn. It has closed what was opened.
+        if self._opening is opening:
+            self._opening = None
+            self._connections = opened
+            self._was_closed = False
+            if self._notices.wanted:
+                opened.listen()
+        elif self._connections is not opened:
+            raise self._database.closed()
 
     async def close(self) -> None:
         """Finish what was asked for and close all connections. Closing a closed scheduler does nothing."""
@@ -155,7 +163,10 @@ class PostgresScheduler:
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
+            # It may have succeeded when its caller had given up, or has not had a turn since: nobody else closes it then.
+            [opened] = await asyncio.gather(opening, return_exceptions=True)
+            if isinstance(opened, Connections):
+                await opened.close()
         connections, self._connections = self._connections, None
         if connections is not None:
             await connections.close()
@@ -309,7 +320,8 @@ class PostgresScheduler:
 
     async def claim(self, claim: Claim) -> Claimed:
         calls = await self._use()
-        claiming = calls.begin(calls.claim.run(lambda db: claims.claim(db, claim, self._turns)))
+        parked = functools.partial(self._tell, calls)
+        claiming = calls.begin(calls.claim.run(lambda db: claims.claim(db, claim, self._turns, parked)))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
@@ -325,7 +337,9 @@ class PostgresScheduler:
             return await self._flush_and_hold(flush)
 
         async def work(calls: Connections) -> Flushed:
-            outcome = await calls.flush.run(lambda db: write_facts(db, flush))
+            # One that waits for what others have locked must not hold up those that do not.
+            lane = calls.patient if flush.patience else calls.flush
+            outcome = await lane.run(lambda db: write_facts(db, flush))
             self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
             return outcome.flushed
 
@@ -338,24 +352,26 @@ class PostgresScheduler:
     async def _flush_and_hold(self, flush: Flush) -> Flushed:
         held = pauses.held(flush)
 
+        before = await self.flush(succession.without(flush, held))
+        ready = [fact for fact in held if fact.run_id not in before.busy]
+
         async def work(calls: Connections) -> Flushed:
-            flushed, ready = await calls.flush.run(lambda db: pauses.hold(db, flush.worker_id, held))
-            self._tell(calls, Happened(ready=ready))
+            flushed, woken = await calls.flush.run(lambda db: pauses.hold(db, flush.worker_id, ready))
+            self._tell(calls, Happened(ready=woken))
             return flushed
 
-        before = await self.flush(succession.without(flush, held))
-        return succession.together(before, await self._do(work))
+        return succession.together(before, await self._do(work)) if ready else before
 
     async def _flush_and_continue(self, flush: Flush) -> Flushed:
+        before = await self.flush(succession.without(flush, flush.continues))
+        ready = [fact for fact in flush.continues if fact.run_id not in before.busy]
+
         async def work(calls: Connections) -> Flushed:
-            flushed, happened = await calls.flush.run(
-                lambda db: succession.continue_runs(db, flush.worker_id, flush.continues)
-            )
+            flushed, happened = await calls.flush.run(lambda db: succession.continue_runs(db, flush.worker_id, ready))
             self._tell(calls, happened)
             return flushed
 
-        before = await self.flush(succession.without(flush, flush.continues))
-        return succession.together(before, await self._do(work))
+        return succession.together(before, await self._do(work)) if ready else before
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         """``work`` gets an asyncpg connection. Its transaction is READ COMMITTED; nested ones are savepoints."""
@@ -376,28 +392,35 @@ class PostgresScheduler:
             return running.result()
 
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
-        return await self._read(lambda db: signals.signals(db, watches, worker_id))
+        return await self._do(
+            lambda calls: calls.news.run(lambda db: signals.signals(db, watches, worker_id), repeatable=True)
+        )
 
     async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
         async def work(calls: Connections) -> Reaped:
-            reaped = await calls.client.run(lambda db: leases.reap(db, max_deliveries, worker_id), repeatable=True)
-            self._tell(calls, Happened(ready=reaped.freed > 0))
+            reaped, happened = await calls.news.run(
+                lambda db: leases.reap(db, max_deliveries, worker_id), repeatable=True
+            )
+            self._tell(calls, happened)
             return reaped
 
         return await self._do(work)
 
     async def release(self, worker_id: int, keep: Sequence[int]) -> int:
         async def work(calls: Connections) -> int:
-            released = await calls.lease.run(lambda db: leases.release(db, worker_id, keep))
+            # Between claims, and so on their lane: not on that of the heartbeats.
+            released = await calls.claim.run(lambda db: leases.release(db, worker_id, keep))
             self._turns.note(worker_id, released.turn)
             self._tell(calls, Happened(ready=released.freed > 0))
+            if released.left:
+                calls.begin(self._release_left(calls, worker_id, released.left))
             return released.freed
 
         return await self._do(work)
 
     async def deregister(self, worker_id: int) -> None:
         async def work(calls: Connections) -> None:
-            freed = await calls.lease.run(lambda db: leases.deregister(db, worker_id), repeatable=True)
+            freed = await leases.deregister(calls.lease, worker_id)
             self._turns.note(worker_id, None)
             self._tell(calls, Happened(ready=freed > 0))
 
@@ -489,6 +512,10 @@ class PostgresScheduler:
         if claimed.runs:
             await calls.claim.run(lambda db: claims.give_back(db, worker_id, claimed))
             self._tell(calls, Happened(ready=True))
+
+    async def _release_left(self, calls: Connections, worker_id: int, left: Sequence[tuple[int, int]]) -> None:
+        await leases.release_left(calls.news, worker_id, left)
+        self._tell(calls, Happened(ready=True))
 
     def _drop_dead_loop(self) -> None:
         """Forget connections whose event loop was closed under them: they can neither be used nor be closed any more."""

@@ -20,18 +20,43 @@ _CANCEL: Final = """
 _CANCEL_CALLS: Final = """
     SELECT o_now, o_ready, o_signals, o_finished FROM {schema}.cancel_calls_v1($1, $2, $3, $4, $5, $6, $7)
 """
+# In an answer is no more than $5 bytes of news, but always the first. A run whose news is more gets the beginning of it, and the
+# signal_seq of that, so that it asks again; those behind it are left out, as if there was none, until they are asked for again.
 _SIGNALS: Final = """
-    SELECT watch.run_id, watch.seen, a.run_id IS NOT NULL AS held, a.signal_seq, a.open_children, a.cancel_requested,
-           a.cancel_reason, e.seqs, e.names, e.payloads, e.sent_at,
+    WITH watched AS MATERIALIZED (
+        SELECT watch.run_id, watch.seen, a.run_id IS NOT NULL AS held, a.signal_seq, a.open_children, a.cancel_requested,
+               a.cancel_reason, n.upto, n.upto < n.last AS cut, coalesce(n.bytes, 0) AS bytes,
+               sum(n.bytes) OVER (ORDER BY watch.place) AS so_far
+        FROM unnest($1::bigint[], $2::integer[], $3::integer[]) WITH ORDINALITY AS watch(run_id, epoch, seen, place)
+        LEFT JOIN {schema}.active AS a
+            ON a.run_id = watch.run_id AND a.run_id = ANY ($1) AND a.worker_id IS NOT DISTINCT FROM $4 AND a.epoch = watch.epoch
+        LEFT JOIN LATERAL (
+            SELECT sum(y.bytes) FILTER (WHERE y.so_far <= $5 OR y.so_far = y.bytes) AS bytes,
+                   max(y.seq) FILTER (WHERE y.so_far <= $5 OR y.so_far = y.bytes) AS upto, max(y.seq) AS last
+            FROM (
+                SELECT x.seq, x.bytes, sum(x.bytes) OVER (ORDER BY x.seq) AS so_far
+                FROM (
+                    SELECT v.seq, octet_length(v.payload)::bigint AS bytes
+                    FROM {schema}.events AS v WHERE v.run_id = a.run_id AND v.seq > watch.seen
+                    UNION ALL
+                    SELECT s.event_seq, coalesce(octet_length(s.output), 0)::bigint + coalesce(octet_length(s.error), 0)
+                    FROM {schema}.steps AS s
+                    WHERE s.run_id = a.run_id AND s.event_seq > watch.seen AND s.event_seq IS NOT NULL AND s.kind <> 'event'
+                ) AS x
+            ) AS y
+        ) AS n ON true
+        WHERE a.run_id IS NULL OR a.signal_seq > watch.seen
+    )
+    SELECT watched.run_id, watched.seen, watched.held, CASE WHEN watched.cut THEN watched.upto ELSE watched.signal_seq END AS signal_seq,
+           watched.open_children, watched.cancel_requested, watched.cancel_reason, e.seqs, e.names, e.payloads, e.sent_at,
            c.step_names, c.ordinals, c.kinds, c.statuses, c.attempts, c.started_ats, c.finished_ats, c.wake_ats, c.deadlines,
            c.event_seqs, c.outputs, c.errors, c.details, c.workers
-    FROM unnest($1::bigint[], $2::integer[], $3::integer[]) AS watch(run_id, epoch, seen)
-    LEFT JOIN {schema}.active AS a
-        ON a.run_id = watch.run_id AND a.run_id = ANY ($1) AND a.worker_id IS NOT DISTINCT FROM $4 AND a.epoch = watch.epoch
+    FROM watched
     LEFT JOIN LATERAL (
         SELECT array_agg(v.seq ORDER BY v.seq) AS seqs, array_agg(v.name ORDER BY v.seq) AS names,
                array_agg(v.payload ORDER BY v.seq) AS payloads, array_agg(v.sent_at ORDER BY v.seq) AS sent_at
-        FROM {schema}.events AS v WHERE v.run_id = a.run_id AND v.seq > watch.seen
+        FROM {schema}.events AS v
+        WHERE watched.held AND v.run_id = watched.run_id AND v.seq > watched.seen AND v.seq <= watched.upto
     ) AS e ON true
     LEFT JOIN LATERAL (
         SELECT array_agg(o.name) AS step_names, array_agg(o.ordinal) AS ordinals, array_agg(o.kind) AS kinds,
@@ -41,11 +66,14 @@ _SIGNALS: Final = """
                array_agg(o.event_seq) AS event_seqs, array_agg(o.output) AS outputs, array_agg(o.error) AS errors,
                array_agg(o.details) AS details, array_agg(o.worker_id) AS workers
         FROM (SELECT * FROM {schema}.steps AS x
-              WHERE x.run_id = a.run_id AND x.event_seq > watch.seen AND x.event_seq IS NOT NULL AND x.kind <> 'event'
+              WHERE watched.held AND x.run_id = watched.run_id AND x.event_seq > watched.seen AND x.event_seq <= watched.upto
+                AND x.event_seq IS NOT NULL AND x.kind <> 'event'
               ORDER BY x.event_seq) AS o
     ) AS c ON true
-    WHERE a.run_id IS NULL OR a.signal_seq > watch.seen
+    WHERE watched.bytes = 0 OR watched.so_far <= $5 OR watched.so_far = watched.bytes
 """
+_AT_ONCE: Final = 64 * 2**20
+"""Bytes of events and of children's results in one answer."""
 
 
 async def offer_event(db: Session, offer: Offer) -> tuple[bool, Happened]:
@@ -90,6 +118,7 @@ async def signals(db: Session, watches: Sequence[Watch], worker_id: int) -> list
         [watch.epoch for watch in watches],
         [watch.seen for watch in watches],
         worker_id,
+        _AT_ONCE,
     )
     return [
         Signals(

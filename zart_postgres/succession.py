@@ -104,7 +104,10 @@ def without(flush: Flush, facts: Sequence[ContinueFact | SuspendFact]) -> Flush:
 def together(first: Flushed, second: Flushed) -> Flushed:
     """One answer for both."""
     return Flushed(
-        first.lost | second.lost, first.refused | second.refused, (first.cancelled | second.cancelled) - second.lost
+        first.lost | second.lost,
+        first.refused | second.refused,
+        (first.cancelled | second.cancelled) - second.lost,
+        first.busy | second.busy,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import random
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
@@ -10,9 +11,9 @@ import asyncpg
 
 from zart_core.records import StepKey, StepRow
 from zart_postgres.clock import DatabaseClock
-from zart_postgres.database import Connection, Database, is_missing
+from zart_postgres.database import Connection, Database, is_conflict, is_missing
 from zart_postgres.herald import channel, written
-from zart_postgres.lanes import Lane, Session, Work
+from zart_postgres.lanes import CONFLICT_TRIES, Lane, Session, Work
 from zart_postgres.notices import Happened
 
 T = TypeVar("T")
@@ -31,8 +32,8 @@ _WRITE: Final = """
 """
 # A commit fails that cannot tell: where nobody takes notifications off the server's queue, the poll has to do.
 _TELL: Final = "SELECT pg_notify($1, $2) WHERE pg_notification_queue_usage() < 0.5"
-_FAREWELL: Final = 2.0
-"""Seconds that the server has to end a statement."""
+_DEPTH: Final = 20
+"""How far the causes of an error are looked through: they may go in a circle."""
 _ANYBODY: Final = ""
 """Who tells: no scheduler, so that the caller's own hears it too."""
 
@@ -49,7 +50,20 @@ class StepTransaction:
         """Whether the commit has begun: then it is too late to give up."""
 
     async def run(self, lane: Lane) -> StepRow | None:
-        """See :meth:`zart_core.scheduler.Scheduler.transact`."""
+        """See :meth:`zart_core.scheduler.Scheduler.transact`. What the server undoes because of another transaction is repeated, body
+        and all: nothing of it has taken effect."""
+        conflicts = 0
+        while True:
+            try:
+                return await self._run(lane)
+            except Exception as error:
+                if conflicts == CONFLICT_TRIES or not _of_conflict(error):
+                    raise
+            self.committing = False
+            conflicts += 1
+            await asyncio.sleep(random.uniform(0, 0.005 * 2**conflicts))
+
+    async def _run(self, lane: Lane) -> StepRow | None:
         try:
             async with lane.hold() as connection:
                 try:
@@ -59,30 +73,35 @@ class StepTransaction:
                         # Whatever the user's code has made of it: nothing of the transaction was committed, unless the
                         # connection broke in the very commit. The next try finds out.
                         raise ConnectionError(f"the connection broke in a transaction: {error}") from error
-                    await _clean(connection)
+                    await self._clean(connection)
                     raise
-                except BaseException:
-                    await _end(connection)
-                    raise
-                await _clean(connection)
+                await self._clean(connection)
                 return row
         except Exception as error:
             raise self._database.explained(error)  # noqa: B904 - it has its cause
 
     async def _transact(self, connection: Connection) -> StepRow | None:
-        db = Session(self._database, connection, self._clock)
+        patience = self._database.command_timeout
+        db = Session(self._database, connection, self._clock, patience)
         held, finished = await self._look(db)
         if not held or finished is not None:
             return finished if held else None
-        transaction = connection.transaction()
-        await transaction.start()
+        transaction = connection.transaction(isolation="read_committed")
+        async with asyncio.timeout(patience):
+            await transaction.start()
         try:
             row: StepRow = await self._work(connection)
             if not connection.is_in_transaction():
                 raise RuntimeError(
                     f"the body of transaction {self._key.name!r} has ended the transaction it was run in"
                 )
-            outcome = await self._write(db, row)
+            try:
+                outcome = await self._write(db, row)
+            except asyncpg.InFailedSQLTransactionError as error:
+                raise RuntimeError(
+                    f"the body of transaction {self._key.name!r} went on after one of its statements had failed: "
+                    "catch such errors around an inner `async with connection.transaction()`"
+                ) from error
         except Exception:
             if not connection.is_closed() and connection.is_in_transaction():
                 await transaction.rollback()
@@ -92,7 +111,8 @@ class StepTransaction:
             return (await self._look(db))[1] if outcome == "finished" else None
         # Race: a timeout or the end of the worker beside the commit. From now on the call is answered with the row.
         self.committing = True
-        await transaction.commit()
+        async with asyncio.timeout(patience):
+            await transaction.commit()
         return row
 
     async def _look(self, db: Session) -> tuple[bool, StepRow | None]:
@@ -126,21 +146,28 @@ class StepTransaction:
         )
         return str(written["o_outcome"])
 
+    async def _clean(self, connection: Connection) -> None:
+        """Settings, temporary tables and locks of the session are the user's, and end with their transaction, however it ended: a
+        lock of the session, for one, outlives a rollback."""
+        if getattr(connection, "altered", False):
+            connection.terminate()
+            return
+        try:
+            await connection.reset(timeout=self._database.command_timeout)
+        except Exception:
+            connection.terminate()
 
-async def _end(connection: Connection) -> None:
-    """Given up, perhaps in the middle of a statement: unless it is told, the server goes on with that and keeps its locks, for
-    which the next attempt would wait. Dropping the connection does not tell it; closing does, by a request to cancel."""
-    with contextlib.suppress(Exception):
-        await connection.close(timeout=_FAREWELL)
 
-
-async def _clean(connection: Connection) -> None:
-    """Settings, temporary tables and locks of the session are the user's, and end with their transaction, however it ended: a lock
-    of the session, for one, outlives a rollback."""
-    try:
-        await connection.reset()
-    except Exception:
-        connection.terminate()
+def _of_conflict(error: BaseException) -> bool:
+    """Whether a conflict with another transaction is what ``error`` comes of. What a body has raised comes in other errors."""
+    seen: BaseException | None = error
+    for _ in range(_DEPTH):
+        if seen is None:
+            break
+        if is_conflict(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 async def join(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from zart_postgres.scheduler import PostgresScheduler
 
-_TEXTS: Final = ("schema", "connect_timeout", "command_timeout", "listen_url")
+_TEXTS: Final = ("schema", "listen_url")
+_TIMES: Final = ("connect_timeout", "command_timeout")
+_SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _FLAGS: Final = ("pooler", "auto_migrate")
 _NUMBERS: Final = ("pool_size",)
 
@@ -28,7 +31,10 @@ def from_url(url: str, **options: Any) -> PostgresScheduler:
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name in ours:
             raise ValueError(f"the Postgres URL has the parameter {name!r} twice")
-        if name in _TEXTS:
+        if name in _TIMES:
+            # As libpq spells it, a bare number is seconds.
+            ours[name] = float(value) if _SECONDS.fullmatch(value) else value
+        elif name in _TEXTS:
             ours[name] = value
         elif name in _FLAGS:
             ours[name] = _flag(name, value)

@@ -125,6 +125,9 @@ _NAMED: Final = """
 """
 
 
+_ORPHANED: Final = "its parent has ended"
+
+
 class Candidate(msgspec.Struct, array_like=True, frozen=True):
     """An active run that is to be cancelled."""
 
@@ -148,10 +151,22 @@ _decode_names = msgspec.json.Decoder(list[str]).decode
 
 
 def finish(tx: Transaction, endings: Sequence[Ending], *, reason: str | None = None) -> None:
-    """End these runs, all active and each named once. Whether they may end so is for the caller to check.
+    """End these runs, all active and each named once, and cancel their open children. Whether they may end so is for the caller to
+    check.
 
     ``reason``: what their open children are cancelled with.
     """
+    _end(tx, endings)
+    cancel_children(tx, [ending[0] for ending in endings], reason or _ORPHANED)
+
+
+def finish_cancelled(tx: Transaction, run_ids: Sequence[int], reason: str | None) -> None:
+    """:func:`finish` runs as cancelled."""
+    finish(tx, _cancelled(tx, run_ids, reason))
+
+
+def _end(tx: Transaction, endings: Sequence[Ending]) -> None:
+    """:func:`finish` without the children."""
     now = tx.clock.now()
     ended = as_json(ending[0] for ending in endings)
     _RECORD.execute(tx.db, [(*ending, now) for ending in endings])
@@ -170,7 +185,6 @@ def finish(tx: Transaction, endings: Sequence[Ending], *, reason: str | None = N
         _forget(tx, [run_id for run_id, _, part, *_ in children if part])
     if tx.overheard:
         tx.happened.finished.update(_decode_names(tx.db.execute(_NAMES, (ended,)).fetchone()[0]))
-    cancel_children(tx, [ending[0] for ending in endings], reason or "its parent has ended")
 
 
 def _let_others_in(tx: Transaction, left: Counter[tuple[int, str]]) -> None:
@@ -196,13 +210,23 @@ def cancel_calls(tx: Transaction, run_id: int, calls: Iterable[tuple[str, int]],
 
 def cancel_children(tx: Transaction, run_ids: Iterable[int], reason: str | None) -> None:
     """Cancel the open children of these runs, and theirs."""
-    found = tx.db.execute(_OPEN_CHILDREN, (as_json(run_ids),)).fetchone()[0]
-    if found != "[]":
-        cancel(tx, _decode_candidates(found), reason)
+    cancel(tx, _open_children(tx, run_ids), reason)
 
 
 def cancel(tx: Transaction, runs: Iterable[Candidate], reason: str | None) -> None:
     """Cancel active runs and their children: end what no handler has to hear of, mark the rest."""
+    # Level by level, in a loop: chains of children may be thousands deep. Each level has those given the reason of the one above it,
+    # and those whose parent has ended.
+    given, orphans = list(runs), list[Candidate]()
+    while given or orphans:
+        marked, ended = _cancel(tx, given, reason)
+        marked_orphans, ended_orphans = _cancel(tx, orphans, _ORPHANED)
+        given = _open_children(tx, marked)
+        orphans = _open_children(tx, [*ended, *marked_orphans, *ended_orphans])
+
+
+def _cancel(tx: Transaction, runs: Sequence[Candidate], reason: str | None) -> tuple[list[int], list[int]]:
+    """:func:`cancel` without the children; which were marked, and which have ended."""
     endings: list[int] = []
     marked: list[int] = []
     for run in runs:
@@ -218,16 +242,22 @@ def cancel(tx: Transaction, runs: Iterable[Candidate], reason: str | None) -> No
         # A completion races with this. Both hold the write lock: if it comes first, the run is not active; if it comes later,
         # it finds cancel_requested, and is refused.
         tx.db.execute(_MARK_CANCELLED, {"run_ids": as_json(marked), "reason": reason, "now": tx.clock.now()})
-        cancel_children(tx, marked, reason)
     if endings:
-        finish(tx, [(run_id, "cancelled", None, failure) for run_id, failure in _failures(tx, endings, reason)])
+        _end(tx, _cancelled(tx, endings, reason))
+    return marked, endings
 
 
-def _failures(tx: Transaction, run_ids: Sequence[int], reason: str | None) -> list[tuple[int, bytes]]:
-    """The encoded failure of each of these runs, which are cancelled."""
-    failures: list[tuple[int, bytes]] = []
+def _open_children(tx: Transaction, run_ids: Iterable[int]) -> list[Candidate]:
+    ids = as_json(run_ids)
+    return [] if ids == "[]" else _decode_candidates(tx.db.execute(_OPEN_CHILDREN, (ids,)).fetchone()[0])
+
+
+def _cancelled(tx: Transaction, run_ids: Sequence[int], reason: str | None) -> list[Ending]:
+    """How each of these runs ends, which are cancelled."""
+    endings: list[Ending] = []
     for run_id, execution_id in _decode_named(tx.db.execute(_NAMED, (as_json(run_ids),)).fetchone()[0]):
         text = f"execution {execution_id!r} was cancelled" + (f": {reason}" if reason else "")
         error = ErrorInfo(type="ExecutionCancelled", message=text)
-        failures.append((run_id, msgspec.json.encode(ExecutionFailure(kind="cancelled", error=error, reason=reason))))
-    return failures
+        failure = msgspec.json.encode(ExecutionFailure(kind="cancelled", error=error, reason=reason))
+        endings.append((run_id, "cancelled", None, failure))
+    return endings

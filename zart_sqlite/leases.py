@@ -11,6 +11,7 @@ from zart_core.duration import later
 from zart_core.errors import LeaseLost
 from zart_core.records import ErrorInfo, Reaped, WorkerInfo
 from zart_sqlite.clock import keep
+from zart_sqlite.finishes import finish_cancelled
 from zart_sqlite.rows import as_json
 from zart_sqlite.runs import latest
 from zart_sqlite.writer import Transaction
@@ -42,6 +43,11 @@ _QUARANTINE: Final = """
     UPDATE zart_active SET worker_id = NULL, wake_at = NULL, quarantined = 1, error = :error
     WHERE worker_id IN (SELECT value FROM json_each(:workers)) AND crashes >= :most
 """
+# A cancellation that was accepted is a promise: these end, and no handler of them runs again.
+_CONDEMNED: Final = """
+    SELECT json_group_array(json_array(run_id, cancel_reason)) FROM zart_active
+    WHERE worker_id IN (SELECT value FROM json_each(:workers)) AND crashes >= :most AND cancel_requested
+"""
 _FREE: Final = """
     UPDATE zart_active SET worker_id = NULL, wake_at = :now
     WHERE worker_id IN (SELECT value FROM json_each(:workers))
@@ -60,6 +66,8 @@ _RESUME: Final = """
     WHERE quarantined AND run_id IN (
         SELECT r.run_id FROM zart_runs AS r WHERE r.execution_id = ?2 AND (r.run < 0 OR r.run_id = ?3))
 """
+
+_decode_condemned = msgspec.json.Decoder(list[tuple[int, str | None]]).decode
 
 
 def register(tx: Transaction, info: WorkerInfo, lease: int) -> int:
@@ -96,8 +104,11 @@ def reap(tx: Transaction, max_deliveries: int, worker_id: int | None) -> Reaped:
         message=f"workers died {max_deliveries} times in a row while they ran it, and its history did not grow in "
         "between; it runs again once it is resumed",
     )
+    condemned = tx.db.execute(_CONDEMNED, {"workers": dead, "most": max_deliveries}).fetchone()[0]
     tx.db.execute(_QUARANTINE, {"workers": dead, "most": max_deliveries, "error": msgspec.json.encode(error)})
     tx.db.execute(_FREE, {"workers": dead, "now": now})
+    for run_id, reason in _decode_condemned(condemned):
+        finish_cancelled(tx, [run_id], reason)
     tx.happened.ready = tx.happened.ready or held > 0
     return Reaped(held, next_expiry)
 

@@ -82,15 +82,20 @@ class Nameless(TaskHandler[str, str]):
 
 
 class Picky(FaultyScheduler):
-    """A store that refuses what has to do with an execution whose steps give ``bad``, until it is healed."""
+    """A store that refuses what has to do with an execution whose steps give ``bad``, until it is healed; with ``failures`` also that
+    they have failed."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, failures: bool = True) -> None:
         super().__init__(world.scheduler, FaultPlan())
         self.healed = False
+        self.failures = failures
         self.refused = 0
 
     async def flush(self, flush: Flush) -> Flushed:
-        if not self.healed and any(fact.row.output == b'"bad"' for fact in flush.steps):
+        rows = [fact.row for fact in flush.steps]
+        if not self.healed and any(
+            row.output == b'"bad"' or (self.failures and row.status == "failed") for row in rows
+        ):
             self.refused += 1
             raise ValueError("a value that does not fit the column")
         return await super().flush(flush)
@@ -117,6 +122,16 @@ async def test_what_the_store_refuses_of_one_execution_stops_no_other(
     assert Counter(world.ledger.entries())["good-0"] == 3
 
 
+async def test_a_step_whose_result_the_store_refuses_fails_and_its_body_runs_once(world: World) -> None:  # B15
+    world.register(Steps(world))
+    async with world.worker(scheduler=Picky(world, failures=False)):
+        with pytest.raises(ExecutionFailed, match="the store refuses the result of step") as caught:
+            await (await world.client.start(Steps, "bad")).result("20s")
+        assert await (await world.client.start(Steps, "good")).result("20s") == "good"
+    assert caught.value.failure.error.type == "PayloadError"
+    assert world.ledger.count("bad") == 1
+
+
 async def test_why_an_execution_was_set_aside_is_seen_on_it(world: World) -> None:  # B61
     world.register(Steps(world))
     store = Picky(world)
@@ -128,7 +143,7 @@ async def test_why_an_execution_was_set_aside_is_seen_on_it(world: World) -> Non
         assert str(execution.error) == "ValueError: a value that does not fit the column"
         assert execution.wake_at is not None
         assert await bad.cancel() is True
-    assert store.refused == 1
+    assert store.refused == 2, "the result, and that it has failed"
 
 
 class Texts:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from zart_core.engine import journal as journals
+from zart_core.engine.detour import MOST
 from zart_core.engine.journal import DONE, LOST, REFUSED, Journal
 from zart_core.errors import BackendUnavailable, LeaseLost
-from zart_core.failure import decode_info
+from zart_core.failure import decode_info, load
 from zart_core.records import (
     AttemptFact,
     AttemptRow,
@@ -70,6 +71,7 @@ class Store:
         self.open.set()
         self.entered = asyncio.Event()
         self.refuses: str | None = None
+        self.results_only = False
         self.at_once = False
         self.clock = StoppedClock()
 
@@ -77,7 +79,9 @@ class Store:
         self.flushes.append(flush)
         self.entered.set()
         await self.open.wait()
-        if self.refuses in [fact.row.name for fact in flush.steps]:
+        if self.refuses in [
+            fact.row.name for fact in flush.steps if not self.results_only or fact.row.output is not None
+        ]:
             raise ValueError(f"it has the name {self.refuses!r}")
         answer = self.answers.pop(0) if self.answers else NOTHING
         if isinstance(answer, Exception):
@@ -133,7 +137,7 @@ async def bench() -> AsyncIterator[Bench]:
 async def test_a_lone_fact_is_flushed_at_once() -> None:  # B11
     async with bench() as at:
         assert await at.journal.step(step()) == DONE
-        assert at.store.flushes == [Flush(worker_id=WORKER, steps=[step()])]
+        assert at.store.flushes == [Flush(worker_id=WORKER, steps=[step()], patience=0)]
         assert at.journal.flushes == 1
 
 
@@ -184,6 +188,7 @@ async def test_facts_of_every_kind_go_in_one_flush() -> None:  # B11
             retries=[retry],
             finishes=[finish],
             suspends=[suspend],
+            patience=0,
         )
 
 
@@ -279,6 +284,105 @@ async def test_a_flush_that_failed_is_repeated_as_it_was_and_warned_of_once(
     ]
 
 
+# --- what makes a detour ---------------------------------------------------------------------------------------------------------------------
+
+
+def large(run_id: int, name: str, size: int = MOST // 2 + 1) -> StepFact:
+    return StepFact(run_id, 1, StepRow(name, 0, "step", "completed", 1, 0, 5, output=bytes(size)))
+
+
+async def test_a_run_that_somebody_has_locked_holds_up_no_other() -> None:  # B61
+    async with bench() as at:
+        at.store.answers = [Flushed(busy=frozenset([1]))] * 5
+        busy, free = at.journal.step(step(1, "busy")), at.journal.step(step(2, "free"))
+        assert await free == DONE
+        assert not busy.done()
+        assert not at.journal.idle
+        assert await busy == DONE
+        assert at.store.steps() == [["busy", "free"], *[["busy"]] * 5]
+        assert [flush.patience == 0 for flush in at.store.flushes] == [True, *[False] * 5]
+        assert at.journal.idle
+
+
+async def test_what_a_busy_run_records_next_follows_what_it_recorded_before() -> None:  # B11
+    async with bench() as at:
+        at.store.answers = [Flushed(busy=frozenset([1]))]
+        first = at.journal.step(step(1, "first"))
+        await at.store.entered.wait()
+        at.store.open.clear()
+        at.store.entered.clear()
+        await at.store.entered.wait()
+        second = at.journal.finish(FinishFact(1, 1, "completed"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert at.store.steps() == [["first"], ["first"]], "nothing of the run beside it"
+        at.store.open.set()
+        assert (await first, await second) == (DONE, DONE)
+        assert [bool(flush.finishes) for flush in at.store.flushes] == [False, False, True]
+
+
+async def test_a_busy_run_that_is_lost_hears_of_it() -> None:  # B57
+    async with bench() as at:
+        at.store.answers = [Flushed(busy=frozenset([1])), Flushed(lost=frozenset([1]))]
+        assert await at.journal.step(step(1)) == LOST
+        at.store.answers = [Flushed(busy=frozenset([1])), LeaseLost("dead")]
+        assert await at.journal.step(step(1)) == LOST
+        assert at.lost == 1
+
+
+async def test_a_fence_answers_those_who_wait_on_the_detour() -> None:  # B57
+    async with bench() as at:
+        at.store.answers = [Flushed(busy=frozenset([1]))] * 3
+        promise = at.journal.step(step(1))
+        await at.store.entered.wait()
+        await asyncio.sleep(0)
+        at.journal.fence()
+        assert await promise == LOST
+
+
+async def test_more_bytes_than_one_flush_takes_go_by_several_and_the_small_first() -> None:  # B15
+    async with bench() as at:
+        under_way = await at.under_way()
+        promises = [at.journal.step(large(run_id, f"large-{run_id}")) for run_id in (1, 2, 3)]
+        small = at.journal.step(step(4, "small"))
+        at.store.open.set()
+        assert await under_way == DONE
+        assert await asyncio.gather(*promises, small) == [DONE] * 4
+        assert sorted(at.store.steps()) == [["first"], ["large-1", "small"], ["large-2"], ["large-3"]]
+
+
+async def test_one_runs_results_that_are_too_much_for_one_flush_are_written_part_by_part() -> None:  # B15
+    async with bench() as at:
+        under_way = await at.under_way()
+        promises = [at.journal.step(large(1, f"large-{n}")) for n in range(3)]
+        finish = at.journal.finish(FinishFact(1, 1, "completed"))
+        at.store.open.set()
+        assert await under_way == DONE
+        assert [await promise for promise in (*promises, finish)] == [DONE] * 4
+        assert at.store.steps() == [["first"], ["large-0"], ["large-1"], ["large-2"]]
+        assert [len(flush.finishes) for flush in at.store.flushes] == [0, 0, 0, 1]
+
+
+async def test_a_part_that_is_busy_or_lost_ends_nothing_early() -> None:  # B15
+    async with bench() as at:
+        under_way = await at.under_way()
+        promises = [at.journal.step(large(1, f"large-{n}")) for n in range(2)]
+        at.store.answers = [NOTHING, NOTHING, Flushed(busy=frozenset([1])), Flushed(lost=frozenset([1]))]
+        at.store.open.set()
+        assert await under_way == DONE
+        assert [await promise for promise in promises] == [LOST, LOST]
+        assert at.store.steps() == [["first"], ["large-0"], ["large-1"], ["large-1"]]
+
+
+async def test_a_detour_that_the_store_refuses_altogether_ends_the_journal() -> None:  # B61
+    at = Bench()
+    at.store.answers = [Flushed(busy=frozenset([1])), *[ValueError("this")] * 3]
+    running = asyncio.create_task(at.journal.run())
+    assert await at.journal.step(step()) == LOST
+    with pytest.raises(ValueError, match="this"):
+        await running
+
+
 # --- what the store refuses ----------------------------------------------------------------------------------------------------------------
 
 
@@ -294,8 +398,9 @@ async def test_a_fact_that_the_store_refuses_sets_its_run_aside_and_the_others_g
         at.store.open.set()
         assert await under_way == DONE
         assert [await good, await bad, await beside, await finish] == [DONE, LOST, LOST, DONE]
-        assert at.store.steps() == [["first"], ["good", "bad"], ["good"], ["bad"], [], []]
-        [aside] = at.store.flushes[4].suspends
+        # The run's facts, its step alone, as failed, and then none.
+        assert at.store.steps() == [["first"], ["good", "bad"], ["good"], ["bad"], ["bad"], ["bad"], [], []]
+        [aside] = at.store.flushes[6].suspends
         assert (aside.run_id, aside.epoch, aside.wake_at) == (2, 1, NOW + 5_000_000)
         assert aside.error is not None
         assert decode_info(aside.error).message == "it has the name 'bad'"
@@ -306,7 +411,41 @@ async def test_a_lone_fact_that_the_store_refuses_is_not_tried_again() -> None: 
     async with bench() as at:
         at.store.refuses = "bad"
         assert await at.journal.step(step(2, "bad")) == LOST
-        assert at.store.steps() == [["bad"], []]
+        assert at.store.steps() == [["bad"], ["bad"], []]
+        assert [fact.row.status for flush in at.store.flushes for fact in flush.steps] == ["completed", "failed"]
+
+
+async def test_a_step_whose_result_the_store_refuses_has_failed_and_its_run_goes_on_at_once() -> None:  # B15
+    async with bench() as at:
+        at.store.refuses, at.store.results_only = "bad", True
+        bad = StepFact(2, 1, StepRow("bad", 0, "step", "completed", 1, 0, 5, output=b"1"))
+        good = StepFact(2, 1, StepRow("good", 0, "step", "completed", 1, 0, 5, output=b"2"))
+        at.store.open.clear()
+        under_way = await at.under_way()
+        promises = [at.journal.step(good), at.journal.step(bad)]
+        at.store.open.set()
+        await under_way
+        # Its code was given a result that is not the stored one: that pass ends, and the next finds the failure.
+        assert [await promise for promise in promises] == [LOST, LOST]
+        last = at.store.flushes[-1]
+        [fact], [suspension] = last.steps, last.suspends
+        assert (fact.row.name, fact.row.status, fact.row.output) == ("bad", "failed", None)
+        assert fact.row.error is not None
+        assert load(fact.row.error).kind == "payload"
+        assert (suspension.run_id, suspension.wake_at) == (2, NOW)
+        assert [fact.row.name for fact in at.store.flushes[-3].steps] == ["good"], "what is not refused is durable"
+
+
+async def test_a_run_that_is_set_aside_again_waits_twice_as_long() -> None:  # B61
+    async with bench() as at:
+        at.store.refuses = "bad"
+        waits = []
+        for _ in range(3):
+            await at.journal.step(step(2, "bad"))
+            [aside] = at.store.flushes[-1].suspends
+            assert aside.wake_at is not None
+            waits.append((aside.wake_at - NOW) // 1_000_000)
+        assert waits == [5, 10, 20]
 
 
 async def test_neither_a_cancellation_nor_a_deadline_brings_back_at_once_what_is_set_aside() -> None:  # B61
@@ -337,7 +476,7 @@ async def test_what_is_refused_run_by_run_keeps_the_other_answers() -> None:  # 
 
 async def test_a_store_that_refuses_everything_ends_the_journal() -> None:  # B61
     at = Bench()
-    at.store.answers = [ValueError("this"), ValueError("and that")]
+    at.store.answers = [ValueError("this"), ValueError("its failure"), ValueError("and that")]
     running = asyncio.create_task(at.journal.run())
     assert await at.journal.step(step()) == LOST
     with pytest.raises(ValueError, match="and that"):
@@ -452,4 +591,12 @@ async def test_a_child_that_the_store_refuses_beside_others_is_not_taken_for_sta
         at.store.open.set()
         assert await under_way == DONE
         assert [await bad, await child, await good] == [LOST, DONE, DONE]
-        assert [[fact.run_id for fact in flush.children] for flush in at.store.flushes] == [[], [3], [], [], [], [3]]
+        assert [[fact.run_id for fact in flush.children] for flush in at.store.flushes] == [
+            [],
+            [3],
+            [],
+            [],
+            [],
+            [],
+            [3],
+        ]

@@ -73,17 +73,30 @@ def test_a_server_whose_clock_is_set_forward_is_believed() -> None:
     assert clock.now() == 100 * SECOND
 
 
-def test_time_stands_still_where_the_servers_clock_is_set_back() -> None:
+def test_time_stands_still_where_the_servers_clock_is_set_back_a_little() -> None:
     ours = Ours()
     clock = DatabaseClock(ours)
     clock.heard(0, 100 * SECOND)
     assert clock.now() == 100 * SECOND
     ours.time = 1_000
-    clock.heard(900, 50 * SECOND)
+    clock.heard(900, 99_500_000)
     assert clock.now() == 100 * SECOND
     assert clock.latest() >= clock.now()
-    ours.time = 51 * SECOND
+    ours.time = SECOND
     assert clock.now() > 100 * SECOND
+
+
+def test_time_goes_back_with_a_server_whose_clock_is_a_minute_behind() -> None:  # B63
+    # As after a failover: standing still until it catches up would hold up every timer for that minute.
+    ours = Ours()
+    clock = DatabaseClock(ours)
+    clock.heard(0, 100 * SECOND)
+    assert clock.now() == 100 * SECOND
+    ours.time = 1_000
+    clock.heard(900, 40 * SECOND)
+    assert clock.now() == 40 * SECOND
+    ours.time = SECOND + 1_000
+    assert 40_990_000 < clock.now() <= 41 * SECOND
 
 
 async def test_every_kind_of_answer_sets_it() -> None:

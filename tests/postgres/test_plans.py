@@ -100,7 +100,7 @@ async def pages_of_a_claim(d: Desk, hand: Hand, limit: int) -> int:
     statement = (
         "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
         f"SELECT * FROM zart.claim_v1({hand.worker_id}, 0, {LONG}, '{{default}}', '{{task}}', '{{1}}', '{{NULL}}', {limit}, "
-        "0, 253402300799999999)"
+        "0, 253402300799999999, 99999999, 99999999)"
     )
     for _ in range(7):
         plan = json.loads(await d.value(statement))[0]["Plan"]
@@ -122,7 +122,7 @@ async def test_a_claim_touches_pages_in_proportion_to_what_it_takes(full: str) -
         await d.scheduler.start([new(f"due-{n}") for n in range(100)])
         statement = (
             "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM zart.claim_v1("
-            f"{hand.worker_id}, 0, {LONG}, '{{default}}', '{{task}}', '{{1}}', '{{NULL}}', 10, 0, 253402300799999999)"
+            f"{hand.worker_id}, 0, {LONG}, '{{default}}', '{{task}}', '{{1}}', '{{NULL}}', 10, 0, 253402300799999999, 99999999, 99999999)"
         )
         plan = json.loads(await d.value(statement))[0]["Plan"]
         assert plan["Actual Rows"] == 11

@@ -156,7 +156,7 @@ async def test_a_claim_that_arrives_after_a_release_takes_nothing() -> None:  # 
         await d.scheduler.start([new("a")])
         # What the broken connection still held in its buffers, word for word.
         late = await d.sql.fetch(
-            "SELECT run_id, turn FROM claim_v1($1, 0, $2, '{default}', '{task}', '{1}', '{NULL}', 10, 10, $2)",
+            "SELECT run_id, turn FROM claim_v1($1, 0, $2, '{default}', '{task}', '{1}', '{NULL}', 10, 10, $2, 9999, 9999)",
             hand.worker_id,
             LONG,
         )

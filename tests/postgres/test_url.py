@@ -25,6 +25,12 @@ def test_options_win_over_the_url() -> None:
     assert database_of(from_url("postgres://db/app?schema=mine", schema="other")).schema == "other"
 
 
+@pytest.mark.parametrize(("given", "seconds"), [("10", 10.0), ("2.5", 2.5), ("10s", 10.0), ("1m", 60.0)])
+def test_a_timeout_without_a_unit_is_in_seconds_as_libpq_has_it(given: str, seconds: float) -> None:
+    database = database_of(from_url(f"postgresql://db/app?connect_timeout={given}&command_timeout={given}"))
+    assert (database.connect_timeout, database.command_timeout) == (seconds, seconds)
+
+
 @pytest.mark.parametrize("name", ["", "Zart", "1zart", "pg_zart", "a-b", 'a"b', "a b", "a;b", "x" * 49, "zärt", "a\n"])
 def test_a_name_that_no_schema_can_have_is_refused(name: str) -> None:  # B75
     with pytest.raises(ValueError, match="schema name"):

@@ -10,12 +10,16 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from msgspec.structs import replace
+
 from zart_core import failure as failures
 from zart_core.duration import later
-from zart_core.errors import BackendUnavailable, LeaseLost
+from zart_core.engine.detour import MOST, Detour, Waiting, size_of
+from zart_core.errors import BackendUnavailable, LeaseLost, PayloadError
 from zart_core.records import (
     AttemptFact,
     ChildFact,
@@ -43,12 +47,10 @@ _BACKOFF: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _BREATH: Final = 0.001
 """Seconds of commits one after another after which the event loop turns once."""
 _SET_ASIDE: Final = 5_000_000
-"""How long a run waits, in microseconds, whose facts the backend refuses."""
-
-
-_Fact = (
-    StepFact | ChildFact | AttemptFact | DetailsFact | PublishFact | RetryFact | FinishFact | ContinueFact | SuspendFact
-)
+"""How long a run waits, in microseconds, whose facts the backend refuses; twice as long each time."""
+_DOUBLINGS: Final = 7
+_OF_USERS: Final = ("step", "parallel", "capture", "undo")
+"""Kinds of rows whose output is what a user's code has returned."""
 
 
 class Journal:
@@ -67,8 +69,11 @@ class Journal:
         self._on_cancelled = on_cancelled
         self._on_lease_lost = on_lease_lost
         self._loop = asyncio.get_running_loop()
-        self._pending = Flush(worker_id=worker_id)
-        self._waiting: list[tuple[Durable, int]] = []
+        self._pending = self._empty()
+        self._bytes = 0  # of the pending payloads that may be large
+        self._waiting: Waiting = []
+        self._detour = Detour(worker_id, self._flush, self._settle, self._wake)
+        self._refusals: Counter[int] = Counter()
         self._details: dict[tuple[int, str, int], DetailsFact] = {}
         self._work: asyncio.Future[None] | None = None
         self._fenced = False
@@ -83,6 +88,8 @@ class Journal:
 
     def step(self, fact: StepFact) -> Durable:
         self._pending.steps.append(fact)
+        if fact.row.output is not None:
+            self._bytes += len(fact.row.output)
         return self._expect(fact.run_id)
 
     def step_at_once(self, fact: StepFact) -> bool:
@@ -92,7 +99,15 @@ class Journal:
         event loop to this journal's task and back would cost half as much as the commit. Who calls this takes :meth:`breath`.
         """
         work = self._work
-        if self.writers != 1 or work is None or work.done() or self._waiting or self._details or self._fenced:
+        if (
+            self.writers != 1
+            or work is None
+            or work.done()
+            or self._waiting
+            or self._details
+            or self._fenced
+            or self._detour
+        ):
             return False
         if not self._scheduler.flush_at_once(Flush(worker_id=self._worker_id, steps=[fact])):
             return False
@@ -108,6 +123,7 @@ class Journal:
 
     def child(self, fact: ChildFact) -> Durable:
         self._pending.children.append(fact)
+        self._bytes += len(fact.child.input)
         return self._expect(fact.run_id)
 
     def failed_attempt(self, attempt: AttemptFact, step: StepFact | None = None) -> Durable:
@@ -119,11 +135,13 @@ class Journal:
 
     def publish(self, fact: PublishFact) -> Durable:
         self._pending.published.append(fact)
+        self._bytes += len(fact.value)
         return self._expect(fact.run_id)
 
     def details(self, fact: DetailsFact) -> None:
         """Heartbeat details: nobody waits for them, and only the last ones of a step count."""
         self._details[fact.run_id, fact.row.name, fact.row.ordinal] = fact
+        self._bytes += len(fact.row.details or b"")
         self._wake()
 
     def retry(self, fact: RetryFact, attempt: AttemptFact) -> Durable:
@@ -133,10 +151,13 @@ class Journal:
 
     def finish(self, fact: FinishFact) -> Durable:
         self._pending.finishes.append(fact)
+        if fact.output is not None:
+            self._bytes += len(fact.output)
         return self._expect(fact.run_id)
 
     def continue_as(self, fact: ContinueFact) -> Durable:
         self._pending.continues.append(fact)
+        self._bytes += len(fact.input)
         return self._expect(fact.run_id)
 
     def suspend(self, fact: SuspendFact) -> Durable:
@@ -150,7 +171,7 @@ class Journal:
     @property
     def idle(self) -> bool:
         """Whether nothing waits to be flushed and no flush is under way."""
-        return not self._in_flight and not self._waiting and not self._details
+        return not self._in_flight and not self._waiting and not self._details and not self._detour
 
     @property
     def ending(self) -> bool:
@@ -161,39 +182,45 @@ class Journal:
     def fence(self) -> None:
         """The worker's lease is lost: nothing is written any more, and whatever waits is answered with LOST."""
         self._fenced = True
-        waiting, self._waiting = self._waiting, []
-        for future, _ in waiting:
-            if not future.done():
-                future.set_result(LOST)
-        self._pending = Flush(worker_id=self._worker_id)
+        waiting, self._waiting = self._waiting + self._detour.fence(), []
+        self._settle(None, waiting)
+        self._pending, self._bytes = self._empty(), 0
         self._details.clear()
 
     async def run(self) -> None:
         """Flush until cancelled."""
         self._task = asyncio.current_task()
-        while True:
-            if not self._waiting and not self._details:
-                self._work = self._loop.create_future()
-                await self._work
-                self._work = None
-                continue
-            flush, waiting = self._take()
-            self._in_flight = True
-            try:
-                flushed = await self._flush(flush)
-            except BaseException:
-                for future, _ in waiting:
-                    if not future.done():
-                        future.set_result(LOST)
-                raise
-            finally:
-                self._in_flight = False
-            self._settle(flushed, waiting)
+        try:
+            while True:
+                if self._detour.error is not None:
+                    raise self._detour.error
+                if not self._waiting and not self._details:
+                    self._work = self._loop.create_future()
+                    await self._work
+                    self._work = None
+                    continue
+                flush, waiting = self._take()
+                if not waiting and not flush.facts():
+                    continue  # all of it makes a detour
+                self._in_flight = True
+                try:
+                    flushed = await self._flush(flush)
+                except BaseException:
+                    self._settle(None, waiting)
+                    raise
+                finally:
+                    self._in_flight = False
+                if flushed is not None and flushed.busy:
+                    self._detour.take(flush, waiting, flushed.busy)
+                    waiting = [pair for pair in waiting if pair[1] not in flushed.busy]
+                self._settle(flushed, waiting)
+        finally:
+            await self._detour.close()
 
     def _expect(self, run_id: int) -> Durable:
         future: Durable = self._loop.create_future()
         if self._fenced:
-            self._pending = Flush(worker_id=self._worker_id)
+            self._pending, self._bytes = self._empty(), 0
             future.set_result(LOST)
             return future
         self._waiting.append((future, run_id))
@@ -204,34 +231,107 @@ class Journal:
         if self._work is not None and not self._work.done():
             self._work.set_result(None)
 
-    def _take(self) -> tuple[Flush, list[tuple[Durable, int]]]:
+    def _empty(self) -> Flush:
+        # Without patience: one run that somebody has locked would keep all others waiting.
+        return Flush(worker_id=self._worker_id, patience=0)
+
+    def _take(self) -> tuple[Flush, Waiting]:
         flush, waiting = self._pending, self._waiting
         if self._details:
             flush.details.extend(self._details.values())
             self._details.clear()
-        self._pending = Flush(worker_id=self._worker_id)
+        size, self._bytes = self._bytes, 0
+        self._pending = self._empty()
         self._waiting = []
+        if self._detour or size > MOST:
+            apart = self._apart(flush)
+            self._detour.take(flush, waiting, apart)
+            flush = flush.of(frozenset(flush.runs()) - apart)
+            waiting = [pair for pair in waiting if pair[1] not in apart]
         return flush, waiting
+
+    def _apart(self, flush: Flush) -> frozenset[int]:
+        """Runs that must not be in the next flush: those on the detour, and the largest, as far as they are too much together."""
+        sizes = Counter[int]()
+        for fact in flush.facts():
+            sizes[fact.run_id] += size_of((fact,))
+        apart = {run_id for run_id in sizes if self._detour.has(run_id)}
+        total = 0
+        for size, run_id in sorted((size, run_id) for run_id, size in sizes.items() if run_id not in apart):
+            total += size
+            if total > MOST:
+                apart.add(run_id)
+        return frozenset(apart)
 
     async def _flush(self, flush: Flush) -> Flushed | None:
         """One flush. What the backend refuses together goes run by run, so that one run's bad fact is no other's trouble."""
         try:
             return await self._persist(flush)
         except Exception as error:
-            parts = _by_run(flush)
-            if len(parts) == 1:
+            runs = flush.runs()
+            if len(runs) == 1:
                 return await self._refuse(flush, error)
-        return _together([await self._flush(part) for part in parts])
+        answers = [await self._flush(flush.of((run_id,))) for run_id in runs]
+        together = [answer for answer in answers if answer is not None]
+        return Flushed.together(together) if len(together) == len(answers) else None
 
     async def _refuse(self, flush: Flush, error: Exception) -> Flushed | None:
-        """Set the one run of ``flush`` aside, and report it as lost. Raises what the backend says to that: then no fact is to blame."""
-        run_id, epoch = max((fact.run_id, fact.epoch) for fact in _facts(flush))
-        logger.error("run %d is set aside: the store refuses what it has recorded", run_id, exc_info=error)
-        flushed = await self._persist(Flush(worker_id=self._worker_id, suspends=[self._aside(run_id, epoch, error)]))
-        return None if flushed is None else Flushed(lost=frozenset((run_id,)))
+        """Give the one run of ``flush`` up for now, and report it as lost: what its code has been told is not what is stored.
 
-    def _aside(self, run_id: int, epoch: int, error: BaseException) -> SuspendFact:
-        wake_at = later(self._scheduler.clock.latest(), _SET_ASIDE)
+        A step whose result the store refuses has failed with a ``PayloadError``, and the run goes on from there at once: without a
+        record its body would run again and again. Where that does not help, the run is set aside. Raises what the backend says
+        to that: then no fact is to blame.
+        """
+        run_id, epoch = max((fact.run_id, fact.epoch) for fact in flush.facts())
+        try:
+            flushed, refused = await self._one_by_one(flush, error)
+            if flushed is None or flushed.lost or flushed.busy:
+                return flushed
+            if refused:
+                return await self._give_up(flush, run_id, refused, self._aside(run_id, epoch, error, 0))
+        except Exception:
+            logger.exception("the store refuses the failure of a step of run %d, too", run_id)
+        logger.error("run %d is set aside: the store refuses what it has recorded", run_id, exc_info=error)
+        pause = _SET_ASIDE * 2 ** min(self._refusals[run_id], _DOUBLINGS)
+        self._refusals[run_id] += 1
+        return await self._give_up(flush, run_id, [], self._aside(run_id, epoch, error, pause))
+
+    async def _one_by_one(self, flush: Flush, refusal: Exception) -> tuple[Flushed | None, list[StepFact]]:
+        """Flush each result of one run by itself. Those that are refused come back as failed."""
+        refused: list[StepFact] = []
+        for fact in flush.steps:
+            row = fact.row
+            if row.status != "completed" or row.kind not in _OF_USERS:
+                continue
+            alone = Flush(worker_id=self._worker_id, steps=[fact], patience=flush.patience)
+            try:
+                if alone == flush:
+                    raise refusal
+                flushed = await self._persist(alone)
+            except Exception as error:
+                logger.exception("the store refuses the result of step %r of run %d", row.name, fact.run_id)
+                said = PayloadError(f"the store refuses the result of step {row.name!r}: {failures.describe(error)}")
+                stored = failures.store(said, kind="payload", attempts=row.attempts)
+                refused.append(
+                    StepFact(fact.run_id, fact.epoch, replace(row, status="failed", output=None, error=stored))
+                )
+            else:
+                if flushed is None or flushed.lost or flushed.busy:
+                    return flushed, []
+        return Flushed(), refused
+
+    async def _give_up(
+        self, flush: Flush, run_id: int, steps: list[StepFact], suspension: SuspendFact
+    ) -> Flushed | None:
+        flushed = await self._persist(
+            Flush(worker_id=self._worker_id, steps=steps, suspends=[suspension], patience=flush.patience)
+        )
+        if flushed is None or run_id in flushed.busy:
+            return flushed
+        return Flushed(lost=frozenset((run_id,)))
+
+    def _aside(self, run_id: int, epoch: int, error: BaseException, pause: int = _SET_ASIDE) -> SuspendFact:
+        wake_at = later(self._scheduler.clock.latest(), pause)
         info = failures.encode_info(failures.describe(error))
         # As compensating: neither a cancellation nor a passed deadline lets it back at once, to fail in a hot loop.
         return SuspendFact(run_id, epoch, wake_at, False, False, 0, True, info, compensating=True)
@@ -259,7 +359,7 @@ class Journal:
                 return flushed
         return None
 
-    def _settle(self, flushed: Flushed | None, waiting: list[tuple[Durable, int]]) -> None:
+    def _settle(self, flushed: Flushed | None, waiting: Waiting) -> None:
         if flushed is None:
             for future, _ in waiting:
                 if not future.done():
@@ -276,49 +376,3 @@ class Journal:
         for future, run_id in waiting:
             if not future.done():
                 future.set_result(LOST if run_id in lost else REFUSED if run_id in refused else DONE)
-
-
-def _facts(flush: Flush) -> list[_Fact]:
-    return [
-        *flush.steps,
-        *flush.children,
-        *flush.attempts,
-        *flush.details,
-        *flush.published,
-        *flush.retries,
-        *flush.finishes,
-        *flush.continues,
-        *flush.suspends,
-    ]
-
-
-def _by_run(flush: Flush) -> list[Flush]:
-    """The same facts, each run's by themselves."""
-    return [_of_run(flush, run_id) for run_id in dict.fromkeys(fact.run_id for fact in _facts(flush))]
-
-
-def _of_run(flush: Flush, run_id: int) -> Flush:
-    return Flush(
-        worker_id=flush.worker_id,
-        steps=[fact for fact in flush.steps if fact.run_id == run_id],
-        children=[fact for fact in flush.children if fact.run_id == run_id],
-        attempts=[fact for fact in flush.attempts if fact.run_id == run_id],
-        details=[fact for fact in flush.details if fact.run_id == run_id],
-        published=[fact for fact in flush.published if fact.run_id == run_id],
-        retries=[fact for fact in flush.retries if fact.run_id == run_id],
-        finishes=[fact for fact in flush.finishes if fact.run_id == run_id],
-        continues=[fact for fact in flush.continues if fact.run_id == run_id],
-        suspends=[fact for fact in flush.suspends if fact.run_id == run_id],
-    )
-
-
-def _together(answers: list[Flushed | None]) -> Flushed | None:
-    """One answer for all; ``None`` when the lease was lost meanwhile."""
-    flushed = [answer for answer in answers if answer is not None]
-    if len(flushed) < len(answers):
-        return None
-    return Flushed(
-        frozenset[int]().union(*(answer.lost for answer in flushed)),
-        frozenset[int]().union(*(answer.refused for answer in flushed)),
-        frozenset[int]().union(*(answer.cancelled for answer in flushed)),
-    )

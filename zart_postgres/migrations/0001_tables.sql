@@ -35,6 +35,7 @@ CREATE TABLE {schema}.active (
     parent_run       bigint,
     deadline         bigint,
     started_at       bigint,
+    bytes            bigint   NOT NULL DEFAULT 0, -- of input, events and results, but for small results: see claim_v1
     priority         bigint   NOT NULL,
     epoch            integer  NOT NULL DEFAULT 0, -- claims so far; with worker_id it fences every write
     signal_seq       integer  NOT NULL DEFAULT 0,

@@ -62,8 +62,9 @@ BEGIN
                                          THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END) AS deadline
         FROM given AS g JOIN added ON added.run_id = g.run_id
     ), queued AS (
-        INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, priority, queue, task, version)
-        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, t.priority, t.queue, t.task, t.version FROM timed AS t
+        INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, bytes, priority, queue, task, version)
+        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, octet_length(t.input), t.priority, t.queue, t.task, t.version
+        FROM timed AS t
         RETURNING a.run_id
     )
     SELECT array_agg(queued.run_id) INTO v_new FROM queued;
@@ -98,14 +99,11 @@ END $$;
 -- another epoch. A first claim (epoch 0) fixes the deadline; only then wake_at is still what the start asked for.
 CREATE FUNCTION {schema}.lease_v1(
     p_worker bigint, p_now bigint, p_runs bigint[], p_offers integer[], p_versions text[], p_timeouts bigint[],
-    p_forever bigint)
-RETURNS bigint[]
+    p_forever bigint, OUT o_taken bigint[], OUT o_bytes bigint)
 LANGUAGE plpgsql
 -- As in start_v1: a nested loop over two lists of 1,000 takes longer than all the rest.
 SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
 AS $$
-DECLARE
-    v_taken bigint[];
 BEGIN
     WITH pick AS MATERIALIZED (
         SELECT a.run_id, t.place, p_versions[t.offer] AS version, p_timeouts[t.offer] AS timeout
@@ -126,18 +124,23 @@ BEGIN
             deadline = CASE WHEN a.epoch = 0 AND a.deadline IS NULL AND pick.timeout IS NOT NULL
                             THEN least(a.wake_at + pick.timeout, p_forever) ELSE a.deadline END
         FROM pick WHERE a.run_id = pick.run_id AND a.run_id = ANY (p_runs)
-        RETURNING a.run_id, pick.place
+        RETURNING a.run_id, pick.place, a.bytes
     )
-    SELECT coalesce(array_agg(leased.run_id ORDER BY leased.place), '{}') INTO v_taken FROM leased;
-    RETURN v_taken;
+    SELECT coalesce(array_agg(leased.run_id ORDER BY leased.place), '{}'), coalesce(sum(leased.bytes), 0)
+      INTO o_taken, o_bytes FROM leased;
 END $$;
 
 -- Leases due runs to a worker and loads all that is stored of them. The first row is about the claim itself: its run_id is
 -- NULL. In it `turn` is NULL when the worker has been declared dead, and another number than p_turn when a release has
 -- been made since the claim was sent; in both cases nothing was claimed.
+--
+-- An answer is one row for each run, and the server makes no row of 1 GB; so much would not come in time either. So runs are
+-- loaded until p_bytes have come together, always one, and none of more than p_most_bytes. The others are leased too, and
+-- answered with `loaded` false: the caller gives them back, or parks them. Their exact lengths are added up only where
+-- active.bytes says that it may be too much.
 CREATE FUNCTION {schema}.claim_v1(
     p_worker bigint, p_turn integer, p_lease bigint, p_queues text[], p_tasks text[], p_versions text[],
-    p_timeouts bigint[], p_limit integer, p_overdue integer, p_forever bigint)
+    p_timeouts bigint[], p_limit integer, p_overdue integer, p_forever bigint, p_bytes bigint, p_most_bytes bigint)
 RETURNS TABLE (
     now bigint, turn integer, next_wake bigint,
     run_id bigint, epoch integer, execution_id text, run integer, task text, version text, input bytea, attempt integer,
@@ -146,7 +149,7 @@ RETURNS TABLE (
     step_names text[], step_ordinals integer[], step_kinds text[], step_statuses text[], step_attempts integer[],
     step_started_at bigint[], step_finished_at bigint[], step_wake_at bigint[], step_deadlines bigint[],
     step_event_seqs integer[], step_outputs bytea[], step_errors bytea[], step_details bytea[], step_workers bigint[],
-    event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[])
+    event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[], bytes bigint, loaded boolean)
 LANGUAGE plpgsql
 -- Nested loops: as in lease_v1. What is LATERAL is one all the same, and looks so expensive then that servers before version 18
 -- would compile it at every call.
@@ -161,6 +164,7 @@ DECLARE
     v_queues text[]; v_tasks text[]; v_offers integer[]; v_priorities bigint[];  -- the levels
     v_runs bigint[]; v_picks integer[];                                          -- what to take, and for which offer
     v_taken bigint[] := '{}';
+    v_bytes bigint := 0;                                                         -- of these, but for small results
     v_left integer := greatest(p_limit, 0);
 BEGIN
     -- First the lease. Race: a reap declares this worker dead. Both update its row: if the reap is first, this finds no
@@ -228,8 +232,8 @@ BEGIN
             ORDER BY level.priority DESC, c.wake_at, c.run_id LIMIT v_left
         ) AS f;
         IF v_runs IS NOT NULL THEN
-            v_taken := {schema}.lease_v1(
-                p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever);
+            SELECT l.o_taken, l.o_bytes INTO v_taken, v_bytes
+            FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever) AS l;
             v_left := v_left - cardinality(v_taken);
             IF v_left > 0 AND cardinality(v_runs) = p_limit THEN
                 -- Other claims were after the same runs, and there are more. Now each level's first free ones are locked,
@@ -250,8 +254,8 @@ BEGIN
                     ORDER BY level.priority DESC, c.wake_at, c.run_id LIMIT v_left
                 ) AS f;
                 IF v_runs IS NOT NULL THEN
-                    v_taken := v_taken || {schema}.lease_v1(
-                        p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever);
+                    SELECT v_taken || l.o_taken, v_bytes + l.o_bytes INTO v_taken, v_bytes
+                    FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever) AS l;
                 END IF;
             END IF;
         END IF;
@@ -288,8 +292,8 @@ BEGIN
             LIMIT p_overdue
         ) AS late;
         IF v_runs IS NOT NULL THEN
-            v_taken := v_taken || {schema}.lease_v1(
-                p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever);
+            SELECT v_taken || l.o_taken, v_bytes + l.o_bytes INTO v_taken, v_bytes
+            FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever) AS l;
         END IF;
     END IF;
 
@@ -298,18 +302,68 @@ BEGIN
     IF v_taken = '{}' THEN RETURN; END IF;
 
     -- After the locks, by a snapshot of its own: all that the last owners made durable is in it.
+    IF v_bytes <= p_bytes THEN
+        RETURN QUERY
+        SELECT NULL::bigint, NULL::integer, NULL::bigint,
+               a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, r.input, a.attempt, r.tags::text,
+               (SELECT p.execution_id FROM {schema}.runs AS p WHERE p.run_id = a.parent_run),
+               r.created_at, a.started_at, a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason,
+               a.queue, a.priority,
+               s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_at, s.finished_at, s.wake_at, s.deadlines,
+               s.event_seqs, s.outputs, s.errors, s.details, s.workers,
+               e.seqs, e.names, e.payloads, e.sent_at, NULL::bigint, true
+        FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
+        JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_taken)
+        JOIN {schema}.runs AS r ON r.run_id = t.run_id AND r.run_id = ANY (v_taken)
+        LEFT JOIN LATERAL (
+            SELECT array_agg(x.name) AS names, array_agg(x.ordinal) AS ordinals, array_agg(x.kind) AS kinds,
+                   array_agg(x.status) AS statuses, array_agg(x.attempts) AS attempts, array_agg(x.started_at) AS started_at,
+                   array_agg(x.finished_at) AS finished_at, array_agg(x.wake_at) AS wake_at,
+                   array_agg(x.deadline) AS deadlines, array_agg(x.event_seq) AS event_seqs,
+                   array_agg(x.output) AS outputs, array_agg(x.error) AS errors, array_agg(x.details) AS details,
+                   array_agg(x.worker_id) AS workers
+            FROM {schema}.steps AS x WHERE x.run_id = t.run_id
+        ) AS s ON true
+        LEFT JOIN LATERAL (
+            SELECT array_agg(o.seq) AS seqs, array_agg(o.name) AS names, array_agg(o.payload) AS payloads,
+                   array_agg(o.sent_at) AS sent_at
+            FROM (SELECT * FROM {schema}.events AS v WHERE v.run_id = t.run_id ORDER BY v.seq) AS o
+        ) AS e ON true
+        ORDER BY t.place;
+        RETURN;
+    END IF;
     RETURN QUERY
+    WITH head AS MATERIALIZED (
+        SELECT h.*, sum(h.bytes) FILTER (WHERE h.bytes <= p_most_bytes) OVER (ORDER BY h.place) AS so_far
+        FROM (
+            SELECT t.place, a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, r.input, a.attempt, r.tags,
+                   a.parent_run, r.created_at, a.started_at, a.deadline, a.signal_seq, a.open_children,
+                   a.cancel_requested, a.cancel_reason, a.queue, a.priority,
+                   octet_length(r.input)
+                   + CASE WHEN a.epoch > 1 THEN (
+                         SELECT coalesce(sum(octet_length(x.output)), 0) + coalesce(sum(octet_length(x.error)), 0)
+                                + coalesce(sum(octet_length(x.details)), 0)
+                         FROM {schema}.steps AS x WHERE x.run_id = t.run_id)
+                     ELSE 0 END
+                   + CASE WHEN a.signal_seq > 0 THEN (
+                         SELECT coalesce(sum(octet_length(v.payload)), 0) FROM {schema}.events AS v WHERE v.run_id = t.run_id)
+                     ELSE 0 END AS bytes
+            FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
+            JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_taken)
+            JOIN {schema}.runs AS r ON r.run_id = t.run_id AND r.run_id = ANY (v_taken)
+        ) AS h
+    ), fit AS (
+        SELECT h.*, h.bytes <= p_most_bytes AND (h.so_far <= p_bytes OR h.so_far = h.bytes) AS loaded FROM head AS h
+    )
     SELECT NULL::bigint, NULL::integer, NULL::bigint,
-           a.run_id, a.epoch, r.execution_id, r.run, a.task, a.version, r.input, a.attempt, r.tags::text,
-           (SELECT p.execution_id FROM {schema}.runs AS p WHERE p.run_id = a.parent_run),
-           r.created_at, a.started_at, a.deadline, a.signal_seq, a.open_children, a.cancel_requested, a.cancel_reason,
-           a.queue, a.priority,
+           h.run_id, h.epoch, h.execution_id, h.run, h.task, h.version, CASE WHEN h.loaded THEN h.input END, h.attempt,
+           h.tags::text, (SELECT p.execution_id FROM {schema}.runs AS p WHERE p.run_id = h.parent_run),
+           h.created_at, h.started_at, h.deadline, h.signal_seq, h.open_children, h.cancel_requested, h.cancel_reason,
+           h.queue, h.priority,
            s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_at, s.finished_at, s.wake_at, s.deadlines,
            s.event_seqs, s.outputs, s.errors, s.details, s.workers,
-           e.seqs, e.names, e.payloads, e.sent_at
-    FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
-    JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_taken)
-    JOIN {schema}.runs AS r ON r.run_id = t.run_id AND r.run_id = ANY (v_taken)
+           e.seqs, e.names, e.payloads, e.sent_at, h.bytes::bigint, h.loaded
+    FROM fit AS h
     LEFT JOIN LATERAL (
         SELECT array_agg(x.name) AS names, array_agg(x.ordinal) AS ordinals, array_agg(x.kind) AS kinds,
                array_agg(x.status) AS statuses, array_agg(x.attempts) AS attempts, array_agg(x.started_at) AS started_at,
@@ -317,14 +371,14 @@ BEGIN
                array_agg(x.deadline) AS deadlines, array_agg(x.event_seq) AS event_seqs,
                array_agg(x.output) AS outputs, array_agg(x.error) AS errors, array_agg(x.details) AS details,
                array_agg(x.worker_id) AS workers
-        FROM {schema}.steps AS x WHERE x.run_id = t.run_id
+        FROM {schema}.steps AS x WHERE x.run_id = h.run_id AND h.loaded
     ) AS s ON true
     LEFT JOIN LATERAL (
         SELECT array_agg(o.seq) AS seqs, array_agg(o.name) AS names, array_agg(o.payload) AS payloads,
                array_agg(o.sent_at) AS sent_at
-        FROM (SELECT * FROM {schema}.events AS v WHERE v.run_id = t.run_id ORDER BY v.seq) AS o
+        FROM (SELECT * FROM {schema}.events AS v WHERE v.run_id = h.run_id AND h.loaded ORDER BY v.seq) AS o
     ) AS e ON true
-    ORDER BY t.place;
+    ORDER BY h.place;
 END $$;
 
 -- --- transactions of steps -----------------------------------------------------------------------------------------
@@ -366,6 +420,9 @@ BEGIN
         error = excluded.error, details = excluded.details
     WHERE t.status = 'pending';
     o_outcome := CASE WHEN FOUND THEN 'written' ELSE 'finished' END;
+    IF FOUND AND octet_length(p_output) >= 8192 THEN
+        UPDATE {schema}.active AS a SET bytes = a.bytes + octet_length(p_output) WHERE a.run_id = p_run;
+    END IF;
 END $$;
 
 -- --- signals --------------------------------------------------------------------------------------------------------
@@ -427,6 +484,7 @@ BEGIN
     o_ready := NOT o_running AND v_run.waits & 2 <> 0 AND NOT v_run.quarantined;
     UPDATE {schema}.active AS a SET
         signal_seq = a.signal_seq + 1,
+        bytes = a.bytes + octet_length(p_payload),
         wake_at = CASE WHEN o_ready THEN least(o_now, a.wake_at) ELSE a.wake_at END
     WHERE a.run_id = o_run;
     o_outcome := 'taken';
@@ -435,8 +493,11 @@ END $$;
 -- --- leases ---------------------------------------------------------------------------------------------------------
 
 -- One portion of what dead workers hold; called until it frees nothing. Of 1,000 runs at a time, so that no lock is held
--- for long; rows that somebody has locked are passed over and met again.
-CREATE FUNCTION {schema}.free_dead_v1(p_most integer, p_error bytea) RETURNS integer
+-- for long; rows that somebody has locked are passed over and met again. o_condemned: runs that would be quarantined, but whose
+-- cancellation was accepted. They stay with their dead worker until park_v1 has ended them; p_skip are those known already.
+CREATE FUNCTION {schema}.free_dead_v1(
+    p_most integer, p_error bytea, p_skip bigint[],
+    OUT o_freed integer, OUT o_condemned bigint[], OUT o_workers bigint[], OUT o_epochs integer[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
@@ -444,21 +505,22 @@ DECLARE
     v_now bigint := {schema}.now_v1();
     v_runs bigint[];
 BEGIN
+    o_freed := 0;
     SELECT array_agg(held.run_id) INTO v_runs
     FROM (
         SELECT c.run_id FROM {schema}.workers AS w
         CROSS JOIN LATERAL (
-            SELECT a.run_id FROM {schema}.active AS a WHERE a.worker_id = w.worker_id
+            SELECT a.run_id FROM {schema}.active AS a WHERE a.worker_id = w.worker_id AND a.run_id <> ALL (p_skip)
             LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED
         ) AS c
         WHERE NOT w.emptied AND w.expires_at IS NULL
         LIMIT 1000
     ) AS held;
-    IF v_runs IS NULL THEN RETURN 0; END IF;
+    IF v_runs IS NULL THEN RETURN; END IF;
     -- A worker died with these runs. Rows of history that came or went since the last such death show that the run got
     -- on: then the count begins anew, else it grows. At p_most the run is quarantined.
     WITH counted AS MATERIALIZED (
-        SELECT t.run_id, h.length,
+        SELECT t.run_id, h.length, a.worker_id, a.epoch, a.cancel_requested,
                CASE WHEN h.length <> a.progress THEN 1 ELSE a.crashes + 1 END AS crashes
         FROM unnest(v_runs) AS t(run_id)
         JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_runs)
@@ -467,45 +529,68 @@ BEGIN
                      FROM {schema}.steps AS s WHERE s.run_id = t.run_id)
                     + (SELECT count(*) FROM {schema}.attempts AS x WHERE x.run_id = t.run_id))::integer AS length
         ) AS h
+    ), freed AS (
+        UPDATE {schema}.active AS a SET
+            worker_id = NULL,
+            wake_at = CASE WHEN c.crashes >= p_most THEN NULL ELSE v_now END,
+            quarantined = c.crashes >= p_most,
+            error = CASE WHEN c.crashes >= p_most THEN p_error ELSE a.error END,
+            crashes = c.crashes,
+            progress = c.length
+        FROM counted AS c
+        WHERE a.run_id = c.run_id AND a.run_id = ANY (v_runs) AND NOT (c.crashes >= p_most AND c.cancel_requested)
+        RETURNING a.run_id
     )
-    UPDATE {schema}.active AS a SET
-        worker_id = NULL,
-        wake_at = CASE WHEN c.crashes >= p_most THEN NULL ELSE v_now END,
-        quarantined = c.crashes >= p_most,
-        error = CASE WHEN c.crashes >= p_most THEN p_error ELSE a.error END,
-        crashes = c.crashes,
-        progress = c.length
-    FROM counted AS c WHERE a.run_id = c.run_id AND a.run_id = ANY (v_runs);
-    RETURN cardinality(v_runs);
+    SELECT (SELECT count(*) FROM freed), array_agg(c.run_id), array_agg(c.worker_id), array_agg(c.epoch)
+      INTO o_freed, o_condemned, o_workers, o_epochs
+      FROM counted AS c WHERE c.crashes >= p_most AND c.cancel_requested;
 END $$;
 
 -- Frees what a worker holds but for the runs to keep. Raising the turn shuts out a claim of this worker that was sent
 -- before and has not arrived yet: its answer would reach nobody. A claim that runs right now is waited for: it holds the
--- worker's row. o_turn is NULL for a worker that is not there.
+-- worker's row. o_turn is NULL for a worker that is not there. Rows that somebody has locked are not waited for: it may be a
+-- user's transaction, open for long, and the worker's row is locked here, which its heartbeats need. They are in o_left, with
+-- their epochs, and the caller frees them later.
 CREATE FUNCTION {schema}.release_v1(
-    p_worker bigint, p_keep bigint[], OUT o_now bigint, OUT o_turn integer, OUT o_freed integer)
+    p_worker bigint, p_keep bigint[],
+    OUT o_now bigint, OUT o_turn integer, OUT o_freed integer, OUT o_left bigint[], OUT o_epochs integer[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+    v_runs bigint[];
 BEGIN
     UPDATE {schema}.workers AS w SET turn = w.turn + 1 WHERE w.worker_id = p_worker RETURNING w.turn INTO o_turn;
-    PERFORM 1 FROM {schema}.active AS a
-    WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep) ORDER BY a.run_id FOR NO KEY UPDATE;
+    v_runs := ARRAY(
+        SELECT a.run_id FROM {schema}.active AS a
+        WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep) ORDER BY a.run_id FOR NO KEY UPDATE SKIP LOCKED);
     o_now := {schema}.now_v1();
     UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = o_now
-    WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep);
+    WHERE a.run_id = ANY (v_runs) AND a.worker_id = p_worker;
     GET DIAGNOSTICS o_freed = ROW_COUNT;
+    SELECT coalesce(array_agg(a.run_id), '{}'), coalesce(array_agg(a.epoch), '{}') INTO o_left, o_epochs
+    FROM {schema}.active AS a WHERE a.worker_id = p_worker AND a.run_id <> ALL (p_keep);
 END $$;
 
--- Ends a lease and frees what was held under it. The worker's row is first, as in a claim: none of its claims comes later.
-CREATE FUNCTION {schema}.deregister_v1(p_worker bigint, OUT o_now bigint, OUT o_freed integer)
+-- Ends a lease and frees what was held under it. The worker's row is first, as in a claim: none of its claims comes later. Rows
+-- that somebody has locked are passed over, as above: o_left of them stay, and so long the worker is one that a reap looks at.
+CREATE FUNCTION {schema}.deregister_v1(p_worker bigint, OUT o_now bigint, OUT o_freed integer, OUT o_left integer)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
+DECLARE
+    v_runs bigint[];
 BEGIN
-    UPDATE {schema}.workers AS w SET expires_at = NULL, emptied = true WHERE w.worker_id = p_worker;
-    PERFORM 1 FROM {schema}.active AS a WHERE a.worker_id = p_worker ORDER BY a.run_id FOR NO KEY UPDATE;
+    UPDATE {schema}.workers AS w SET expires_at = NULL WHERE w.worker_id = p_worker;
+    v_runs := ARRAY(
+        SELECT a.run_id FROM {schema}.active AS a
+        WHERE a.worker_id = p_worker ORDER BY a.run_id FOR NO KEY UPDATE SKIP LOCKED);
     o_now := {schema}.now_v1();
-    UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = o_now WHERE a.worker_id = p_worker;
+    UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = o_now
+    WHERE a.run_id = ANY (v_runs) AND a.worker_id = p_worker;
     GET DIAGNOSTICS o_freed = ROW_COUNT;
+    SELECT count(*) INTO o_left FROM {schema}.active AS a WHERE a.worker_id = p_worker;
+    IF o_left = 0 THEN
+        UPDATE {schema}.workers AS w SET emptied = true WHERE w.worker_id = p_worker;
+    END IF;
 END $$;

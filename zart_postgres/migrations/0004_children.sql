@@ -53,18 +53,25 @@ END $$;
 -- Race: a run of the family starts a child while this waits for its lock. So the family is looked through once more when it
 -- is locked and can start nothing any more. Newcomers have higher numbers than all that is locked, and are locked then, in
 -- their order. Should one have a lower number (given out before it was stored), the call is undone, and the caller repeats it.
+--
+-- p_pass: nothing is waited for. Runs of which something is locked by somebody else (a user's transaction may be open for long)
+-- are in o_busy, and not in the other two: nothing may be written of them.
 CREATE FUNCTION {schema}.lock_v1(
-    p_worker bigint, p_runs bigint[], p_epochs integer[], p_ending bigint[],
-    OUT o_held bigint[], OUT o_cancelled bigint[], OUT o_children boolean)
+    p_worker bigint, p_runs bigint[], p_epochs integer[], p_ending bigint[], p_pass boolean DEFAULT false,
+    OUT o_held bigint[], OUT o_cancelled bigint[], OUT o_children boolean, OUT o_busy bigint[])
 LANGUAGE plpgsql
 AS $$
 DECLARE
     v_all bigint[] := p_runs;
     v_parents bigint[];
+    v_below bigint[];              -- the descendants
     v_open bigint[];               -- those with open children
+    v_locked bigint[];
+    v_others bigint[];             -- what somebody else has locked
     v_new bigint[];
     v_top bigint;
 BEGIN
+    o_busy := '{}';
     IF cardinality(p_ending) > 0 THEN
         SELECT array_agg(DISTINCT a.parent_run) FILTER (WHERE a.parent_run IS NOT NULL),
                array_agg(a.run_id) FILTER (WHERE a.open_children > 0)
@@ -73,41 +80,92 @@ BEGIN
         v_all := v_all || v_parents;
         o_children := v_parents IS NOT NULL;
         IF v_open IS NOT NULL THEN
-            v_all := v_all || {schema}.descendants_v1(v_open);
+            v_below := {schema}.descendants_v1(v_open);
+            v_all := v_all || v_below;
         END IF;
     END IF;
 
     -- The locked rows are the newest versions, and nobody can take a run between this check and what is written then: a
     -- claim needs the same lock.
-    WITH locked AS MATERIALIZED (
-        SELECT a.run_id, a.worker_id, a.epoch, a.cancel_requested, a.open_children
-        FROM {schema}.active AS a WHERE a.run_id = ANY (v_all)
-        ORDER BY a.run_id FOR NO KEY UPDATE
-    )
-    SELECT coalesce(array_agg(l.run_id) FILTER (WHERE n.run_id IS NOT NULL), '{}'),
-           coalesce(array_agg(l.run_id) FILTER (WHERE n.run_id IS NOT NULL AND l.cancel_requested), '{}'),
-           array_agg(l.run_id) FILTER (WHERE l.open_children > 0)
-      INTO o_held, o_cancelled, v_open
-      FROM locked AS l
-      LEFT JOIN unnest(p_runs, p_epochs) AS n(run_id, epoch)
-        ON n.run_id = l.run_id AND n.epoch = l.epoch AND l.worker_id = p_worker;
-
-    IF v_open IS NULL OR cardinality(p_ending) = 0 THEN RETURN; END IF;
-    SELECT array_agg(x.run_id) INTO v_open
-    FROM (SELECT unnest(v_open) AS run_id INTERSECT SELECT unnest(p_ending)) AS x;
-    IF v_open IS NULL THEN RETURN; END IF;
-    SELECT max(x.run_id) INTO v_top FROM unnest(v_all) AS x(run_id);
-    LOOP
-        SELECT array_agg(x.run_id ORDER BY x.run_id) INTO v_new
-        FROM (SELECT unnest({schema}.descendants_v1(v_open)) AS run_id EXCEPT SELECT unnest(v_all)) AS x;
-        EXIT WHEN v_new IS NULL;
-        IF v_new[1] < v_top THEN
-            RAISE EXCEPTION 'a run that is to be cancelled has just started a child' USING ERRCODE = 'serialization_failure';
+    IF NOT p_pass THEN
+        WITH locked AS MATERIALIZED (
+            SELECT a.run_id, a.worker_id, a.epoch, a.cancel_requested, a.open_children
+            FROM {schema}.active AS a WHERE a.run_id = ANY (v_all)
+            ORDER BY a.run_id FOR NO KEY UPDATE
+        )
+        SELECT coalesce(array_agg(l.run_id) FILTER (WHERE n.run_id IS NOT NULL), '{}'),
+               coalesce(array_agg(l.run_id) FILTER (WHERE n.run_id IS NOT NULL AND l.cancel_requested), '{}'),
+               array_agg(l.run_id) FILTER (WHERE l.open_children > 0)
+          INTO o_held, o_cancelled, v_open
+          FROM locked AS l
+          LEFT JOIN unnest(p_runs, p_epochs) AS n(run_id, epoch)
+            ON n.run_id = l.run_id AND n.epoch = l.epoch AND l.worker_id = p_worker;
+    ELSE
+        WITH locked AS MATERIALIZED (
+            SELECT a.run_id, a.worker_id, a.epoch, a.cancel_requested, a.open_children
+            FROM {schema}.active AS a WHERE a.run_id = ANY (v_all)
+            ORDER BY a.run_id FOR NO KEY UPDATE SKIP LOCKED
+        )
+        SELECT coalesce(array_agg(l.run_id) FILTER (WHERE n.run_id IS NOT NULL), '{}'),
+               coalesce(array_agg(l.run_id) FILTER (WHERE n.run_id IS NOT NULL AND l.cancel_requested), '{}'),
+               array_agg(l.run_id) FILTER (WHERE l.open_children > 0), array_agg(l.run_id)
+          INTO o_held, o_cancelled, v_open, v_locked
+          FROM locked AS l
+          LEFT JOIN unnest(p_runs, p_epochs) AS n(run_id, epoch)
+            ON n.run_id = l.run_id AND n.epoch = l.epoch AND l.worker_id = p_worker;
+        IF coalesce(cardinality(v_locked), 0) < cardinality(v_all) THEN
+            -- Some are locked by others, or are not there any more. Race: whoever had one locked lets it go just now. Then it is
+            -- as busy as before, unless it is not the worker's any more: that it never is again with this epoch.
+            SELECT array_agg(x.run_id) INTO v_others
+            FROM (
+                SELECT a.run_id FROM {schema}.active AS a WHERE a.run_id = ANY (v_all) EXCEPT SELECT unnest(v_locked)
+            ) AS x;
         END IF;
-        PERFORM 1 FROM {schema}.active AS a WHERE a.run_id = ANY (v_new) ORDER BY a.run_id FOR NO KEY UPDATE;
-        v_all := v_all || v_new;
-        v_top := v_new[cardinality(v_new)];
-    END LOOP;
+        IF v_others IS NOT NULL THEN
+            SELECT coalesce(array_agg(a.run_id), '{}') INTO o_busy
+            FROM {schema}.active AS a JOIN unnest(p_runs, p_epochs) AS n(run_id, epoch) ON n.run_id = a.run_id
+            WHERE a.run_id = ANY (p_runs) AND a.worker_id = p_worker AND a.epoch = n.epoch
+              AND (a.run_id = ANY (v_others)
+                   OR a.run_id = ANY (p_ending)
+                      AND (a.parent_run = ANY (v_others) OR a.open_children > 0 AND v_below && v_others));
+        END IF;
+    END IF;
+
+    IF v_open IS NOT NULL AND cardinality(p_ending) > 0 THEN
+        SELECT array_agg(x.run_id) INTO v_open
+        FROM (SELECT unnest(v_open) AS run_id INTERSECT SELECT unnest(p_ending) EXCEPT SELECT unnest(o_busy)) AS x;
+        SELECT max(x.run_id) INTO v_top FROM unnest(v_all) AS x(run_id);
+        WHILE v_open IS NOT NULL LOOP
+            SELECT array_agg(x.run_id ORDER BY x.run_id) INTO v_new
+            FROM (SELECT unnest({schema}.descendants_v1(v_open)) AS run_id EXCEPT SELECT unnest(v_all)) AS x;
+            EXIT WHEN v_new IS NULL;
+            IF p_pass THEN
+                o_busy := o_busy || v_open;
+                EXIT;
+            END IF;
+            IF v_new[1] < v_top THEN
+                RAISE EXCEPTION 'a run that is to be cancelled has just started a child' USING ERRCODE = 'serialization_failure';
+            END IF;
+            PERFORM 1 FROM {schema}.active AS a WHERE a.run_id = ANY (v_new) ORDER BY a.run_id FOR NO KEY UPDATE;
+            v_all := v_all || v_new;
+            v_top := v_new[cardinality(v_new)];
+        END LOOP;
+    END IF;
+
+    IF o_busy <> '{}' THEN
+        o_held := ARRAY(SELECT unnest(o_held) EXCEPT SELECT unnest(o_busy));
+        o_cancelled := ARRAY(SELECT unnest(o_cancelled) EXCEPT SELECT unnest(o_busy));
+    END IF;
+END $$;
+
+-- How a flush waits for locks: not at all with a patience of 0; a number of milliseconds, after which the statement fails with
+-- SQLSTATE 55P03; or (NULL) as long as it takes. A new execution_id is waited for in any case, while a transaction is open that
+-- starts the same: a moment then.
+CREATE FUNCTION {schema}.patience_v1(p_patience integer) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_patience IS NOT NULL THEN
+        PERFORM set_config('lock_timeout', greatest(p_patience, 20) || 'ms', true);
+    END IF;
 END $$;
 
 -- --- starting children ----------------------------------------------------------------------------------------------
@@ -115,7 +173,8 @@ END $$;
 -- Starts children of a worker's runs, and writes the rows of the calls that start them: the first part of a flush, which has
 -- to follow in the same statement. p_runs, p_epochs and p_ending are the flush's: all its locks are taken here. A call that
 -- has a row has had its child, since both are written in one commit. c_ is of the row, with its error in c_taken should the
--- execution_id be taken; n_ is of the new run. o_worker is p_worker: a flush that is given it cannot be evaluated before.
+-- execution_id be taken; n_ is of the new run. o_worker is p_worker: a flush that is given it cannot be evaluated before. o_busy
+-- is for that flush too: runs of which nothing was written here.
 CREATE FUNCTION {schema}.start_children_v1(
     p_worker bigint, p_runs bigint[], p_epochs integer[], p_ending bigint[],
     c_run bigint[], c_name text[], c_ordinal integer[], c_kind text[], c_status text[], c_attempts integer[],
@@ -124,8 +183,8 @@ CREATE FUNCTION {schema}.start_children_v1(
     n_execution_id text[], n_task text[], n_input bytea[], n_version text[], n_queue text[], n_priority bigint[],
     n_tags text[], n_wake_at bigint[], n_delay bigint[], n_timeout bigint[], n_deadline bigint[], n_nonce bigint[],
     n_lane text[], n_at_once integer[],
-    p_forever bigint,
-    OUT o_worker bigint, OUT o_ready boolean, OUT o_signals bigint[])
+    p_forever bigint, p_patience integer,
+    OUT o_worker bigint, OUT o_ready boolean, OUT o_signals bigint[], OUT o_busy bigint[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET jit = off
 SET plan_cache_mode = force_generic_plan
@@ -136,7 +195,9 @@ DECLARE
     v_places bigint[]; v_children bigint[];  -- calls to be answered: the place of each, and its run if one was made
 BEGIN
     o_worker := p_worker; o_ready := false; o_signals := '{}';
-    v_lock := {schema}.lock_v1(p_worker, p_runs, p_epochs, p_ending);
+    PERFORM {schema}.patience_v1(p_patience);
+    v_lock := {schema}.lock_v1(p_worker, p_runs, p_epochs, p_ending, coalesce(p_patience = 0, false));
+    o_busy := v_lock.o_busy;
     v_now := {schema}.now_v1();
 
     WITH call AS MATERIALIZED (
@@ -186,8 +247,9 @@ BEGIN
         LEFT JOIN busy ON busy.parent_run = k.parent_run AND busy.lane = k.lane
     ), queued AS (
         INSERT INTO {schema}.active (
-            run_id, wake_at, deadline, priority, queue, task, version, parent_run, parent_name, parent_ordinal, lane, held)
-        SELECT m.child, CASE WHEN NOT m.held THEN least(m.first_at, m.deadline) END, m.deadline, m.priority, m.queue, m.task, m.version,
+            run_id, wake_at, deadline, bytes, priority, queue, task, version, parent_run, parent_name, parent_ordinal, lane, held)
+        SELECT m.child, CASE WHEN NOT m.held THEN least(m.first_at, m.deadline) END, m.deadline, octet_length(m.input), m.priority,
+               m.queue, m.task, m.version,
                CASE WHEN m.awaited THEN m.parent_run END, CASE WHEN m.awaited THEN m.name END,
                CASE WHEN m.awaited THEN m.ordinal END, m.lane, m.held
         FROM met AS m WHERE m.child IS NOT NULL
@@ -248,7 +310,7 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_parents bigint[];
-    v_children integer[];
+    v_children integer[]; v_bytes bigint[];
     v_parts bigint[];              -- those that are parts: of them nothing stays but the row of the call
     v_fathers bigint[]; v_lanes text[]; v_left integer[];  -- lanes, and how many leave each
     v_next bigint[];
@@ -306,12 +368,12 @@ BEGIN
         SELECT g.run_id, g.started_at, p_now, g.deadline, g.attempt, g.status, g.version, g.output, g.error FROM gone AS g
         WHERE v_parts IS NULL OR g.run_id NOT IN (SELECT unnest(v_parts))
     ), counted AS (
-        SELECT g.parent_run, count(*)::integer AS children FROM gone AS g
+        SELECT g.parent_run, count(*)::integer AS children, coalesce(sum(octet_length(g.output)), 0) AS bytes FROM gone AS g
         WHERE g.parent_run IS NOT NULL GROUP BY g.parent_run
     )
-    SELECT array_agg(c.parent_run), array_agg(c.children),
+    SELECT array_agg(c.parent_run), array_agg(c.children), array_agg(c.bytes),
            (SELECT array_agg(g.run_id) FROM gone AS g WHERE g.open_children > 0)
-      INTO v_parents, v_children, o_orphaned
+      INTO v_parents, v_children, v_bytes, o_orphaned
       FROM counted AS c;
 
     -- A parent that waits for its children is woken once: by the one that leaves no more open than it waits for. Races: the
@@ -323,11 +385,12 @@ BEGIN
             UPDATE {schema}.active AS a SET
                 open_children = a.open_children - p.children,
                 signal_seq = a.signal_seq + p.children,
+                bytes = a.bytes + p.bytes,
                 wake_at = CASE
                     WHEN a.worker_id IS NULL AND NOT a.quarantined AND a.waits & 4 <> 0
                          AND a.open_children - p.children <= a.children_left
                     THEN least(p_now, a.wake_at) ELSE a.wake_at END
-            FROM unnest(v_parents, v_children) AS p(run_id, children)
+            FROM unnest(v_parents, v_children, v_bytes) AS p(run_id, children, bytes)
             WHERE a.run_id = p.run_id AND a.run_id = ANY (v_parents)
             RETURNING a.run_id, a.worker_id, a.wake_at
         )
@@ -464,7 +527,7 @@ BEGIN
         o_outcome := 'missing'; o_now := {schema}.now_v1();
         RETURN;
     END IF;
-    PERFORM {schema}.lock_v1(NULL, ARRAY[v_run], ARRAY[0], ARRAY[v_run]);
+    PERFORM {schema}.lock_v1(NULL, ARRAY[v_run], ARRAY[0], ARRAY[v_run], false);
     o_now := {schema}.now_v1();
     IF NOT EXISTS (SELECT 1 FROM {schema}.active AS a WHERE a.run_id = v_run) THEN
         o_outcome := 'finished';
@@ -492,7 +555,7 @@ BEGIN
     JOIN {schema}.active AS c ON c.parent_name = k.name AND c.parent_ordinal = k.ordinal AND c.parent_run = p_run;
     IF v_children IS NOT NULL THEN
         SELECT l.o_held INTO v_held FROM {schema}.lock_v1(
-            p_worker, p_run || v_children, p_epoch || array_fill(-1, ARRAY[cardinality(v_children)]), v_children) AS l;
+            p_worker, p_run || v_children, p_epoch || array_fill(-1, ARRAY[cardinality(v_children)]), v_children, false) AS l;
         -- Of these some may have ended before the lock was there: they are not found any more.
         o_now := {schema}.now_v1();
         IF p_run = ANY (v_held) THEN
@@ -503,12 +566,38 @@ BEGIN
     o_now := {schema}.now_v1();
 END $$;
 
+-- Gives a run up for good, until somebody resumes it: quarantines it, with p_error to be seen, if the worker holds it. But a
+-- cancellation that was accepted is a promise: then it ends as cancelled, and no handler of it runs again. Waits a moment for
+-- locks and no more: whoever calls it comes again.
+CREATE FUNCTION {schema}.park_v1(
+    p_worker bigint, p_run bigint, p_epoch integer, p_error bytea, p_failure jsonb,
+    OUT o_now bigint, OUT o_ready boolean, OUT o_signals bigint[], OUT o_finished text[])
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    v_cancelled boolean; v_reason text;
+BEGIN
+    o_ready := false; o_signals := '{}'; o_finished := '{}';
+    PERFORM {schema}.patience_v1(500);
+    PERFORM {schema}.lock_v1(NULL, ARRAY[p_run], ARRAY[0], ARRAY[p_run], false);
+    o_now := {schema}.now_v1();
+    UPDATE {schema}.active AS a SET worker_id = NULL, wake_at = NULL, quarantined = true, error = p_error
+    WHERE a.run_id = p_run AND a.worker_id = p_worker AND a.epoch = p_epoch
+    RETURNING a.cancel_requested, a.cancel_reason INTO v_cancelled, v_reason;
+    IF v_cancelled THEN
+        SELECT c.o_ready, c.o_signals, c.o_finished INTO o_ready, o_signals, o_finished
+        FROM {schema}.cancel_runs_v1(ARRAY[p_run], v_reason, o_now, p_failure) AS c;
+    END IF;
+END $$;
+
 -- --- flushing -------------------------------------------------------------------------------------------------------
 
 -- The facts of any number of runs, in one commit; where there are children, start_children_v1 comes before. p_runs names each
 -- run once, with the epoch of its facts; s_, a_, b_, p_, r_, d_, f_ and u_ are steps, attempts, details (beats), published
 -- values, retries, the rows that these drop, finishes and suspensions. Each is a statement of its own: parts of one statement
--- that touch one row do not see each other. p_failure is for children that a finish cancels: see cancelled_v1.
+-- that touch one row do not see each other. p_failure is for children that a finish cancels: see cancelled_v1. p_patience: see
+-- patience_v1. l_: bytes of large results, by run. p_busy: runs of which nothing may be written, as somebody else has them locked; o_busy: these, and more of them.
 CREATE FUNCTION {schema}.flush_v1(
     p_worker bigint, p_runs bigint[], p_epochs integer[],
     s_run bigint[], s_name text[], s_ordinal integer[], s_kind text[], s_status text[], s_attempts integer[],
@@ -523,9 +612,9 @@ CREATE FUNCTION {schema}.flush_v1(
     f_run bigint[], f_status text[], f_output bytea[], f_error bytea[],
     u_run bigint[], u_wake_at bigint[], u_waits smallint[], u_seen integer[], u_cleanup boolean[], u_error bytea[],
     u_compensating boolean[], u_children_left integer[],
-    p_failure jsonb,
+    p_failure jsonb, p_patience integer, l_run bigint[], l_bytes bigint[], p_busy bigint[],
     OUT o_now bigint, OUT o_lost bigint[], OUT o_refused bigint[], OUT o_cancelled bigint[], OUT o_ready boolean,
-    OUT o_signals bigint[], OUT o_finished text[])
+    OUT o_signals bigint[], OUT o_finished text[], OUT o_busy bigint[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
 AS $$
@@ -538,8 +627,16 @@ DECLARE
     v_parked bigint;
 BEGIN
     -- Every lock of this call, and the fence.
-    v_lock := {schema}.lock_v1(p_worker, p_runs, p_epochs, f_run);
-    v_held := v_lock.o_held; o_cancelled := v_lock.o_cancelled;
+    IF p_patience > 0 THEN
+        PERFORM {schema}.patience_v1(p_patience);
+    END IF;
+    v_lock := {schema}.lock_v1(p_worker, p_runs, p_epochs, f_run, coalesce(p_patience = 0, false));
+    v_held := v_lock.o_held; o_cancelled := v_lock.o_cancelled; o_busy := v_lock.o_busy;
+    IF p_busy <> '{}' THEN
+        o_busy := o_busy || p_busy;
+        v_held := ARRAY(SELECT unnest(v_held) EXCEPT SELECT unnest(p_busy));
+        o_cancelled := ARRAY(SELECT unnest(o_cancelled) EXCEPT SELECT unnest(p_busy));
+    END IF;
 
     -- After the locks: nothing that is written now is older than what it follows.
     o_now := {schema}.now_v1();
@@ -551,7 +648,7 @@ BEGIN
     v_all := cardinality(v_held) = cardinality(p_runs);
     IF NOT v_all THEN
         SELECT coalesce(array_agg(g.run_id), '{}') INTO o_lost
-        FROM unnest(p_runs) AS g(run_id) WHERE g.run_id <> ALL (v_held);
+        FROM unnest(p_runs) AS g(run_id) WHERE g.run_id <> ALL (v_held || o_busy);
     END IF;
 
     IF cardinality(s_run) > 0 THEN
@@ -570,6 +667,11 @@ BEGIN
             deadline = excluded.deadline, event_seq = excluded.event_seq, worker_id = excluded.worker_id,
             output = excluded.output, error = excluded.error, details = excluded.details
         WHERE t.status = 'pending';
+    END IF;
+
+    IF cardinality(l_run) > 0 THEN
+        UPDATE {schema}.active AS a SET bytes = a.bytes + l.bytes FROM unnest(l_run, l_bytes) AS l(run_id, bytes)
+        WHERE a.run_id = l.run_id AND a.run_id = ANY (l_run) AND (v_all OR l.run_id = ANY (v_held));
     END IF;
 
     IF cardinality(a_run) > 0 THEN

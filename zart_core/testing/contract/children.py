@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from zart_core.records import ClaimedRun, ExecutionFailure, Flushed
 from zart_core.testing.contract.bench import LONG, Bench, Contract, new, on_bench
-from zart_core.testing.contract.hand import child, finish, retry, suspend, watch
+from zart_core.testing.contract.hand import Fact, Hand, child, finish, retry, suspend, watch
 
 
 class ChildContract(Contract):
@@ -250,6 +250,19 @@ class ChildContract(Contract):
         assert (await bench.row(run.execution_id)).status == "cancelled"
 
     @on_bench
+    async def test_a_chain_of_two_thousand_is_cancelled_from_its_top(self, bench: Bench) -> None:  # B35, B52
+        hand, top = await _chain(bench, 2_000)
+        await hand.record(suspend(top, on_children=True))
+        assert await bench.scheduler.cancel("0", "stop")
+        assert (await bench.scheduler.stats()).by_status["cancelled"] == 2_000
+
+    @on_bench
+    async def test_a_chain_of_hundreds_ends_with_its_top(self, bench: Bench) -> None:  # B35, B50
+        hand, top = await _chain(bench, 500)
+        await hand.record(finish(top, "failed", error=b"e"))
+        assert (await bench.scheduler.stats()).by_status["cancelled"] == 499
+
+    @on_bench
     async def test_what_is_stored_of_the_cancelled_says_who_and_why(self, bench: Bench) -> None:  # B52
         hand, top = await bench.running("top")
         quoted = 'it\'s "middle" \\ é'
@@ -315,3 +328,17 @@ class ChildContract(Contract):
 
 def _refused(run: ClaimedRun) -> Flushed:
     return Flushed(refused=frozenset([run.run_id]))
+
+
+async def _chain(bench: Bench, length: int) -> tuple[Hand, ClaimedRun]:
+    """Executions named by their places, each the child of the one before. All but the first are suspended."""
+    hand, top = await bench.running("0")
+    run = top
+    for place in range(1, length):
+        facts: list[Fact] = [child(run, "call", new(f"{place}"))]
+        if run is not top:
+            facts.append(suspend(run, on_children=True))
+        await hand.record(*facts)
+        [run] = await hand.claim()
+    await hand.record(suspend(run, on_signal=True))
+    return hand, top

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from zart_core.errors import ExecutionNotFound
-from zart_core.records import ListQuery
-from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, on_bench, raises
-from zart_core.testing.contract.hand import completed, finish, pending, suspend
+from zart_core.records import ExecutionFailure, ListQuery
+from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench, raises
+from zart_core.testing.contract.hand import child, completed, finish, pending, suspend
 
 DELIVERIES = 3
 
@@ -175,6 +177,43 @@ class QuarantineContract(Contract):
         await bench.running("a", mortal)
         await bench.bury(mortal, max_deliveries=1)
         assert (await bench.row("a")).status == "paused"
+
+    @on_bench
+    async def test_a_cancelled_run_whose_workers_keep_dying_ends_as_cancelled(self, bench: Bench) -> None:  # B46, B52
+        mortal = await bench.hand(lease=LAPSE)
+        await bench.running("a", mortal)
+        assert await bench.scheduler.cancel("a", "enough")
+        assert await bench.bury(mortal, max_deliveries=1) == 1
+        row = await bench.row("a")
+        assert (row.status, row.worker, row.wake_at) == ("cancelled", None, None)
+        assert row.finished_at is not None
+        assert row.error is not None
+        failure = msgspec.json.decode(row.error, type=ExecutionFailure)
+        assert (failure.kind, failure.reason) == ("cancelled", "enough")
+        assert [row.execution_id for row in (await bench.scheduler.settled(["a"])).finished] == ["a"]
+        assert not await bench.scheduler.cancel("a", None)
+
+    @on_bench
+    async def test_a_cancelled_run_is_delivered_as_often_as_any_other(self, bench: Bench) -> None:  # B46, B53
+        mortal = await bench.hand(lease=LAPSE)
+        await bench.running("a", mortal)
+        await bench.scheduler.cancel("a", None)
+        await bench.bury(mortal, max_deliveries=2)
+        run = await (await bench.hand()).take("a")  # to undo what it did
+        assert run.cancel_requested
+
+    @on_bench
+    async def test_a_cancelled_run_that_kills_its_workers_ends_with_its_family(self, bench: Bench) -> None:  # B46, B52
+        hand, parent = await bench.running("parent")
+        await hand.record(child(parent, "call", new("middle")), suspend(parent, on_children=True))
+        mortal = await bench.hand(lease=LAPSE)
+        middle = await mortal.take("middle")
+        await mortal.record(child(middle, "call", new("bottom")))
+        await bench.scheduler.cancel("middle", "enough")
+        await bench.bury(mortal, max_deliveries=1)
+        assert [(await bench.row(name)).status for name in ("middle", "bottom")] == ["cancelled"] * 2
+        [call] = (await hand.take("parent")).steps  # woken, with the failure
+        assert (call.name, call.status) == ("call", "failed")
 
 
 async def _die(bench: Bench, *, progress: str | None = None) -> int:
