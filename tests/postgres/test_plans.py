@@ -247,10 +247,7 @@ async def test_what_a_childs_end_touches_does_not_grow_with_its_siblings(known: 
         # The plans are made while all is as good as empty, by the connection that goes on with them.
         for n in range(20):
             await _a_child(d, hand, few, n)
-        before = await _touched(d)
-        for n in range(20, 30):
-            await _a_child(d, hand, few, n)
-        beside_few = await _touched(d) - before
+        beside_few = await _touched_by_children(d, hand, few, 20)
         for first in range(0, 6_000, 1_000):
             await hand.record(*(child(many, f"more-{n}", new(f"more-{n}")) for n in range(first, first + 1_000)))
         await hand.record(*(finish(run) for run in await hand.claim(3_000)))
@@ -259,11 +256,19 @@ async def test_what_a_childs_end_touches_does_not_grow_with_its_siblings(known: 
             # All plans are made anew.
             await d.sql.execute("ANALYZE runs, active, results, steps")
         await _a_child(d, hand, many, 99)
-        before = await _touched(d)
-        for n in range(10):
-            await _a_child(d, hand, many, n)
-        beside_many = await _touched(d) - before
+        beside_many = await _touched_by_children(d, hand, many, 0)
         assert beside_many < 3 * beside_few, (beside_few, beside_many)
+
+
+async def _touched_by_children(d: Desk, hand: Hand, parent: ClaimedRun, first: int) -> int:
+    """The pages that ten children touch. Whatever else the server does beside it adds to that: so the fewest of three times."""
+    rounds: list[int] = []
+    for begin in range(first, first + 30, 10):
+        before = await _touched(d)
+        for n in range(begin, begin + 10):
+            await _a_child(d, hand, parent, n)
+        rounds.append(await _touched(d) - before)
+    return min(rounds)
 
 
 async def _a_child(d: Desk, hand: Hand, parent: ClaimedRun, number: int) -> None:
@@ -322,7 +327,7 @@ async def test_a_reads_plan_for_any_parameters_seeks(full: str, statement: str) 
         arguments = ", ".join(["NULL"] * count)
         plan = json.loads(await d.value(f"EXPLAIN (FORMAT JSON) EXECUTE reading({arguments})"))[0]["Plan"]
         scanned = [node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"]
-        assert scanned in ([], ["workers"]), scanned
+        assert {*scanned} <= {"workers", "pauses"}, scanned  # small ones
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,17 @@ AS $$
         (SELECT max(s.event_seq) FROM {schema}.steps AS s WHERE s.run_id = p_run AND s.event_seq IS NOT NULL))
 $$;
 
+-- How much a run that begins with a history has to be loaded of: see claim_v1. The lengths are found without the values.
+CREATE FUNCTION {schema}.weigh_v1(p_run bigint) RETURNS void LANGUAGE sql
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+    UPDATE {schema}.active AS a SET bytes =
+        (SELECT octet_length(r.input) FROM {schema}.runs AS r WHERE r.run_id = p_run)
+        + (SELECT coalesce(sum(octet_length(s.output)), 0) FROM {schema}.steps AS s WHERE s.run_id = p_run)
+        + (SELECT coalesce(sum(octet_length(v.payload)), 0) FROM {schema}.events AS v WHERE v.run_id = p_run)
+    WHERE a.run_id = p_run
+$$;
+
 -- Ends a live run whose place another one takes: whoever awaits it is not answered, but handed on. The caller has locked its
 -- row and its family, by lock_v1. p_failure is for the children that are cancelled: see cancelled_v1.
 CREATE FUNCTION {schema}.end_for_next_v1(
@@ -123,6 +134,7 @@ BEGIN
         INSERT INTO {schema}.published (run_id, key, value)
         SELECT v_run, p.key, p.value FROM {schema}.published AS p WHERE p.run_id = p_source;
     END IF;
+    PERFORM {schema}.weigh_v1(v_run);
     RETURN v_run;
 END $$;
 
@@ -264,6 +276,7 @@ BEGIN
         coalesce(v_end.started_at, o_now), v_run.priority, least(v_run.lives, 2047) << 20, {schema}.last_signal_v1(p_run),
         v_end.attempt + 1, v_run.queue, v_run.task, v_end.version);
     UPDATE {schema}.runs AS r SET lives = r.lives + 1, alive_since = o_now WHERE r.run_id = p_run;
+    PERFORM {schema}.weigh_v1(p_run);
     PERFORM {schema}.hold_next_v1(p_run, p_execution_id, o_now);
 END $$;
 
