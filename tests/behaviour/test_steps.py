@@ -72,6 +72,13 @@ class Watched:
 
         return call
 
+    def flush_at_once(self, flush: Flush) -> bool:
+        done = self.scheduler.flush_at_once(flush)
+        if done:
+            self.calls.append("flush")
+            self.flushes.append(flush)
+        return done
+
     async def _noting(self, claim: Awaitable[Claimed]) -> Claimed:
         claimed = await claim
         self.claimed += [run.execution_id for run in claimed.runs]
