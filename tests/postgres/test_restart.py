@@ -11,21 +11,24 @@ from zart_postgres import PostgresScheduler
 
 
 class Chain(TaskHandler[int, int]):
-    """Steps one after another; what they did is counted outside of the database."""
+    """Steps one after another until it is enough; what they did is counted outside of the database."""
 
     name = "chain"
 
     def __init__(self) -> None:
         self.done: set[tuple[int, int]] = set()
+        self.enough = False
 
     async def run(self, ctx: TaskContext, data: int) -> int:
-        for n in range(20):
-            await ctx.step(f"step-{n}", self.step, data, n)
+        n = 0
+        while not await ctx.step(f"step-{n}", self.step, data, n):
+            n += 1
         return data
 
-    async def step(self, chain: int, number: int) -> None:
+    async def step(self, chain: int, number: int) -> bool:
         self.done.add((chain, number))
         await asyncio.sleep(0.01)
+        return self.enough
 
 
 async def test_everything_goes_on_after_the_server_has_crashed_under_it() -> None:  # B61
@@ -44,6 +47,8 @@ async def test_everything_goes_on_after_the_server_has_crashed_under_it() -> Non
                     await until(under_way)
                     await asyncio.to_thread(crash)
                     chain.done.clear()
+                await until(under_way)
+                chain.enough = True
                 results = [await handle.result("40s") for handle in handles]
             assert results == list(range(10))
             assert await scheduler.audit() == []
