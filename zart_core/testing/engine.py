@@ -28,7 +28,9 @@ Output = TypeVar("Output")
 _LIMIT: Final = 30.0
 """Seconds of real time within which everything must have come to rest."""
 _STILL: Final = 0.1
-"""Seconds of real time without progress after which steps in flight are taken to wait for the clock."""
+"""Seconds of real time without progress after which steps in flight are taken to wait for the clock …"""
+_LOOKS: Final = 200
+"""… if it was looked at so often meanwhile: a machine that is busy with something else gives them no time either."""
 
 
 class TestEngine:
@@ -112,7 +114,7 @@ class TestEngine:
         if tenure is None:
             raise RuntimeError("the engine is not running: use it in an async with block")
         began = still_since = time.monotonic()
-        calm, seen = 0, -1
+        calm, seen, looks = 0, -1, 0
         while calm < 3:
             await asyncio.sleep(0)
             if tenure.quiet:
@@ -121,9 +123,10 @@ class TestEngine:
             calm = 0
             await asyncio.sleep(0.0002)  # the database's thread is at work, or a step is
             now = time.monotonic()
+            looks += 1
             if tenure.progress != seen or not tenure.in_steps:
-                seen, still_since = tenure.progress, now
-            elif now - still_since > _STILL and self.clock.next_timer() is not None:
+                seen, still_since, looks = tenure.progress, now, 0
+            elif looks > _LOOKS and now - still_since > _STILL and self.clock.next_timer() is not None:
                 return  # steps are in flight that only the clock can end: a timeout
             if now - began > _LIMIT:
                 busy = ", ".join(sorted(run.execution_id for run in tenure.runs.values() if not run.idle))
