@@ -108,14 +108,14 @@ async def pages_of_a_claim(d: Desk, hand: Hand, limit: int) -> int:
     return pages
 
 
-async def test_a_claim_that_finds_nothing_touches_few_pages_beside_many_sleepers(full: str) -> None:
+async def test_a_claim_that_finds_nothing_touches_few_pages_beside_many_sleepers(full: str) -> None:  # B76
     async with opened(full) as d:
         hand = await d.hand()
         assert await pages_of_a_claim(d, hand, 100) < 60
         await hand.deregister()
 
 
-async def test_a_claim_touches_pages_in_proportion_to_what_it_takes(full: str) -> None:
+async def test_a_claim_touches_pages_in_proportion_to_what_it_takes(full: str) -> None:  # B76
     async with opened(full) as d:
         hand = await d.hand()
         await pages_of_a_claim(d, hand, 10)
@@ -131,7 +131,7 @@ async def test_a_claim_touches_pages_in_proportion_to_what_it_takes(full: str) -
 
 
 @pytest.mark.parametrize("known", ["nothing", "that all is empty"])
-async def test_plans_made_on_the_first_day_still_seek_when_there_is_much(known: str) -> None:
+async def test_plans_made_on_the_first_day_still_seek_when_there_is_much(known: str) -> None:  # B76
     async with fresh_database() as url, opened(url) as d:
         for table in ("runs", "active", "results", "steps", "attempts", "events", "published"):
             await d.sql.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")

@@ -81,7 +81,7 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 @pytest.mark.parametrize(
     ("name", "statement"), list(statements()), ids=lambda value: value if "." in value[:40] else ""
 )
-def test_no_statement_walks_a_table(db: sqlite3.Connection, name: str, statement: str) -> None:
+def test_no_statement_walks_a_table(db: sqlite3.Connection, name: str, statement: str) -> None:  # B76
     if name.rsplit(".", 1)[1] in WALKS:
         return
     # There are never more than a few pauses.
@@ -121,7 +121,7 @@ def work_of(db: sqlite3.Connection, tasks: str, limit: int) -> int:
     return ticks
 
 
-def test_a_claims_work_does_not_grow_with_what_it_cannot_take(db: sqlite3.Connection) -> None:
+def test_a_claims_work_does_not_grow_with_what_it_cannot_take(db: sqlite3.Connection) -> None:  # B76
     # 20,000 sleep, 5,000 are of a task nobody asked for; nothing of the task is due, or a hundred are taken.
     assert work_of(db, '["absent"]', 100) < 10
     taken = work_of(db, '["task"]', 100)
@@ -157,7 +157,7 @@ async def test_higher_priority_first_then_the_longest_due_over_all_queues_and_ta
         assert [key[execution_id] for execution_id in order] == [(start.priority, start.wake_at) for start in wanted]
 
 
-async def test_a_million_finished_are_not_in_the_way_of_a_claim(tmp_path: Path) -> None:
+async def test_a_million_finished_are_not_in_the_way_of_a_claim(tmp_path: Path) -> None:  # B76
     async with SqliteScheduler(tmp_path / "zart.db") as scheduler:
         worker_id = await register(scheduler)
         await scheduler.start([new(f"a-{n}") for n in range(2_000)])
