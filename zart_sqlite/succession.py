@@ -44,6 +44,8 @@ _INSERT_ACTIVE: Final = """
                coalesce((SELECT max(s.event_seq) FROM zart_steps AS s WHERE s.run_id = :source), 0))
     FROM zart_runs AS r WHERE r.run_id = :run_id
 """
+# Not what was undone: the ordinal of an undo counts how often its step had been undone, and the step's details say how often that
+# was. And not that a saga's block has ended well: it begins anew, with steps of its own that may run again.
 _TAKE_STEPS: Final = """
     INSERT INTO zart_steps (
         run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq, worker_id,
@@ -56,9 +58,11 @@ _TAKE_STEPS: Final = """
           SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:keep)))
       AND (s.name, s.ordinal) NOT IN (
           SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:drop))
-      AND ('undo:' || s.name, s.ordinal) NOT IN (
-          SELECT u.name, u.ordinal FROM zart_steps AS u
-          WHERE u.run_id = :source AND u.kind = 'undo' AND u.status = 'completed')
+      AND NOT (s.kind = 'choice' AND substr(s.name, 1, 5) = 'kept:')
+      AND NOT EXISTS (
+          SELECT 1 FROM zart_steps AS u
+          WHERE u.run_id = :source AND u.name = 'undo:' || s.name AND u.kind = 'undo' AND u.status = 'completed'
+            AND coalesce(s.details, CAST('undo:0' AS BLOB)) = CAST('undo:' || (u.ordinal - s.ordinal) AS BLOB))
     ORDER BY s.rowid
 """
 _TAKE_ATTEMPTS: Final = """

@@ -98,10 +98,13 @@ BEGIN
               SELECT k.name, k.ordinal FROM unnest(p_keep, p_keep_ordinals) AS k(name, ordinal)))
           AND (s.name, s.ordinal) NOT IN (
               SELECT d.name, d.ordinal FROM unnest(p_drop, p_drop_ordinals) AS d(name, ordinal))
+          -- That a saga's block has ended well does not hold for a run in which its steps may run again: it begins anew.
+          AND NOT (s.kind = 'choice' AND starts_with(s.name, 'kept:'))
+          -- The ordinal of an undo counts how often its step had been undone, and the step's details say how often that was.
           AND NOT EXISTS (
               SELECT 1 FROM {schema}.steps AS u
-              WHERE u.run_id = p_source AND u.name = 'undo:' || s.name AND u.ordinal = s.ordinal
-                AND u.kind = 'undo' AND u.status = 'completed');
+              WHERE u.run_id = p_source AND u.name = 'undo:' || s.name AND u.kind = 'undo' AND u.status = 'completed'
+                AND coalesce(s.details, 'undo:0') = convert_to('undo:' || (u.ordinal - s.ordinal), 'UTF8'));
         INSERT INTO {schema}.attempts (
             run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
         SELECT v_run, t.name, t.ordinal, t.attempt, t.started_at, t.finished_at, t.worker_id, t.error, t.handler_attempt
