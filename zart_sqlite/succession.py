@@ -96,14 +96,15 @@ _FAILED: Final = """
     WHERE r.run_id = ?1 AND r.execution_id = ?2 AND e.status = 'failed' AND e.finished_at = ?3
       AND NOT EXISTS (SELECT 1 FROM zart_runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)
 """
-# A million claims for each life: an epoch of an earlier one, in a write that is still on its way, is none of this one's.
+# A million claims for each life: an epoch of an earlier one, in a write that is still on its way, is none of this one's. And
+# it has done something: a cancellation that comes before the next claim has to be heard by its handler.
 _REVIVE: Final = """
     INSERT INTO zart_active (
-        run_id, queue, task, priority, wake_at, epoch, signal_seq, attempt, version, started_at, deadline)
+        run_id, queue, task, priority, wake_at, epoch, signal_seq, attempt, version, started_at, deadline, cleanup)
     SELECT r.run_id, r.queue, r.task, r.priority, :now, r.lives << 20,
            max(coalesce((SELECT max(v.seq) FROM zart_events AS v WHERE v.run_id = r.run_id), 0),
                coalesce((SELECT max(s.event_seq) FROM zart_steps AS s WHERE s.run_id = r.run_id), 0)),
-           e.attempt + 1, e.version, coalesce(e.started_at, :now), :deadline
+           e.attempt + 1, e.version, coalesce(e.started_at, :now), :deadline, 1
     FROM zart_runs AS r JOIN zart_results AS e ON e.run_id = r.run_id WHERE r.run_id = :run_id
 """
 _NEXT_LIFE: Final = "UPDATE zart_runs SET lives = lives + 1, alive_since = ? WHERE run_id = ?"

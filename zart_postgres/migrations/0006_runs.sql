@@ -259,13 +259,15 @@ BEGIN
     ON CONFLICT (run_id, name, ordinal, handler_attempt, attempt) DO NOTHING;
     -- A million claims for each life: an epoch of an earlier one, in a write that is still on its way, is none of this one's.
     INSERT INTO {schema}.active (
-        run_id, wake_at, deadline, started_at, priority, epoch, signal_seq, attempt, queue, task, version)
+        run_id, wake_at, deadline, started_at, priority, epoch, signal_seq, attempt, queue, task, version, cleanup)
     VALUES (
         p_run, o_now,
         CASE WHEN v_end.deadline IS NOT NULL
              THEN least(o_now + greatest(0, v_end.deadline - coalesce(v_run.alive_since, v_run.created_at)), p_forever) END,
         coalesce(v_end.started_at, o_now), v_run.priority, least(v_run.lives, 2047) << 20, {schema}.last_signal_v1(p_run),
-        v_end.attempt + 1, v_run.queue, v_run.task, v_end.version);
+        v_end.attempt + 1, v_run.queue, v_run.task, v_end.version,
+        -- It has done something: a cancellation that comes before the next claim has to be heard by its handler.
+        true);
     UPDATE {schema}.runs AS r SET lives = r.lives + 1, alive_since = o_now WHERE r.run_id = p_run;
     PERFORM {schema}.hold_next_v1(p_run, p_execution_id, o_now);
 END $$;
