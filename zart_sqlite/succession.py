@@ -107,6 +107,9 @@ _REVIVE: Final = """
            e.attempt + 1, e.version, coalesce(e.started_at, :now), :deadline, 1
     FROM zart_runs AS r JOIN zart_results AS e ON e.run_id = r.run_id WHERE r.run_id = :run_id
 """
+# Race: children and parts of an earlier life were cancelled with it, and some may still be at work. Their ends are no answers to the
+# calls of the next one, which may have the same names: from here on their link leads to no run (its number is none of any).
+_DISOWN: Final = "UPDATE zart_active SET parent_run = -parent_run WHERE parent_run = ?"
 _NEXT_LIFE: Final = "UPDATE zart_runs SET lives = lives + 1, alive_since = ? WHERE run_id = ?"
 _UNFINISH: Final = "DELETE FROM zart_results WHERE run_id = ?"
 _DROP: Final = """
@@ -194,6 +197,7 @@ def revive(tx: Transaction, revival: Revival) -> bool:
             row.handler_attempt,
         ),
     )
+    tx.db.execute(_DISOWN, (run_id,))
     tx.db.execute(_REVIVE, {"run_id": run_id, "now": now, "deadline": fresh})
     tx.db.execute(_NEXT_LIFE, (now, run_id))
     tx.db.execute(_UNFINISH, (run_id,))

@@ -243,20 +243,3 @@ async def test_a_step_whose_undo_has_failed_counts_as_done(world: World) -> None
     assert await ends(world) == "completed"
     assert shop.since() == ["charge", "ship", "mail"]
     assert len(set(shop.keys["charge"])) == 2
-
-
-class Parent(TaskHandler[None, str]):
-    """Its child has an id that looks like what a saga writes."""
-
-    name = "parent"
-
-    async def run(self, ctx: TaskContext, data: None) -> str:
-        return await ctx.run_child("child", Shop, "step", execution_id="undo:shop")
-
-
-async def test_a_childs_id_is_no_word_of_a_saga(world: World) -> None:  # B41
-    world.register(Parent(), Shop())
-    assert await world.run(Parent, None, execution_id="s") == "shipped"
-    again = await world.client.rerun("s")
-    assert again.kept == ("child",)
-    assert await ends(world) == "completed"

@@ -245,8 +245,6 @@ def undoable(generation: int) -> bytes:
 def generation_of(row: StepRow) -> int | None:
     """Of a completed step that a saga can undo: how often it was undone before. ``None`` for any other."""
     details = row.details
-    if row.kind == "child":  # those are its execution_id, which may be any
-        return None
     if details is None or row.status != "completed" or not details.startswith(_UNDOABLE):
         return None
     return int(details.removeprefix(_UNDOABLE))

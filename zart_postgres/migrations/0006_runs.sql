@@ -270,6 +270,11 @@ BEGIN
         true);
     UPDATE {schema}.runs AS r SET lives = r.lives + 1, alive_since = o_now WHERE r.run_id = p_run;
     PERFORM {schema}.hold_next_v1(p_run, p_execution_id, o_now);
+    -- Race: children and parts of an earlier life were cancelled with it, and some may still be at work. Their ends are no answers to
+    -- the calls of this one, which may have the same names: from here on their link leads to no run (its number is none of any). One
+    -- that ends right now holds its row's lock, and has not seen this life. Locked in their order, and after the rules.
+    PERFORM 1 FROM {schema}.active AS c WHERE c.parent_run = p_run ORDER BY c.run_id FOR NO KEY UPDATE;
+    UPDATE {schema}.active AS c SET parent_run = -p_run WHERE c.parent_run = p_run;
 END $$;
 
 CREATE OR REPLACE VIEW {schema}.executions AS
