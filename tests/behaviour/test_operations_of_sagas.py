@@ -8,6 +8,7 @@ import zart_core
 from tests.behaviour.world import World
 from zart_core import (
     ExecutionFailed,
+    ExecutionFailure,
     NonRetryable,
     TaskContext,
     TaskHandler,
@@ -243,3 +244,105 @@ async def test_a_step_whose_undo_has_failed_counts_as_done(world: World) -> None
     assert await ends(world) == "completed"
     assert shop.since() == ["charge", "ship", "mail"]
     assert len(set(shop.keys["charge"])) == 2
+
+
+class Convoy(TaskHandler[None, str]):
+    """All of it is scheduled: two loads that can be taken back, and a truck that breaks down at first, in a saga."""
+
+    name = "convoy"
+
+    def __init__(self) -> None:
+        self.broken = True
+        self.done: list[str] = []
+        self.keys: list[str] = []
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        async with ctx.saga():
+            loads = [ctx.schedule(f"load-{n}", self.load, n, undo=self.unload) for n in range(2)]
+            await ctx.wait_all(loads)
+            await ctx.wait_all([ctx.schedule("truck", self.truck)])
+        return "there"
+
+    async def load(self, number: int) -> int:
+        self.keys.append(zart_core.context().idempotency_key)
+        self.done.append(f"load {number}")
+        return number
+
+    async def unload(self, number: int) -> None:
+        self.done.append(f"unload {number}")
+
+    async def truck(self) -> None:
+        self.done.append("truck")
+        if self.broken:
+            raise RuntimeError("flat tyre")
+
+
+async def test_a_scheduled_step_of_a_saga_is_retried(world: World) -> None:  # B65
+    convoy = Convoy()
+    world.register(convoy)
+    with pytest.raises(ExecutionFailed):
+        await world.run(Convoy, None, execution_id="s")
+    convoy.broken = False
+    await world.client.retry_step("s", "truck")
+    assert await ends(world) == "completed"
+    first, second, failed, again = convoy.done[:2], convoy.done[3:5], convoy.done[2], convoy.done[5:]
+    assert (sorted(first), failed, sorted(second)) == (["load 0", "load 1"], "truck", ["unload 0", "unload 1"])
+    assert (sorted(again[:2]), again[2:]) == (["load 0", "load 1"], ["truck"])
+    assert len(set(convoy.keys)) == 4
+
+
+class Sorry(TaskHandler[None, None]):
+    """Its on_failure offers a voucher in a saga, and takes it back."""
+
+    name = "sorry"
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.done: list[str] = []
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        await ctx.step("work", self.fail, "work")
+
+    async def on_failure(self, ctx: TaskContext, data: None, failure: ExecutionFailure) -> None:
+        async with ctx.saga():
+            await ctx.step("voucher", self.voucher, undo=self.take_back)
+            await ctx.step("letter", self.fail, "letter")
+
+    async def fail(self, what: str) -> None:
+        raise RuntimeError(what)
+
+    async def voucher(self) -> None:
+        self.keys.append(zart_core.context().idempotency_key)
+        self.done.append("voucher")
+
+    async def take_back(self) -> None:
+        self.done.append("take back")
+
+
+async def test_what_on_failure_has_undone_has_another_key_after_a_retried_step(world: World) -> None:  # B65, B44
+    sorry = Sorry()
+    world.register(sorry)
+    with pytest.raises(ExecutionFailed):
+        await world.run(Sorry, None, execution_id="s")
+    await world.client.retry_step("s", "work")
+    assert await ends(world) == "failed"
+    assert sorry.done == ["voucher", "take back"] * 2
+    assert len(set(sorry.keys)) == 2
+
+
+class Racing(TaskHandler[None, int]):
+    """A race with a name like those of a saga's records."""
+
+    name = "racing"
+
+    async def run(self, ctx: TaskContext, data: None) -> int:
+        handles = [ctx.schedule("quick", lambda: "quick"), ctx.schedule_event("never", str)]
+        index, _ = await ctx.wait_any(handles, name="kept:first")
+        await ctx.sleep("nap", 0.1)
+        return index
+
+
+async def test_a_race_may_have_a_name_like_a_sagas_record(world: World) -> None:  # B39
+    world.register(Racing())
+    async with world.worker(linger=0):
+        assert await (await world.client.start(Racing, None)).result("20s") == 0
