@@ -67,8 +67,9 @@ async def test_what_is_paused_as_a_whole_starts_no_part(world: World, filters: d
         handler.go.set()
 
         async def at_rest() -> bool:
-            heard = worker.tenure is not None and bool(worker.tenure._pauses)
-            return heard and not worker.tenure.runs and (await handle.status()).status == "paused"
+            tenure = worker.tenure
+            heard = tenure is not None and bool(tenure._pauses) and not tenure.runs
+            return heard and (await handle.status()).status == "paused"
 
         await until(at_rest, "the worker has heard of it, and holds nothing any more")
         assert len(world.ledger.entries()) < 5
