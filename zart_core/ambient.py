@@ -58,7 +58,7 @@ class ExecutionInfo(Struct, eq=False):
         """32 hex digits, equal over all attempts of this step, different for every other step, run and execution.
 
         Give it to services that accept one: a step that is run again after a crash then has its effect once. A step that a saga has
-        undone has not happened: when the handler's next attempt runs it again, it has another key.
+        undone has not happened: when it runs again (the handler's next attempt, ``retry_step``), it has another key.
         """
         key = "\x00".join(map(str, self._key))
         return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

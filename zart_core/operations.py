@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from zart_core.duration import Duration, micros
+from zart_core.engine.replay import KEPT, generation_of, undo_key
 from zart_core.errors import (
     BackendUnavailable,
     ExecutionAlreadyExists,
@@ -41,7 +42,6 @@ from zart_core.records import (
 
 _TRIES: Final = 20
 """How often an operation looks again that finds another run in the place of the one that it saw."""
-_UNDO: Final = "undo:"
 _MADE: Final = frozenset(("step", "capture", "child", "choice"))
 """Kinds of calls whose results may have been made of what earlier ones returned."""
 
@@ -247,16 +247,24 @@ def _reusable(history: HistoryRow) -> list[StepRow]:
         if row.status == "completed"
         and row.ordinal >= 0
         and row.kind not in ("undo", "failure")
+        and not _is_kept(row)
         and (row.name, row.ordinal) not in undone
     ]
 
 
 def _undone(history: HistoryRow) -> frozenset[_Key]:
+    """The steps that a saga has undone; not those that have been done again since."""
+    undos = {(row.name, row.ordinal) for row in history.steps if row.kind == "undo" and row.status == "completed"}
     return frozenset(
-        (row.name.removeprefix(_UNDO), row.ordinal)
+        (row.name, row.ordinal)
         for row in history.steps
-        if row.kind == "undo" and row.status == "completed" and row.ordinal >= 0
+        if row.status == "completed" and undo_key(row.name, row.ordinal, generation_of(row) or 0) in undos
     )
+
+
+def _is_kept(row: StepRow) -> bool:
+    """Whether it says that a saga's block has ended well: the block begins anew, and may fail this time."""
+    return row.kind == "choice" and row.name.startswith(KEPT)
 
 
 def _patterns(steps: Iterable[str]) -> tuple[str, ...]:
@@ -270,7 +278,9 @@ def _patterns(steps: Iterable[str]) -> tuple[str, ...]:
 
 def _matched(history: HistoryRow, patterns: tuple[str, ...]) -> frozenset[_Key]:
     """The calls of the handler that these names and patterns mean. A name that is there is never taken for a pattern."""
-    rows = [row for row in history.steps if row.ordinal >= 0 and row.kind not in ("undo", "failure")]
+    rows = [
+        row for row in history.steps if row.ordinal >= 0 and row.kind not in ("undo", "failure") and not _is_kept(row)
+    ]
     names = {row.name for row in rows}
     found: set[_Key] = set()
     for pattern in patterns:
@@ -284,6 +294,7 @@ def _matched(history: HistoryRow, patterns: tuple[str, ...]) -> frozenset[_Key]:
 def _stale(history: HistoryRow, kept: list[StepRow], dropped: frozenset[_Key]) -> list[StepRow]:
     """The kept rows that began when a result was there which is now made again."""
     keys = {(row.name, row.ordinal) for row in kept}
+    again = dropped | _undone(history)
     stale: list[StepRow] = []
     since: int | None = None  # when the first of those results was there
     for row in history.steps:  # in the order of their begin
@@ -291,7 +302,7 @@ def _stale(history: HistoryRow, kept: list[StepRow], dropped: frozenset[_Key]) -
         if key in keys:
             if since is not None and row.started_at >= since and row.kind in _MADE:
                 stale.append(row)
-        elif row.ordinal >= 0 and row.finished_at is not None and (key in dropped or _failed(row)):
+        elif row.ordinal >= 0 and row.finished_at is not None and (key in again or _failed(row)):
             since = row.finished_at if since is None else min(since, row.finished_at)
     return stale
 
@@ -317,13 +328,16 @@ def _revival(history: HistoryRow, step: str) -> Revival:
         raise _no_step(row.execution_id, step)
     if not failed:
         raise StepStatusMismatch(f"step {step!r} of execution {row.execution_id!r} is {calls[0].status}, not failed")
-    undone = _undone(history)
-    drop = {(call.name, call.ordinal) for call in failed} | undone
-    # on_failure counts as not called. What the run still waited for has lost its timers: those calls wait anew.
+    drop = {(call.name, call.ordinal) for call in failed} | _undone(history)
+    # on_failure counts as not called. What the run still waited for has lost its timers: those calls wait anew. Undos that are done
+    # stay on record: what they have undone has another idempotency key when it is done again.
     drop |= {
         (call.name, call.ordinal)
         for call in history.steps
-        if call.ordinal < 0 or call.kind == "undo" or call.status == "pending"
+        if (call.kind == "undo" and call.status != "completed")
+        or (call.kind != "undo" and call.ordinal < 0)
+        or call.status == "pending"
+        or _is_kept(call)
     }
     attempt = AttemptRow(
         "",

@@ -25,6 +25,7 @@ _GOING: Final = """
       -- children that were cancelled with it, and clean up
       AND NOT EXISTS (SELECT 1 FROM zart_active AS c WHERE c.parent_run = r.run_id)
       AND NOT EXISTS (SELECT 1 FROM zart_active AS c WHERE c.parent_run = l.run_id)
+      AND NOT EXISTS (SELECT 1 FROM zart_active AS c WHERE c.parent_run = -r.run_id) -- of an earlier life of it
 """
 _DELETE: Final = tuple(
     f"DELETE FROM {table} WHERE run_id IN (SELECT value FROM json_each(?))"

@@ -44,6 +44,8 @@ _INSERT_ACTIVE: Final = """
                coalesce((SELECT max(s.event_seq) FROM zart_steps AS s WHERE s.run_id = :source), 0))
     FROM zart_runs AS r WHERE r.run_id = :run_id
 """
+# Not what was undone: the ordinal of an undo counts how often its step had been undone, and the step's details say how often that
+# was. And not that a saga's block has ended well: it begins anew, with steps of its own that may run again.
 _TAKE_STEPS: Final = """
     INSERT INTO zart_steps (
         run_id, name, ordinal, kind, status, attempts, started_at, finished_at, wake_at, deadline, event_seq, worker_id,
@@ -56,9 +58,11 @@ _TAKE_STEPS: Final = """
           SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:keep)))
       AND (s.name, s.ordinal) NOT IN (
           SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:drop))
-      AND ('undo:' || s.name, s.ordinal) NOT IN (
-          SELECT u.name, u.ordinal FROM zart_steps AS u
-          WHERE u.run_id = :source AND u.kind = 'undo' AND u.status = 'completed')
+      AND NOT (s.kind = 'choice' AND substr(s.name, 1, 5) = 'kept:')
+      AND NOT EXISTS (
+          SELECT 1 FROM zart_steps AS u
+          WHERE u.run_id = :source AND u.name = 'undo:' || s.name AND u.kind = 'undo' AND u.status = 'completed'
+            AND coalesce(s.details, CAST('undo:0' AS BLOB)) = CAST('undo:' || (u.ordinal - s.ordinal) AS BLOB))
     ORDER BY s.rowid
 """
 _TAKE_ATTEMPTS: Final = """
@@ -92,16 +96,20 @@ _FAILED: Final = """
     WHERE r.run_id = ?1 AND r.execution_id = ?2 AND e.status = 'failed' AND e.finished_at = ?3
       AND NOT EXISTS (SELECT 1 FROM zart_runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)
 """
-# A million claims for each life: an epoch of an earlier one, in a write that is still on its way, is none of this one's.
+# A million claims for each life: an epoch of an earlier one, in a write that is still on its way, is none of this one's. And
+# it has done something: a cancellation that comes before the next claim has to be heard by its handler.
 _REVIVE: Final = """
     INSERT INTO zart_active (
-        run_id, queue, task, priority, wake_at, epoch, signal_seq, attempt, version, started_at, deadline)
+        run_id, queue, task, priority, wake_at, epoch, signal_seq, attempt, version, started_at, deadline, cleanup)
     SELECT r.run_id, r.queue, r.task, r.priority, :now, r.lives << 20,
            max(coalesce((SELECT max(v.seq) FROM zart_events AS v WHERE v.run_id = r.run_id), 0),
                coalesce((SELECT max(s.event_seq) FROM zart_steps AS s WHERE s.run_id = r.run_id), 0)),
-           e.attempt + 1, e.version, coalesce(e.started_at, :now), :deadline
+           e.attempt + 1, e.version, coalesce(e.started_at, :now), :deadline, 1
     FROM zart_runs AS r JOIN zart_results AS e ON e.run_id = r.run_id WHERE r.run_id = :run_id
 """
+# Race: children and parts of an earlier life were cancelled with it, and some may still be at work. Their ends are no answers to the
+# calls of the next one, which may have the same names: from here on their link leads to no run (its number is none of any).
+_DISOWN: Final = "UPDATE zart_active SET parent_run = -parent_run WHERE parent_run = ?"
 _NEXT_LIFE: Final = "UPDATE zart_runs SET lives = lives + 1, alive_since = ? WHERE run_id = ?"
 _UNFINISH: Final = "DELETE FROM zart_results WHERE run_id = ?"
 _DROP: Final = """
@@ -189,6 +197,7 @@ def revive(tx: Transaction, revival: Revival) -> bool:
             row.handler_attempt,
         ),
     )
+    tx.db.execute(_DISOWN, (run_id,))
     tx.db.execute(_REVIVE, {"run_id": run_id, "now": now, "deadline": fresh})
     tx.db.execute(_NEXT_LIFE, (now, run_id))
     tx.db.execute(_UNFINISH, (run_id,))

@@ -67,8 +67,9 @@ async def test_what_is_paused_as_a_whole_starts_no_part(world: World, filters: d
         handler.go.set()
 
         async def at_rest() -> bool:
-            heard = worker.tenure is not None and bool(worker.tenure._pauses)
-            return heard and not worker.tenure.runs and (await handle.status()).status == "paused"
+            tenure = worker.tenure
+            heard = tenure is not None and bool(tenure._pauses) and not tenure.runs
+            return heard and (await handle.status()).status == "paused"
 
         await until(at_rest, "the worker has heard of it, and holds nothing any more")
         assert len(world.ledger.entries()) < 5
@@ -106,3 +107,80 @@ async def test_a_purge_of_a_fan(world: World) -> None:  # B70
         await (await world.client.start(Fan, 5, execution_id="f")).result("20s")
         assert await world.client.purge(older_than=0) == 1
     assert (await world.client.list()).items == []
+
+
+class Pair(TaskHandler[None, str]):
+    """A part that runs until it is let go, whatever becomes of it, and a step beside it that fails at first."""
+
+    name = "pair"
+
+    def __init__(self) -> None:
+        self.entered = [asyncio.Event(), asyncio.Event()]
+        self.go = [asyncio.Event(), asyncio.Event()]
+        self.ended = [asyncio.Event(), asyncio.Event()]
+        self.times = 0
+        self.broken = True
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        part = ctx.schedule("part", self.work)
+        await ctx.step("beside", self.beside)
+        [result] = await ctx.wait_all([part])
+        return result
+
+    async def work(self) -> str:
+        time, self.times = self.times, self.times + 1
+        self.entered[time].set()
+        while not self.go[time].is_set():
+            try:
+                await self.go[time].wait()
+            except asyncio.CancelledError:
+                continue
+        self.ended[time].set()
+        return f"time {time}"
+
+    async def beside(self) -> None:
+        await self.entered[0].wait()
+        if self.broken:
+            raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["the-old-one-ends-first", "the-new-one-ends-first"])
+async def test_a_part_of_an_earlier_life_is_not_taken_for_that_of_the_next(world: World, first: int) -> None:  # B65
+    pair = Pair()
+    world.register(pair)
+    async with world.worker():
+        handle = await world.client.start(Pair, None, execution_id="p")
+        assert (await world.client.wait("p", "20s")).status == "failed"
+        pair.broken = False
+        await world.client.retry_step("p", "beside")
+        await asyncio.wait_for(pair.entered[1].wait(), 20)
+        pair.go[first].set()
+
+        async def ended() -> bool:
+            return pair.ended[first].is_set()
+
+        await until(ended, "one has ended")
+        assert (await world.audit()) == []
+        pair.go[1 - first].set()
+        assert await handle.result("20s") == "time 1"
+        await asyncio.wait_for(pair.ended[0].wait(), 20)
+
+
+async def test_an_execution_is_not_purged_before_a_part_of_its_earlier_life_has_ended(world: World) -> None:  # B70
+    pair = Pair()
+    world.register(pair)
+    async with world.worker():
+        handle = await world.client.start(Pair, None, execution_id="p")
+        assert (await world.client.wait("p", "20s")).status == "failed"
+        pair.broken = False
+        await world.client.retry_step("p", "beside")
+        await asyncio.wait_for(pair.entered[1].wait(), 20)
+        pair.go[1].set()
+        assert await handle.result("20s") == "time 1"
+        assert await world.client.purge(older_than=0) == 0
+        pair.go[0].set()
+
+        async def purged() -> bool:
+            return await world.client.purge(older_than=0) == 1
+
+        await until(purged, "its parts have ended")

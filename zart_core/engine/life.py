@@ -181,7 +181,9 @@ class Life:
         run = self.run
         names = run.replay.half_undone()
         if not names and run.attempt == 0:
-            names = [name for name, ordinal in run.replay.owed if ordinal >= 0]
+            # What a rerun or a fork has taken over is older than its run, and not for it to undo before its saga comes by there.
+            since = run.claimed.created_at
+            names = [key[0] for key, began in run.replay.owed.items() if key[1] >= 0 and began > since]
         if not names or run.compensating:
             return None
         shown = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from types import CodeType
 
@@ -128,12 +129,14 @@ class Replay:
         return count
 
     def _kept(self) -> set[Key]:
-        return {
-            (name, row.ordinal)
-            for row in self._rows.values()
-            if row.kind == "choice" and row.name.startswith(KEPT)
-            for name in msgspec.json.decode(row.output or b"[]", type=list[str])
-        }
+        kept: set[Key] = set()
+        for row in self._rows.values():
+            if row.kind == "choice" and row.name.startswith(KEPT):
+                with contextlib.suppress(msgspec.ValidationError):  # a race of the user's that has such a name
+                    kept.update(
+                        (name, row.ordinal) for name in msgspec.json.decode(row.output or b"[]", type=list[str])
+                    )
+        return kept
 
     def _owed(self) -> dict[Key, int]:
         return {

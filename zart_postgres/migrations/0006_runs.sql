@@ -109,10 +109,13 @@ BEGIN
               SELECT k.name, k.ordinal FROM unnest(p_keep, p_keep_ordinals) AS k(name, ordinal)))
           AND (s.name, s.ordinal) NOT IN (
               SELECT d.name, d.ordinal FROM unnest(p_drop, p_drop_ordinals) AS d(name, ordinal))
+          -- That a saga's block has ended well does not hold for a run in which its steps may run again: it begins anew.
+          AND NOT (s.kind = 'choice' AND starts_with(s.name, 'kept:'))
+          -- The ordinal of an undo counts how often its step had been undone, and the step's details say how often that was.
           AND NOT EXISTS (
               SELECT 1 FROM {schema}.steps AS u
-              WHERE u.run_id = p_source AND u.name = 'undo:' || s.name AND u.ordinal = s.ordinal
-                AND u.kind = 'undo' AND u.status = 'completed');
+              WHERE u.run_id = p_source AND u.name = 'undo:' || s.name AND u.kind = 'undo' AND u.status = 'completed'
+                AND coalesce(s.details, 'undo:0') = convert_to('undo:' || (u.ordinal - s.ordinal), 'UTF8'));
         INSERT INTO {schema}.attempts (
             run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
         SELECT v_run, t.name, t.ordinal, t.attempt, t.started_at, t.finished_at, t.worker_id, t.error, t.handler_attempt
@@ -268,16 +271,23 @@ BEGIN
     ON CONFLICT (run_id, name, ordinal, handler_attempt, attempt) DO NOTHING;
     -- A million claims for each life: an epoch of an earlier one, in a write that is still on its way, is none of this one's.
     INSERT INTO {schema}.active (
-        run_id, wake_at, deadline, started_at, priority, epoch, signal_seq, attempt, queue, task, version)
+        run_id, wake_at, deadline, started_at, priority, epoch, signal_seq, attempt, queue, task, version, cleanup)
     VALUES (
         p_run, o_now,
         CASE WHEN v_end.deadline IS NOT NULL
              THEN least(o_now + greatest(0, v_end.deadline - coalesce(v_run.alive_since, v_run.created_at)), p_forever) END,
         coalesce(v_end.started_at, o_now), v_run.priority, least(v_run.lives, 2047) << 20, {schema}.last_signal_v1(p_run),
-        v_end.attempt + 1, v_run.queue, v_run.task, v_end.version);
+        v_end.attempt + 1, v_run.queue, v_run.task, v_end.version,
+        -- It has done something: a cancellation that comes before the next claim has to be heard by its handler.
+        true);
     UPDATE {schema}.runs AS r SET lives = r.lives + 1, alive_since = o_now WHERE r.run_id = p_run;
     PERFORM {schema}.weigh_v1(p_run);
     PERFORM {schema}.hold_next_v1(p_run, p_execution_id, o_now);
+    -- Race: children and parts of an earlier life were cancelled with it, and some may still be at work. Their ends are no answers to
+    -- the calls of this one, which may have the same names: from here on their link leads to no run (its number is none of any). One
+    -- that ends right now holds its row's lock, and has not seen this life. Locked in their order, and after the rules.
+    PERFORM 1 FROM {schema}.active AS c WHERE c.parent_run = p_run ORDER BY c.run_id FOR NO KEY UPDATE;
+    UPDATE {schema}.active AS c SET parent_run = -p_run WHERE c.parent_run = p_run;
 END $$;
 
 CREATE OR REPLACE VIEW {schema}.executions AS

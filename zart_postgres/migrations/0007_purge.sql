@@ -52,7 +52,8 @@ BEGIN
      WHERE n.run_id = ANY (v_runs) AND e.status = ANY (p_statuses) AND e.finished_at <= o_now - p_older_than
        -- children that were cancelled with it, and clean up
        AND NOT EXISTS (SELECT 1 FROM {schema}.active AS c WHERE c.parent_run = r.run_id)
-       AND NOT EXISTS (SELECT 1 FROM {schema}.active AS c WHERE c.parent_run = n.run_id);
+       AND NOT EXISTS (SELECT 1 FROM {schema}.active AS c WHERE c.parent_run = n.run_id)
+       AND NOT EXISTS (SELECT 1 FROM {schema}.active AS c WHERE c.parent_run = -r.run_id); -- of an earlier life of it
     IF v_going IS NULL THEN RETURN; END IF;
     DELETE FROM {schema}.steps AS x WHERE x.run_id = ANY (v_going);
     DELETE FROM {schema}.attempts AS x WHERE x.run_id = ANY (v_going);
