@@ -316,6 +316,33 @@ async def test_a_held_branch_does_not_hold_the_others(world: World) -> None:  # 
         assert await handle.result("20s") == ["sent", "heard"]
 
 
+async def test_a_held_branch_goes_on_beside_a_step_that_still_runs_when_the_pause_ends(world: World) -> None:  # B68
+    gate = Gate(world)
+
+    class Beside(Mailing):
+        name = "beside"
+
+        async def run(self, ctx: TaskContext, data: str) -> str:
+            await asyncio.gather(ctx.step("long", gate.first), ctx.step("send", self.write, "sent"))
+            return data
+
+    world.register(Beside(world))
+    rule = await world.client.pause(step="send")
+    async with world.worker() as worker:
+        handle = await world.client.start(Beside, "mail")
+        await gate.entered.wait()
+        await until(heard_by(worker), "the worker has heard of the pause")
+        assert world.ledger.entries() == []
+        await world.client.resume(rule)
+
+        async def sent() -> bool:
+            return world.ledger.entries() == ["sent"]
+
+        await until(sent, "the branch goes on, though the run never left the memory of its worker")
+        gate.go.set()
+        assert await handle.result("20s") == "mail"
+
+
 async def test_the_end_of_a_pause_wakes_a_run_that_waits_for_something_else_too(world: World) -> None:  # B68
     class Both(TaskHandler[None, list[str]]):
         name = "both"

@@ -58,6 +58,7 @@ class Parking(Ending):
         rule = holding(self._pauses, name)
         if rule is not None:
             await self._pause(name or "", rule)
+            await self.ready(name)  # it is over; whatever else has happened meanwhile
 
     async def _ended(self, name: str | None) -> BaseException | None:
         """What has ended this pass for the call ``name``, once a replay has come as far. Raises where its saga has failed."""
@@ -188,7 +189,7 @@ class Parking(Ending):
         await self._park(Parked(self, name, None, on_signal=False, hold=True))
 
     async def _pause(self, name: str, rule: PauseRow) -> None:
-        """Wait for a pause to end: the run is suspended, and claimed anew when it is over."""
+        """Wait for a pause to end. The run may be suspended meanwhile, and is claimed anew when it is over."""
         parked = Parked(self, name, None, on_signal=False, hold=True)
         if rule.step is not None or rule.execution_id is not None:  # a rule for a task keeps the run from being claimed
             parked.rule = rule
