@@ -152,6 +152,49 @@ async def test_parallel_steps_of_a_saga_are_undone(world: World, data: str) -> N
     assert sorted(trip.undone) == ["BOAT", "CAR", "HOTEL"]
 
 
+class Charge(TaskHandler[None, None]):
+    """A saga with one parallel step, which is cancelled while that runs."""
+
+    name = "charge"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.entered = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        async with ctx.saga():
+            await ctx.wait_all([ctx.schedule("charge", self.charge, undo=self.refund)])
+
+    async def charge(self) -> str:
+        self.entered.set()
+        await self.go.wait()
+        self.world.ledger.write("charged")
+        return "receipt"
+
+    async def refund(self, receipt: str) -> None:
+        self.world.ledger.write(f"refunded {receipt}")
+
+
+async def test_a_parallel_step_that_ends_after_its_cancellation_is_undone(world: World) -> None:  # B44, B52
+    charge = Charge(world)
+    world.register(charge)
+    async with world.worker() as worker:
+        handle = await world.client.start(Charge)
+        await charge.entered.wait()
+        assert await handle.cancel(reason="enough")
+
+        async def heard() -> bool:
+            assert worker.tenure is not None
+            return any(run.cancelled for run in worker.tenure.runs.values() if run.claimed.run < 0 or run.bodies)
+
+        await until(heard, "the worker that runs the step has heard of the cancellation")
+        charge.go.set()
+        with pytest.raises(ExecutionCancelled, match="enough"):
+            await handle.result("20s")
+    assert world.ledger.entries() == ["charged", "refunded receipt"]
+
+
 class Delicate(TaskHandler[None, str]):
     """Steps that may run at most once, in flight when their worker dies."""
 
