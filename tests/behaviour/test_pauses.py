@@ -244,6 +244,19 @@ async def test_no_deadline_passes_during_a_pause(kind: str, replay: Replay) -> N
         assert await handle.result(0) == "awake"
 
 
+@pytest.mark.parametrize("filters", [{"execution_id": "a"}, {"task": "endless"}])
+async def test_a_deadline_at_the_end_of_time_stays_there(world: World, filters: dict[str, str]) -> None:  # B68, B26
+    class Endless(Napping):
+        name = "endless"
+        timeout = "4000000d"
+
+    handle = await world.client.start(Endless, "a", execution_id="a")
+    latest = (await handle.status()).deadline
+    await world.client.pause(**filters)
+    await world.client.resume(**filters)
+    assert (await handle.status()).deadline == latest
+
+
 async def test_what_never_ran_has_all_of_its_time_after_a_pause(replay: Replay) -> None:  # B68, B50
     async with TestEngine(registry_of(Napping()), replay=replay) as engine:
         await engine.client.pause(task="napping")
