@@ -356,6 +356,53 @@ async def test_a_held_branch_goes_on_beside_a_step_that_still_runs_when_the_paus
         assert await handle.result("20s") == "mail"
 
 
+class Family(TaskHandler[None, list[str]]):
+    """Schedules two children once its first step may end."""
+
+    name = "family"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.entered = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> list[str]:
+        await ctx.step("first", self.first)
+        elder = ctx.schedule_child("elder", Mailing, "elder")
+        return [*await ctx.wait_all([ctx.schedule_child("younger", Mailing, "younger")]), *await ctx.wait_all([elder])]
+
+    async def first(self) -> None:
+        self.entered.set()
+        await self.go.wait()
+
+
+@pytest.mark.parametrize("linger", ["0s", "1h"])
+@pytest.mark.parametrize("filters", [{"execution_id": "f"}, {"step": "younger"}])
+async def test_no_child_is_scheduled_during_a_pause(world: World, filters: dict[str, str], linger: str) -> None:  # B68
+    family = Family(world)
+    world.register(family, Mailing(world))
+    async with world.worker(linger=linger) as worker:
+        handle = await world.client.start(Family, execution_id="f")
+        await family.entered.wait()
+        await world.client.pause(**filters)
+        await until(heard_by(worker), "the worker has heard of the pause")
+        family.go.set()
+
+        async def elder_done() -> bool:
+            return world.ledger.count("elder note") == 1
+
+        async def at_rest() -> bool:
+            return worker.tenure is not None and worker.tenure.quiet
+
+        if "step" in filters:
+            await until(elder_done, "the child that no rule holds has run")
+        await until(at_rest, "nothing goes on any more")
+        assert not [entry for entry in world.ledger.entries() if entry.startswith("younger")]
+        assert len((await world.client.list()).items) == (2 if "step" in filters else 1)
+        await world.client.resume(**filters)
+        assert await handle.result("20s") == ["younger", "elder"]
+
+
 async def test_the_end_of_a_pause_wakes_a_run_that_waits_for_something_else_too(world: World) -> None:  # B68
     class Both(TaskHandler[None, list[str]]):
         name = "both"

@@ -96,6 +96,7 @@ class Ending:
         self.woken = 0
         """Parked calls that have been woken and have not run yet."""
         self._awaiting: dict[Key, set[Parked]] = {}  # parked calls by the children that they wait for
+        self._unstarted: set[Key] = set()  # calls whose child is not started yet: see start_child
         self._suspending: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._stale = False  # a suspension was refused for a signal that is not here yet

@@ -190,7 +190,7 @@ class Replay:
     def drop(self, keys: Iterable[Key]) -> None:
         """Forget rows."""
         for key in keys:
-            self._rows.pop(key, None)
+            self.open_children -= _is_open_child(self._rows.pop(key, None))
 
     def ahead(self, *, compensating: bool) -> bool:
         """Whether anything is recorded that this pass has not met, by this half of the handler (run, or on_failure)."""

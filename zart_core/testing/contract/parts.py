@@ -201,7 +201,9 @@ class PartContract(Contract):
         await hand.record(replace(undoable, row=replace(undoable.row, details=b"undo:0")), plain)
         parts = {claimed.input: claimed for claimed in await hand.claim()}
         assert await bench.scheduler.cancel("p", None)
-        refused = await hand.flush(finish(parts[b"plain"], output=b"x"), finish(parts[b"undoable"], "failed", error=b"e"))
+        refused = await hand.flush(
+            finish(parts[b"plain"], output=b"x"), finish(parts[b"undoable"], "failed", error=b"e")
+        )
         assert refused.refused == {parts[b"plain"].run_id, parts[b"undoable"].run_id}
         done = await hand.flush(finish(parts[b"undoable"], output=b"done"))
         assert not done.refused
