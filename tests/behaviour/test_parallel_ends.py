@@ -113,6 +113,36 @@ async def test_a_parallel_step_inherits_the_deadline(replay: Replay) -> None:  #
     assert doors.cleaned == ["clean-0", "clean-1"]
 
 
+class Careless(TaskHandler[None, None]):
+    """Raises beside a step that would never end by itself."""
+
+    name = "careless"
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        ctx.schedule("endless", lambda: self.endless())
+        await self.begun.wait()
+        raise RuntimeError("did not care")
+
+    async def endless(self) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+
+async def test_a_handler_that_raises_is_not_held_up_by_a_step_beside_it(world: World) -> None:  # B35
+    careless = Careless()
+    world.register(careless)
+    with pytest.raises(ExecutionFailed, match="did not care"):
+        await world.run(Careless)
+    assert careless.cancelled.is_set()
+
+
 class Trip(TaskHandler[str, str]):
     """A saga whose steps are booked in parallel."""
 
