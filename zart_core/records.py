@@ -337,7 +337,11 @@ class RetryFact(Struct, frozen=True, gc=False):
 
 
 class FinishFact(Struct, frozen=True, gc=False):
-    """Finish the run. Refused when a cancellation was accepted and ``status`` is not ``"cancelled"``."""
+    """Finish the run. Refused when a cancellation was accepted and ``status`` is not ``"cancelled"``.
+
+    Except for a part that has completed, if the row of its call has ``details``: those say that its step can be undone, and
+    whoever undoes what a cancelled run has done must not miss it.
+    """
 
     run_id: int
     epoch: int

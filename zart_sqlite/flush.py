@@ -135,6 +135,14 @@ SUSPEND: Final = ManyRows(
     """,
     columns=11,
 )
+# Those of these runs that are parts whose step can be undone: see FinishFact.
+_TO_UNDO: Final = """
+    SELECT json_group_array(a.run_id)
+    FROM json_each(?) AS late CROSS JOIN zart_active AS a ON a.run_id = late.value
+    CROSS JOIN zart_steps AS s
+        ON s.run_id = a.parent_run AND s.name = a.parent_name AND s.ordinal = a.parent_ordinal
+    WHERE s.kind = 'parallel' AND s.details IS NOT NULL
+"""
 _STILL_HELD: Final = """
     SELECT json_group_array(run_id) FROM zart_active
     WHERE run_id IN (SELECT value FROM json_each(?)) AND +worker_id = ?
@@ -281,12 +289,14 @@ def _retry(db: sqlite3.Connection, facts: Sequence[RetryFact]) -> None:
         _NEXT_ATTEMPT.execute(db, list(attempts.items()))
 
 
-def _finish(tx: Transaction, facts: Iterable[FinishFact], cancelled: frozenset[int]) -> set[int]:
+def _finish(tx: Transaction, facts: Sequence[FinishFact], cancelled: frozenset[int]) -> set[int]:
     """Finish runs; returns those that a cancellation has forestalled."""
     refused: set[int] = set()
     endings: dict[int, FinishFact] = {}
+    late = [fact.run_id for fact in facts if fact.status == "completed" and fact.run_id in cancelled]
+    done = set(_decode_ids(tx.db.execute(_TO_UNDO, (as_json(late),)).fetchone()[0])) if late else set[int]()
     for fact in facts:
-        if fact.status != "cancelled" and fact.run_id in cancelled:
+        if fact.status != "cancelled" and fact.run_id in cancelled and fact.run_id not in done:
             refused.add(fact.run_id)
         else:
             endings[fact.run_id] = fact

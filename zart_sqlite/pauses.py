@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from zart_core.duration import FOREVER
 from zart_core.errors import ExecutionFinished
 from zart_core.records import NewPause, PauseFilter, PauseRow, TaskOffer
 from zart_sqlite.rows import as_json
@@ -34,7 +35,7 @@ RELEASE: Final = """
         queue = iif(zart_active.queue = '' AND held.other IS NULL, held.queue, zart_active.queue),
         held_by = iif(zart_active.queue = '', held.other, NULL),
         held_at = iif(held.other IS NULL, NULL, held_at),
-        deadline = iif(zart_active.queue = '' AND held.other IS NULL, deadline + :now - held_at, deadline),
+        deadline = iif(zart_active.queue = '' AND held.other IS NULL, min(deadline + :now - held_at, :forever), deadline),
         wake_at = CASE
             WHEN worker_id IS NOT NULL OR quarantined THEN NULL
             WHEN zart_active.queue <> '' OR (epoch = 0 AND wake_at < :now) THEN :now
@@ -53,7 +54,7 @@ RELEASE: Final = """
 """
 _RELEASE_TASK: Final = """
     UPDATE zart_active SET
-        deadline = deadline + :now - max(:since, r.created_at),
+        deadline = min(deadline + :now - max(:since, r.created_at), :forever),
         wake_at = iif(epoch = 0 AND wake_at < :now, :now, wake_at)
     FROM zart_runs AS r
     WHERE r.run_id = zart_active.run_id AND zart_active.task = :task AND worker_id IS NULL AND zart_active.queue <> ''
@@ -125,8 +126,10 @@ def _end(tx: Transaction, ended: Sequence[PauseRow]) -> None:
     tx.db.execute(_DELETE, (ids,))
     # Race: a run is just being suspended because of such a rule. Both need the write lock: it comes before this and is released here, or
     # after it, and finds no rule.
-    tx.db.execute(RELEASE, {"rules": ids, "now": now})
+    tx.db.execute(RELEASE, {"rules": ids, "now": now, "forever": FOREVER})
     for rule in ended:
         if rule.execution_id is None and rule.step is None:
-            tx.db.execute(_RELEASE_TASK, {"task": rule.task, "since": rule.created_at, "now": now})
+            tx.db.execute(
+                _RELEASE_TASK, {"task": rule.task, "since": rule.created_at, "now": now, "forever": FOREVER}
+            )
     tx.happened.ready = True

@@ -113,6 +113,36 @@ async def test_a_parallel_step_inherits_the_deadline(replay: Replay) -> None:  #
     assert doors.cleaned == ["clean-0", "clean-1"]
 
 
+class Careless(TaskHandler[None, None]):
+    """Raises beside a step that would never end by itself."""
+
+    name = "careless"
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        ctx.schedule("endless", lambda: self.endless())
+        await self.begun.wait()
+        raise RuntimeError("did not care")
+
+    async def endless(self) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+
+async def test_a_handler_that_raises_is_not_held_up_by_a_step_beside_it(world: World) -> None:  # B35
+    careless = Careless()
+    world.register(careless)
+    with pytest.raises(ExecutionFailed, match="did not care"):
+        await world.run(Careless)
+    assert careless.cancelled.is_set()
+
+
 class Trip(TaskHandler[str, str]):
     """A saga whose steps are booked in parallel."""
 
@@ -150,6 +180,49 @@ async def test_parallel_steps_of_a_saga_are_undone(world: World, data: str) -> N
     with pytest.raises(ExecutionFailed, match="no trains" if data == "seen" else "seen enough"):
         await world.run(Trip, data)
     assert sorted(trip.undone) == ["BOAT", "CAR", "HOTEL"]
+
+
+class Charge(TaskHandler[None, None]):
+    """A saga with one parallel step, which is cancelled while that runs."""
+
+    name = "charge"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.entered = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        async with ctx.saga():
+            await ctx.wait_all([ctx.schedule("charge", self.charge, undo=self.refund)])
+
+    async def charge(self) -> str:
+        self.entered.set()
+        await self.go.wait()
+        self.world.ledger.write("charged")
+        return "receipt"
+
+    async def refund(self, receipt: str) -> None:
+        self.world.ledger.write(f"refunded {receipt}")
+
+
+async def test_a_parallel_step_that_ends_after_its_cancellation_is_undone(world: World) -> None:  # B44, B52
+    charge = Charge(world)
+    world.register(charge)
+    async with world.worker() as worker:
+        handle = await world.client.start(Charge)
+        await charge.entered.wait()
+        assert await handle.cancel(reason="enough")
+
+        async def heard() -> bool:
+            assert worker.tenure is not None
+            return any(run.cancelled for run in worker.tenure.runs.values() if run.claimed.run < 0 or run.bodies)
+
+        await until(heard, "the worker that runs the step has heard of the cancellation")
+        charge.go.set()
+        with pytest.raises(ExecutionCancelled, match="enough"):
+            await handle.result("20s")
+    assert world.ledger.entries() == ["charged", "refunded receipt"]
 
 
 class Delicate(TaskHandler[None, str]):

@@ -244,6 +244,19 @@ async def test_no_deadline_passes_during_a_pause(kind: str, replay: Replay) -> N
         assert await handle.result(0) == "awake"
 
 
+@pytest.mark.parametrize("filters", [{"execution_id": "a"}, {"task": "endless"}])
+async def test_a_deadline_at_the_end_of_time_stays_there(world: World, filters: dict[str, str]) -> None:  # B68, B26
+    class Endless(Napping):
+        name = "endless"
+        timeout = "4000000d"
+
+    handle = await world.client.start(Endless, "a", execution_id="a")
+    latest = (await handle.status()).deadline
+    await world.client.pause(**filters)
+    await world.client.resume(**filters)
+    assert (await handle.status()).deadline == latest
+
+
 async def test_what_never_ran_has_all_of_its_time_after_a_pause(replay: Replay) -> None:  # B68, B50
     async with TestEngine(registry_of(Napping()), replay=replay) as engine:
         await engine.client.pause(task="napping")
@@ -314,6 +327,80 @@ async def test_a_held_branch_does_not_hold_the_others(world: World) -> None:  # 
         await until(has_status(world.client, "b", "paused"), "nothing but the held branch is left")
         await world.client.resume(step="send")
         assert await handle.result("20s") == ["sent", "heard"]
+
+
+async def test_a_held_branch_goes_on_beside_a_step_that_still_runs_when_the_pause_ends(world: World) -> None:  # B68
+    gate = Gate(world)
+
+    class Beside(Mailing):
+        name = "beside"
+
+        async def run(self, ctx: TaskContext, data: str) -> str:
+            await asyncio.gather(ctx.step("long", gate.first), ctx.step("send", self.write, "sent"))
+            return data
+
+    world.register(Beside(world))
+    rule = await world.client.pause(step="send")
+    async with world.worker() as worker:
+        handle = await world.client.start(Beside, "mail")
+        await gate.entered.wait()
+        await until(heard_by(worker), "the worker has heard of the pause")
+        assert world.ledger.entries() == []
+        await world.client.resume(rule)
+
+        async def sent() -> bool:
+            return world.ledger.entries() == ["sent"]
+
+        await until(sent, "the branch goes on, though the run never left the memory of its worker")
+        gate.go.set()
+        assert await handle.result("20s") == "mail"
+
+
+class Family(TaskHandler[None, list[str]]):
+    """Schedules two children once its first step may end."""
+
+    name = "family"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.entered = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> list[str]:
+        await ctx.step("first", self.first)
+        elder = ctx.schedule_child("elder", Mailing, "elder")
+        return [*await ctx.wait_all([ctx.schedule_child("younger", Mailing, "younger")]), *await ctx.wait_all([elder])]
+
+    async def first(self) -> None:
+        self.entered.set()
+        await self.go.wait()
+
+
+@pytest.mark.parametrize("linger", ["0s", "1h"])
+@pytest.mark.parametrize("filters", [{"execution_id": "f"}, {"step": "younger"}])
+async def test_no_child_is_scheduled_during_a_pause(world: World, filters: dict[str, str], linger: str) -> None:  # B68
+    family = Family(world)
+    world.register(family, Mailing(world))
+    async with world.worker(linger=linger) as worker:
+        handle = await world.client.start(Family, execution_id="f")
+        await family.entered.wait()
+        await world.client.pause(**filters)
+        await until(heard_by(worker), "the worker has heard of the pause")
+        family.go.set()
+
+        async def elder_done() -> bool:
+            return world.ledger.count("elder note") == 1
+
+        async def at_rest() -> bool:
+            return worker.tenure is not None and worker.tenure.quiet
+
+        if "step" in filters:
+            await until(elder_done, "the child that no rule holds has run")
+        await until(at_rest, "nothing goes on any more")
+        assert not [entry for entry in world.ledger.entries() if entry.startswith("younger")]
+        assert len((await world.client.list()).items) == (2 if "step" in filters else 1)
+        await world.client.resume(**filters)
+        assert await handle.result("20s") == ["younger", "elder"]
 
 
 async def test_the_end_of_a_pause_wakes_a_run_that_waits_for_something_else_too(world: World) -> None:  # B68

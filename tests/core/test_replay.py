@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zart_core.engine.replay import FAILURE_NAME, FAILURE_ORDINAL, Replay, Site
+from zart_core.engine.replay import FAILURE_NAME, FAILURE_ORDINAL, Replay, Site, undoable
 from zart_core.errors import DuplicateStepError, NonDeterminismError
 from zart_core.records import StepKind, StepRow
 
@@ -184,3 +185,34 @@ def test_what_is_kept_replaces_what_was_pending() -> None:
     met = replay.meet("a", 0, "step", here())
     assert met is not None
     assert met.status == "completed"
+
+
+def test_a_saga_of_many_steps_is_replayed_in_linear_time() -> None:  # B21
+    count = 20_000
+    steps = [
+        StepRow(f"step-{n}", 0, "step", "completed", 1, 10 * n, 10 * n + 9, details=undoable(0)) for n in range(count)
+    ]
+    replay = Replay("x", steps)
+    began = time.process_time()
+    for step in steps:
+        replay.meet(step.name, 0, "step", here())
+        assert not replay.owes(step.finished_at, compensating=False)
+        assert replay.owes(None, compensating=False) == (step is not steps[-1])
+    assert time.process_time() - began < 5, "quadratic, it takes a minute"
+
+
+def test_what_is_owed_is_told_by_when_it_began_and_by_whose_it_is() -> None:
+    first, second, own = ("first", 0, 10), ("second", 0, 20), ("cleanup", -1, 5)
+    replay = Replay(
+        "x",
+        [StepRow(n, o, "step", "completed", 1, at, at + 1, details=undoable(0)) for n, o, at in (second, own, first)],
+    )
+    assert not replay.owes(9, compensating=False)
+    assert replay.owes(10, compensating=False)
+    assert not replay.owes(10, compensating=False, ties=False)
+    assert replay.owes(5, compensating=True)
+    replay.meet("first", 0, "step", here())
+    assert not replay.owes(19, compensating=False)
+    assert replay.owes(21, compensating=False)
+    replay.rewind(drop_failed=False)
+    assert replay.owes(11, compensating=False)

@@ -88,6 +88,9 @@ class Branch:
         self.awaited_at_the_end = False
         return None
 
+    def give_up(self) -> None:
+        """The handler has failed for good: stop what runs of it in this process."""
+
     async def rest(self) -> None:
         """Return when no task of this process makes the call any more."""
 
@@ -396,6 +399,11 @@ class TaskBranch(Branch):
             # A halt, a cancellation or the deadline: whoever waits for this branch hears of it by itself.
             if not isinstance(error, asyncio.CancelledError) and run.over is None:
                 self._broken = error
+
+    def give_up(self) -> None:
+        row = self.row
+        if self._task is not None and not self._done and (row is None or row.status == "pending"):
+            self._task.cancel()
 
     async def rest(self) -> None:
         if self._task is not None and not self._task.done():

@@ -96,6 +96,7 @@ class Ending:
         self.woken = 0
         """Parked calls that have been woken and have not run yet."""
         self._awaiting: dict[Key, set[Parked]] = {}  # parked calls by the children that they wait for
+        self._unstarted: set[Key] = set()  # calls whose child is not started yet: see start_child
         self._suspending: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._stale = False  # a suspension was refused for a signal that is not here yet
@@ -249,9 +250,17 @@ class Ending:
         await asyncio.sleep(0)
 
     def heed(self, rules: Iterable[PauseRow]) -> None:
-        """These pauses hold now: from here on no call begins that one of them holds."""
+        """These pauses hold now: from here on no call begins that one of them holds, and what only others held goes on."""
         self._pauses = concerning(rules, self.execution_id, self.claimed.task)
         self._regate()
+        hold = {rule.rule_id for rule in self._pauses}
+        for parked in list(self._parked):
+            if parked.rule is not None and parked.rule.rule_id not in hold:
+                # Race: the pause ends while the run is being suspended because of it. The answer to the suspension decides.
+                if self._suspending is None:
+                    parked.wake()
+                else:
+                    parked.due = True
 
     def _regate(self) -> None:
         self.gated = (

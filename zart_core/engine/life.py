@@ -106,6 +106,9 @@ class Life:
         except BaseException as error:
             if being_closed(error, run.root):
                 raise
+            if self._is_last(error):
+                for branch in run.branches.values():
+                    branch.give_up()
             await run.end_turn()
             await run.learn_reason()
             return self._judge(await self._undo_left(error))
@@ -128,6 +131,18 @@ class Life:
         if run.overdue:
             return self._with_failed_undo(self._deadline_failure())
         return output
+
+    def _is_last(self, error: BaseException) -> bool:
+        """Whether ``error`` fails the handler for good, so that nobody wants what it has set going; but what a saga may have to
+        undo has to come to its end."""
+        run = self.run
+        return (
+            isinstance(error, Exception)
+            and not isinstance(error, NonDeterminismError)
+            and not (run.cancelled or run.overdue or run.blocks.left or run.halt is not None)
+            and run.continuation is None
+            and run.attempt >= run.body.max_retries
+        )
 
     async def _undo_left(self, error: Exc) -> BaseException | Exc:
         """A pass has ended, with ``error``. What its left branches have done in sagas that are still open is undone: no other

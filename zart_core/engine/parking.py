@@ -58,6 +58,7 @@ class Parking(Ending):
         rule = holding(self._pauses, name)
         if rule is not None:
             await self._pause(name or "", rule)
+            await self.ready(name)  # it is over; whatever else has happened meanwhile
 
     async def _ended(self, name: str | None) -> BaseException | None:
         """What has ended this pass for the call ``name``, once a replay has come as far. Raises where its saga has failed."""
@@ -156,22 +157,34 @@ class Parking(Ending):
 
     def start_child(self, fact: ChildFact) -> Durable:
         """Have a child started, by a call that does not wait."""
-        if self._suspending is None:
+        row = fact.row
+        # A part can be started: whoever claims it is held at its step.
+        held = row.kind == "child" and holding(self._pauses, row.name) is not None
+        if self._suspending is None and not held:
             return self.journal.child(fact)
         # Race: the run is being suspended. In the same flush the child would be started before that, and the suspension, which
         # does not know of it, would wait for more ends than it has to. The backend's answer comes first.
         promise: Durable = self.loop.create_future()
         self._calls += 1
+        self._unstarted.add((row.name, row.ordinal))
         task = self.loop.create_task(self._start_later(fact, promise))
         self.tasks.add(task)
         task.add_done_callback(self._started)
         return promise
 
     async def _start_later(self, fact: ChildFact, promise: Durable) -> None:
+        key = (fact.row.name, fact.row.ordinal)
         try:
             await self.ready(fact.row.name)
-            promise.set_result(await self.journal.child(fact))
         except BaseException:  # what ends the pass: whoever waits hears of it by itself
+            self.replay.drop((key,))  # there is no such child: nobody may wait for its end
+            promise.cancel()
+            return
+        finally:
+            self._unstarted.discard(key)
+        try:
+            promise.set_result(await self.journal.child(fact))
+        except BaseException:
             promise.cancel()
 
     def _started(self, task: asyncio.Task[None]) -> None:
@@ -188,7 +201,7 @@ class Parking(Ending):
         await self._park(Parked(self, name, None, on_signal=False, hold=True))
 
     async def _pause(self, name: str, rule: PauseRow) -> None:
-        """Wait for a pause to end: the run is suspended, and claimed anew when it is over."""
+        """Wait for a pause to end. The run may be suspended meanwhile, and is claimed anew when it is over."""
         parked = Parked(self, name, None, on_signal=False, hold=True)
         if rule.step is not None or rule.execution_id is not None:  # a rule for a task keeps the run from being claimed
             parked.rule = rule
@@ -360,7 +373,12 @@ class Parking(Ending):
         self._suspending = self.loop.create_future()
         self.gated = True
         held = self._held
-        needed = [parked.needed for parked in self._parked if parked.remote]
+        # What waits for more ends than those of calls that have begun waits for the end of a pause.
+        needed = [
+            parked.needed
+            for parked in self._parked
+            if parked.remote and parked.needed <= len(parked.awaited - self._unstarted)
+        ]
         fact = SuspendFact(
             self.run_id,
             self.epoch,
@@ -371,7 +389,7 @@ class Parking(Ending):
             cleanup=self.body.handles_failure or bool(self._undoing) or self._has_to_undo,
             compensating=self._unwinding,
             # Whichever children end: before so many have, no call has what it needs. Woken for others than its own, it waits on.
-            children_left=max(0, self.replay.open_children - min(needed)) if needed else 0,
+            children_left=max(0, self.replay.open_children - len(self._unstarted) - min(needed)) if needed else 0,
             held_by=None if held is None else held.rule_id,
             only_held=held is not None and self._only_held,
         )

@@ -69,14 +69,10 @@ class PartLife(Life):
             await self._finish_failed(result)
             return
         await run.end_turn()
-        if run.cancelled:
-            # Its result is not wanted: who has cancelled it has been told that it ends so.
-            await run.learn_reason()
-            await self._finish_failed(self._cancellation())
-            return
         fact = FinishFact(run.run_id, run.epoch, "completed", row.output)
         if row.error is not None:
             fact = FinishFact(run.run_id, run.epoch, "failed", error=row.error)
+        # Refused when it was cancelled, and its result is not wanted. But what a saga can undo has to be known to be done.
         if not await self._finish(fact):
             await self._finish_failed(self._cancellation())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from heapq import heapify, heappop
 from types import CodeType
 
 import msgspec
@@ -32,7 +33,18 @@ Key = tuple[str, int]
 class Replay:
     """The recorded rows of one run. Identity is (name, ordinal), never position, so code may change around steps."""
 
-    __slots__ = ("_rows", "_unmet", "_used", "_waits", "execution_id", "kept", "open_children", "owed", "undoing")
+    __slots__ = (
+        "_due",
+        "_rows",
+        "_unmet",
+        "_used",
+        "_waits",
+        "execution_id",
+        "kept",
+        "open_children",
+        "owed",
+        "undoing",
+    )
 
     def __init__(self, execution_id: str, rows: Iterable[StepRow]) -> None:
         self.execution_id = execution_id
@@ -46,6 +58,7 @@ class Replay:
         """The steps of sagas whose block has ended well."""
         self.owed: dict[Key, int] = self._owed()
         """When each step began that is recorded, may have to be undone, and was not met in this pass."""
+        self._due = self._in_order_of_begin()
         self.undoing = self._begun_undo()
         """Whether an earlier pass has begun to undo something."""
 
@@ -160,10 +173,20 @@ class Replay:
 
         ``ties``: or in the same moment.
         """
-        return any(
-            (key[1] < 0) == compensating and (before is None or started_at < before or (ties and started_at == before))
-            for key, started_at in self.owed.items()
-        )
+        # The first of them tells for all: each step of a saga asks, and there may be ten thousand.
+        due = self._due[compensating]
+        while due and due[0][1] not in self.owed:
+            heappop(due)
+        return bool(due) and (before is None or due[0][0] < before or (ties and due[0][0] == before))
+
+    def _in_order_of_begin(self) -> tuple[list[tuple[int, Key]], list[tuple[int, Key]]]:
+        """What is owed, of the handler and of on_failure, each as a heap. Those that were met since are in there still."""
+        heaps: tuple[list[tuple[int, Key]], list[tuple[int, Key]]] = ([], [])
+        for key, started_at in self.owed.items():
+            heaps[key[1] < 0].append((started_at, key))
+        for heap in heaps:
+            heapify(heap)
+        return heaps
 
     def half_undone(self) -> list[str]:
         """The steps whose undo is on record, has not ended, and was not met in this pass."""
@@ -193,7 +216,7 @@ class Replay:
     def drop(self, keys: Iterable[Key]) -> None:
         """Forget rows."""
         for key in keys:
-            self._rows.pop(key, None)
+            self.open_children -= _is_open_child(self._rows.pop(key, None))
 
     def ahead(self, *, compensating: bool) -> bool:
         """Whether anything is recorded that this pass has not met, by this half of the handler (run, or on_failure)."""
@@ -221,6 +244,7 @@ class Replay:
         self._waits.clear()
         self.kept = self._kept()
         self.owed = self._owed()
+        self._due = self._in_order_of_begin()
         self.undoing = self._begun_undo()
         self._unmet = self._to_meet()
 

@@ -624,6 +624,7 @@ DECLARE
     v_ends bigint[]; v_statuses text[]; v_outputs bytea[]; v_errors bytea[];
     v_lock record; v_ended record; v_abandoned record;
     v_orphaned bigint[];
+    v_forestalled bigint[];        -- runs that end in no other way than as cancelled
     v_parked bigint;
 BEGIN
     -- Every lock of this call, and the fence.
@@ -719,13 +720,29 @@ BEGIN
     IF cardinality(f_run) > 0 THEN
         -- A cancellation that was accepted lets only a finish as cancelled through. Race: the cancellation. Both hold the
         -- row's lock: if it is first, it is seen here; if it is later, it finds the run finished.
+        v_forestalled := o_cancelled;
+        IF v_forestalled <> '{}' THEN
+            -- But a part whose step can be undone says that it is done: who undoes what a cancelled run has done must not miss it.
+            v_forestalled := ARRAY(
+                SELECT unnest(o_cancelled)
+                EXCEPT
+                SELECT f.run_id
+                FROM unnest(f_run, f_status) AS f(run_id, status)
+                JOIN {schema}.active AS a ON a.run_id = f.run_id AND a.run_id = ANY (f_run)
+                CROSS JOIN LATERAL (
+                    SELECT 1 FROM {schema}.steps AS x
+                    WHERE x.run_id = a.parent_run AND x.name = a.parent_name AND x.ordinal = a.parent_ordinal
+                      AND x.kind = 'parallel' AND x.details IS NOT NULL OFFSET 0
+                ) AS s
+                WHERE f.status = 'completed');
+        END IF;
         SELECT array_agg(f.run_id), array_agg(f.status), array_agg(f.output), array_agg(f.error)
           INTO v_ends, v_statuses, v_outputs, v_errors
           FROM unnest(f_run, f_status, f_output, f_error) AS f(run_id, status, output, error)
-         WHERE (v_all OR f.run_id = ANY (v_held)) AND (f.status = 'cancelled' OR f.run_id <> ALL (o_cancelled));
+         WHERE (v_all OR f.run_id = ANY (v_held)) AND (f.status = 'cancelled' OR f.run_id <> ALL (v_forestalled));
         SELECT coalesce(array_agg(f.run_id), '{}') INTO o_refused
           FROM unnest(f_run, f_status) AS f(run_id, status)
-         WHERE f.status <> 'cancelled' AND f.run_id = ANY (o_cancelled);
+         WHERE f.status <> 'cancelled' AND f.run_id = ANY (v_forestalled);
         IF v_ends IS NOT NULL THEN
             v_ended := {schema}.end_runs_v1(v_ends, v_statuses, v_outputs, v_errors, v_lock.o_children, o_now);
             o_ready := v_ended.o_ready; o_signals := v_ended.o_signals; o_finished := v_ended.o_finished;

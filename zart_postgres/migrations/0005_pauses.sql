@@ -86,6 +86,7 @@ DECLARE
     v_now bigint := {schema}.now_v1();
     v_rules bigint[];
     v_tasks text[]; v_since bigint[];   -- those that hold whole tasks
+    v_forever CONSTANT bigint := 253402300799999999;  -- no time is later; a NULL deadline has to stay one, so least() is not for it
 BEGIN
     WITH gone AS (
         DELETE FROM {schema}.pauses AS p WHERE p.rule_id = ANY (p_rules) RETURNING p.*
@@ -103,7 +104,8 @@ BEGIN
         queue = CASE WHEN a.queue = '' AND held.other IS NULL THEN held.queue ELSE a.queue END,
         held_by = CASE WHEN a.queue = '' THEN held.other END,
         held_at = CASE WHEN held.other IS NOT NULL THEN a.held_at END,
-        deadline = CASE WHEN a.queue = '' AND held.other IS NULL THEN a.deadline + v_now - a.held_at ELSE a.deadline END,
+        deadline = CASE WHEN a.queue <> '' OR held.other IS NOT NULL THEN a.deadline
+                        WHEN a.deadline IS NOT NULL THEN least(a.deadline + v_now - a.held_at, v_forever) END,
         wake_at = CASE WHEN a.worker_id IS NOT NULL OR a.quarantined THEN NULL
                        WHEN a.queue <> '' OR (a.epoch = 0 AND a.wake_at < v_now) THEN v_now
                        ELSE a.wake_at END
@@ -123,7 +125,8 @@ BEGIN
           AND (a.deadline IS NOT NULL OR (a.epoch = 0 AND a.wake_at < v_now))
         ORDER BY a.run_id FOR NO KEY UPDATE;
         UPDATE {schema}.active AS a SET
-            deadline = a.deadline + v_now - greatest(v_since[v_place], r.created_at),
+            deadline = CASE WHEN a.deadline IS NOT NULL
+                            THEN least(a.deadline + v_now - greatest(v_since[v_place], r.created_at), v_forever) END,
             wake_at = CASE WHEN a.epoch = 0 AND a.wake_at < v_now THEN v_now ELSE a.wake_at END
         FROM {schema}.runs AS r
         WHERE r.run_id = a.run_id AND a.task = v_tasks[v_place] AND a.worker_id IS NULL AND a.queue <> ''

@@ -195,6 +195,25 @@ class PartContract(Contract):
         assert await hand.claim() == []
 
     @on_bench
+    async def test_a_cancelled_part_that_can_be_undone_says_that_it_is_done(self, bench: Bench) -> None:  # B52
+        hand, run = await bench.running("p")
+        undoable, plain = part(run, "undoable"), part(run, "plain")
+        await hand.record(replace(undoable, row=replace(undoable.row, details=b"undo:0")), plain)
+        parts = {claimed.input: claimed for claimed in await hand.claim()}
+        assert await bench.scheduler.cancel("p", None)
+        refused = await hand.flush(
+            finish(parts[b"plain"], output=b"x"), finish(parts[b"undoable"], "failed", error=b"e")
+        )
+        assert refused.refused == {parts[b"plain"].run_id, parts[b"undoable"].run_id}
+        done = await hand.flush(finish(parts[b"undoable"], output=b"done"))
+        assert not done.refused
+        rows = {row.name: row for row in (await bench.history("p")).steps}
+        assert (rows["undoable"].status, rows["undoable"].output) == ("completed", b"done")
+        assert rows["undoable"].details == b"undo:0"
+        await hand.flush(finish(parts[b"plain"], "cancelled", error=b"gone"))
+        await hand.flush(finish(run, "cancelled", error=b"gone"))
+
+    @on_bench
     async def test_a_lane_is_emptied_by_a_cancellation(self, bench: Bench) -> None:  # B52
         hand, run = await bench.running("p")
         await hand.record(
