@@ -28,7 +28,9 @@ def reference_to(fn: object, handler: object) -> str | None:
     if _owner(fn) is not None or plain.__qualname__ != name:
         return None
     home = type(handler).__module__
-    if getattr(sys.modules.get(home), name, None) is fn:
+    if getattr(sys.modules.get(home), name, None) is fn and (
+        isinstance(fn, StepDefinition) or plain.__module__ == home
+    ):
         return name
     if isinstance(fn, StepDefinition) and getattr(sys.modules.get(plain.__module__), name, None) is fn:
         return f"{plain.__module__}:{name}"
@@ -46,7 +48,9 @@ def find_step(reference: str, handler: object) -> Callable[..., Any]:
         fits = isinstance(found, StepDefinition)
     else:
         found = getattr(sys.modules.get(type(handler).__module__), reference, None)
-        fits = isinstance(found, FunctionType | StepDefinition)
+        # Not what the module has only imported: whoever can write to the tables must not get at any function in reach.
+        own = isinstance(found, FunctionType) and found.__module__ == type(handler).__module__
+        fits = own or isinstance(found, StepDefinition)
     if not fits or found is None:
         raise LookupError(f"{type(handler).__qualname__} knows no step {reference!r}")
     return cast("Callable[..., Any]", found)

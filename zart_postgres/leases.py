@@ -80,20 +80,20 @@ _DEREGISTER_TRIES: Final = 20
 _PAUSE: Final = 0.1
 """Seconds between two looks at rows that somebody has locked."""
 # Whatever time has passed meanwhile: its deadline is as far away as it was at first.
-_RESUME: Final = """
+_RESUME: Final = f"""
     WITH latest AS (
-        SELECT r.run_id FROM {schema}.runs AS r WHERE r.execution_id = $1 ORDER BY r.run DESC LIMIT 1
+        SELECT r.run_id FROM {{schema}}.runs AS r WHERE r.execution_id = $1 ORDER BY r.run DESC LIMIT 1
     ), resumed AS (
-        UPDATE {schema}.active AS a SET
+        UPDATE {{schema}}.active AS a SET
             deadline = CASE WHEN a.deadline IS NOT NULL THEN
-                {schema}.now_v1() + greatest(0, a.deadline - coalesce(r.alive_since, r.created_at)) END,
-            quarantined = false, crashes = 0, error = NULL, wake_at = {schema}.now_v1()
-        FROM {schema}.runs AS r, latest
+                least({FOREVER}, {{schema}}.now_v1() + greatest(0, a.deadline - coalesce(r.alive_since, r.created_at))) END,
+            quarantined = false, crashes = 0, error = NULL, wake_at = {{schema}}.now_v1()
+        FROM {{schema}}.runs AS r, latest
         -- The run itself, and its parts.
         WHERE r.execution_id = $1 AND (r.run < 0 OR r.run_id = latest.run_id) AND a.run_id = r.run_id AND a.quarantined
         RETURNING a.run_id
     )
-    SELECT {schema}.now_v1(), EXISTS (SELECT 1 FROM latest), EXISTS (SELECT 1 FROM resumed)
+    SELECT {{schema}}.now_v1(), EXISTS (SELECT 1 FROM latest), EXISTS (SELECT 1 FROM resumed)
 """
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from zart_core.duration import later
+from zart_core.duration import FOREVER, later
 from zart_core.errors import LeaseLost
 from zart_core.records import ErrorInfo, Reaped, WorkerInfo
 from zart_sqlite.clock import keep
@@ -57,10 +57,10 @@ _RELEASE: Final = """
     WHERE worker_id = :worker_id AND run_id NOT IN (SELECT value FROM json_each(:keep))
 """
 # The run itself, and its parts. Whatever time has passed meanwhile: the deadline is as far away as it was at first.
-_RESUME: Final = """
+_RESUME: Final = f"""
     UPDATE zart_active SET
         deadline = (
-            SELECT ?1 + max(0, zart_active.deadline - coalesce(r.alive_since, r.created_at))
+            SELECT min({FOREVER}, ?1 + max(0, zart_active.deadline - coalesce(r.alive_since, r.created_at)))
             FROM zart_runs AS r WHERE r.run_id = zart_active.run_id),
         quarantined = 0, crashes = 0, error = NULL, wake_at = ?1
     WHERE quarantined AND run_id IN (

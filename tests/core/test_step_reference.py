@@ -124,3 +124,11 @@ def test_no_module_is_imported() -> None:
     with pytest.raises(LookupError):
         find_step("colorsys:rgb_to_hsv", Handler())
     assert "colorsys" not in sys.modules
+
+
+def test_a_function_that_the_module_has_only_imported_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can write to the tables names functions: not any that is in reach by an import."""
+    monkeypatch.setattr(sys.modules[__name__], "borrowed", textwrap.dedent, raising=False)
+    assert reference_to(textwrap.dedent, Handler()) is None
+    with pytest.raises(LookupError, match="borrowed"):
+        find_step("borrowed", Handler())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from zart_core.duration import FOREVER
 from zart_core.errors import ExecutionNotFound
 from zart_core.records import ExecutionFailure, ListQuery
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench, raises
@@ -70,18 +71,20 @@ class QuarantineContract(Contract):
     async def test_a_resumed_run_has_as_much_time_as_at_first(self, bench: Bench) -> None:  # B68
         await bench.start("a", timeout=LONG)
         await bench.start("none")
+        await bench.start("ever", timeout=FOREVER)
         for _ in range(DELIVERIES):
             dying = await bench.hand(lease=LAPSE)
-            assert len(await dying.claim()) == 2
+            assert len(await dying.claim()) == 3
             await bench.bury(dying, max_deliveries=DELIVERIES)
         before = bench.now()
-        for name in ("a", "none"):
+        for name in ("a", "none", "ever"):
             assert (await bench.row(name)).status == "paused"
             assert await bench.scheduler.resume(name)
         deadline = (await bench.row("a")).deadline
         assert deadline is not None
         assert before + LONG <= deadline <= bench.scheduler.clock.latest() + LONG
         assert (await bench.row("none")).deadline is None
+        assert (await bench.row("ever")).deadline == FOREVER
 
     @on_bench
     async def test_a_resumed_run_has_a_fresh_budget(self, bench: Bench) -> None:
