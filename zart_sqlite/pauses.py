@@ -129,7 +129,5 @@ def _end(tx: Transaction, ended: Sequence[PauseRow]) -> None:
     tx.db.execute(RELEASE, {"rules": ids, "now": now, "forever": FOREVER})
     for rule in ended:
         if rule.execution_id is None and rule.step is None:
-            tx.db.execute(
-                _RELEASE_TASK, {"task": rule.task, "since": rule.created_at, "now": now, "forever": FOREVER}
-            )
+            tx.db.execute(_RELEASE_TASK, {"task": rule.task, "since": rule.created_at, "now": now, "forever": FOREVER})
     tx.happened.ready = True
