@@ -210,7 +210,7 @@ async def test_a_parallel_step_that_ends_after_its_cancellation_is_undone(world:
     charge = Charge(world)
     world.register(charge)
     async with world.worker() as worker:
-        handle = await world.client.start(Charge)
+        handle = await world.client.start(Charge, None)
         await charge.entered.wait()
         assert await handle.cancel(reason="enough")
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -245,7 +246,7 @@ async def test_no_deadline_passes_during_a_pause(kind: str, replay: Replay) -> N
 
 
 @pytest.mark.parametrize("filters", [{"execution_id": "a"}, {"task": "endless"}])
-async def test_a_deadline_at_the_end_of_time_stays_there(world: World, filters: dict[str, str]) -> None:  # B68, B26
+async def test_a_deadline_at_the_end_of_time_stays_there(world: World, filters: dict[str, Any]) -> None:  # B68, B26
     class Endless(Napping):
         name = "endless"
         timeout = "4000000d"
@@ -378,11 +379,11 @@ class Family(TaskHandler[None, list[str]]):
 
 @pytest.mark.parametrize("linger", ["0s", "1h"])
 @pytest.mark.parametrize("filters", [{"execution_id": "f"}, {"step": "younger"}])
-async def test_no_child_is_scheduled_during_a_pause(world: World, filters: dict[str, str], linger: str) -> None:  # B68
+async def test_no_child_is_scheduled_during_a_pause(world: World, filters: dict[str, Any], linger: str) -> None:  # B68
     family = Family(world)
     world.register(family, Mailing(world))
     async with world.worker(linger=linger) as worker:
-        handle = await world.client.start(Family, execution_id="f")
+        handle = await world.client.start(Family, None, execution_id="f")
         await family.entered.wait()
         await world.client.pause(**filters)
         await until(heard_by(worker), "the worker has heard of the pause")
