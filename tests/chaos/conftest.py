@@ -18,6 +18,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of it holds on every store."""
-    for item in items:
-        if {"place", "tmp_path"} & set(getattr(item, "fixturenames", ())):
+    here = Path(__file__).parent
+    for item in items:  # those of other folders, too
+        if here in item.path.parents and {"place", "tmp_path"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("store")
