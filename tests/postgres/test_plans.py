@@ -257,7 +257,9 @@ async def test_what_a_childs_end_touches_does_not_grow_with_its_siblings(known: 
             await d.sql.execute("ANALYZE runs, active, results, steps")
         await _a_child(d, hand, many, 99)
         beside_many = await _touched_by_children(d, hand, many, 0)
-        assert beside_many < 3 * beside_few, (beside_few, beside_many)
+        # Twice to five times as many were seen: deeper indexes, and what was changed and is not swept yet. Were the siblings
+        # read, each of the ten would touch thousands.
+        assert beside_many < 10 * beside_few, (beside_few, beside_many)
 
 
 async def _touched_by_children(d: Desk, hand: Hand, parent: ClaimedRun, first: int) -> int:
