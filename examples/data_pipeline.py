@@ -7,12 +7,12 @@ Run it with ``python -m examples.data_pipeline``.
 """
 
 import asyncio
-import os
 
 from msgspec import Struct
 
 import zart_core
-from zart_core import DurableScheduler, TaskRegistry, Worker, connect, zart_durable, zart_step
+from examples._database import database
+from zart_core import DurableScheduler, TaskRegistry, Worker, zart_durable, zart_step
 
 PENDING = [f"record {n}" for n in range(5)]
 """Stands in for a table."""
@@ -99,7 +99,7 @@ async def nightly(data: Pipeline) -> str:
 
 
 async def main() -> None:
-    scheduler = connect(os.environ.get("ZART_DATABASE_URL", "sqlite://"))
+    scheduler = database()
     registry = TaskRegistry()
     for task in (data_pipeline, chunked_processor, nightly):
         registry.register(task)

@@ -7,10 +7,10 @@ Run it with ``python -m examples.saga_booking``.
 """
 
 import asyncio
-import os
 
 from msgspec import Struct
 
+from examples._database import database
 from zart_core import (
     DurableScheduler,
     RetryConfig,
@@ -19,7 +19,6 @@ from zart_core import (
     TaskHandler,
     TaskRegistry,
     Worker,
-    connect,
     context,
     zart_step,
 )
@@ -87,7 +86,7 @@ class BookTrip(TaskHandler[Trip, str]):
 
 
 async def main() -> None:
-    scheduler = connect(os.environ.get("ZART_DATABASE_URL", "sqlite://"))
+    scheduler = database()
     registry = TaskRegistry()
     registry.register(BookTrip(Agency()))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from examples import data_pipeline
 from tests.examples.conftest import Lines
-from tests.examples.programs import lines_on_a_file
+from tests.examples.programs import lines_on, lines_on_a_file
 
 STORY = [
     "Wrote to the archive: RECORD 0 (0), RECORD 1 (1), RECORD 2 (2), RECORD 3 (3), RECORD 4 (4)",
@@ -23,3 +23,7 @@ def test_both_ways_walk_the_table_once(lines_in_memory: Lines) -> None:
 
 def test_it_tells_the_same_story_as_a_process_on_a_file(tmp_path: Path) -> None:
     assert lines_on_a_file("data_pipeline", tmp_path) == STORY
+
+
+def test_it_tells_the_same_story_on_postgres(empty_postgres: str) -> None:
+    assert lines_on("data_pipeline", empty_postgres) == STORY

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from examples import saga_booking
 from tests.examples.conftest import Lines
-from tests.examples.programs import lines_on_a_file
+from tests.examples.programs import lines_on, lines_on_a_file
 
 STORY = [
     "Booked a hotel in Oslo",
@@ -28,3 +28,7 @@ def test_what_was_booked_is_cancelled_newest_first_when_the_flight_is_full(lines
 
 def test_it_tells_the_same_story_as_a_process_on_a_file(tmp_path: Path) -> None:
     assert lines_on_a_file("saga_booking", tmp_path) == STORY
+
+
+def test_it_tells_the_same_story_on_postgres(empty_postgres: str) -> None:
+    assert lines_on("saga_booking", empty_postgres) == STORY
