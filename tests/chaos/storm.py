@@ -47,6 +47,7 @@ class Storm:
         self.programs = {f"e{number}": program(dice) for number in range(round(seconds * RATE))}
         self.drained = self.stillborn = 0
         self._crew: list[Process] = []
+        self._unborn: list[Process] = []
         self._over, self._done = asyncio.Event(), asyncio.Event()
 
     async def rage(self) -> Proof:
@@ -151,6 +152,7 @@ class Storm:
             # And one that dies while it registers, or before.
             unborn = await launch(self.place, "worker", json.dumps(OPTIONS))
             self._crew.append(unborn)
+            self._unborn.append(unborn)  # it may also end by itself, as in _launch
             await asyncio.sleep(dice.uniform(0.1, 0.6))
             await self._kill(unborn)
 
@@ -192,6 +194,7 @@ class Storm:
         return [
             line
             for process in self._crew
+            if not (self._weather and process in self._unborn and "BackendUnavailable" in process.said)
             for line in process.said.splitlines()
             if not line.startswith(("INFO", "DEBUG")) and not any(words in line for words in allowed)
         ]

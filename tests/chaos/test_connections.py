@@ -29,7 +29,6 @@ def test_connections_that_the_server_ends_cost_nothing_in_a_long_storm(place: Pl
     lightning(place, seed=seed, seconds=SECONDS)
 
 
-@pytest.mark.soak  # a worker that starts while the wire is cut may end with a traceback that the storm does not expect
 def test_a_wire_that_is_cut_slow_or_silent_costs_nothing_in_a_short_storm(place: Place) -> None:
     asyncio.run(gusts(place, seed=62, seconds=7))
 
