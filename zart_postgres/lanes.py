@@ -109,8 +109,7 @@ class Lane:
         """Drop what is free without a word: the event loop that it lived on is gone."""
         self._closed = True
         for connection in self._free:
-            with contextlib.suppress(Exception):
-                connection.terminate()
+            _drop(connection)
         self._free = []
 
     @asynccontextmanager
@@ -157,3 +156,15 @@ async def _close(connection: Connection) -> None:
         await connection.close(timeout=2)
     except Exception:
         connection.terminate()
+
+
+def _drop(connection: Connection) -> None:
+    """Close the socket of a connection whose event loop is closed, so that the server hears of it now, not at some garbage collection."""
+    transport = getattr(connection, "_transport", None)
+    with contextlib.suppress(Exception):
+        connection.terminate()
+    # The loop would call it next; a loop that is closed calls nothing. Other loops' transports have closed by now.
+    lost = getattr(transport, "_call_connection_lost", None)
+    if lost is not None:
+        with contextlib.suppress(Exception):
+            lost(None)
