@@ -44,6 +44,8 @@ class Connections:
         self.lease: Final = Lane(database, clock, "lease")
         # What workers and other processes have to hear soon. Clients' calls may all wait for a row that a user has locked.
         self.news: Final = Lane(database, clock, "news")
+        # What looks at many executions may take its time; clients' calls are short.
+        self.reports: Final = Lane(database, clock, "report", varied=True)
         # Flushes of runs that somebody has locked: in use only as long as there are any.
         self.patient: Final = Lane(database, clock, "patient flush")
         self.lent: Final = Lane(database, clock, "transaction", pool_size, lent=True)
@@ -90,7 +92,7 @@ class Connections:
 
     @property
     def _lanes(self) -> tuple[Lane, ...]:
-        return (self.client, self.claim, self.flush, self.lease, self.news, self.patient, self.lent)
+        return (self.client, self.reports, self.claim, self.flush, self.lease, self.news, self.patient, self.lent)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

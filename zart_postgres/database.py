@@ -127,10 +127,17 @@ class Database:
         return found
 
     async def connect(
-        self, duty: str, *, url: str | None = None, timeout: float | None = None, lent: bool = False
+        self,
+        duty: str,
+        *,
+        url: str | None = None,
+        timeout: float | None = None,
+        lent: bool = False,
+        varied: bool = False,
     ) -> Connection:
         """A new connection. ``duty`` is what ``pg_stat_activity`` shows of it. One that is ``lent`` to users keeps the server's
-        settings for what they do. Raises ``BackendUnavailable``."""
+        settings for what they do; on one for ``varied`` questions each is planned for what it asks. Raises
+        ``BackendUnavailable``."""
         settings = {"application_name": f"zart {duty}"[:63]}
         if not self.pooler:
             # What a machine that is gone leaves open holds its locks until the server finds out: by default, for two hours.
@@ -145,6 +152,9 @@ class Database:
             # A statement's plan for any parameters may be made on the first day, when the tables are empty and reading one
             # from end to end costs nothing; it stays until the table is analyzed. Everything here is meant to seek.
             settings |= dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"), "off")
+            # Planned once, then: an array of one would be planned anew each time, which takes longer than its statement.
+            if not varied:
+                settings["plan_cache_mode"] = "force_generic_plan"
         try:
             connection = await _connect(
                 url or self.url,

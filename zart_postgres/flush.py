@@ -11,6 +11,7 @@ import msgspec
 
 from zart_core.duration import FOREVER
 from zart_core.records import Flush, Flushed, StepRow, SuspendFact
+from zart_postgres import completions
 from zart_postgres.cancellations import CANCELLED
 from zart_postgres.children import COLUMNS, child_columns, once_each
 from zart_postgres.lanes import Session
@@ -19,8 +20,6 @@ _PARAMETERS: Final = 62
 _ENDING: Final = 47
 """The parameter that names the runs which finish."""
 _PATIENCE: Final = 60
-_LARGE: Final = 8_192
-"""Bytes from which a result counts in ``active.bytes``: the row of ``active`` is written again for it."""
 
 
 def _numbered(first: int, count: int) -> str:
@@ -67,6 +66,10 @@ class Outcome(NamedTuple):
 
 async def flush(db: Session, request: Flush) -> Outcome:
     """See :meth:`zart_core.scheduler.Scheduler.flush`."""
+    if completions.are_all(request):
+        flushed = await completions.complete(db, request.worker_id, request.steps)
+        if flushed is not None:
+            return Outcome(flushed, ready=False, signals=[], finished=[])
     patience = request.patience
     if patience is None:
         return await _flush(db, request, None)
@@ -111,7 +114,7 @@ async def _flush(db: Session, request: Flush, patience: int | None) -> Outcome:
     children = once_each(request.children)
     large: Counter[int] = Counter()
     for (run_id, _, _), step in steps.items():
-        if step.output is not None and len(step.output) >= _LARGE:
+        if step.output is not None and len(step.output) >= completions.LARGE:
             large[run_id] += len(step.output)
     row = await db.row(
         FLUSH_WITH_CHILDREN if children else FLUSH,

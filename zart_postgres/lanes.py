@@ -58,16 +58,24 @@ Work = Callable[[Session], Awaitable[T]]
 class Lane:
     """At most ``size`` connections for one duty, opened when needed and kept. With one, calls follow each other in order.
 
-    ``lent``: they are for users' statements too.
+    ``lent``: they are for users' statements too. ``varied``: for questions whose best plan depends on what is asked.
     """
 
     def __init__(
-        self, database: Database, clock: DatabaseClock, duty: str, size: int = 1, *, lent: bool = False
+        self,
+        database: Database,
+        clock: DatabaseClock,
+        duty: str,
+        size: int = 1,
+        *,
+        lent: bool = False,
+        varied: bool = False,
     ) -> None:
         self._database: Final = database
         self._clock: Final = clock
         self.duty: Final = duty
         self._lent: Final = lent
+        self._varied: Final = varied
         self._slots: Final = asyncio.Semaphore(size)
         self._free: list[Connection] = []
         self._ending: set[asyncio.Task[None]] = set()
@@ -148,7 +156,7 @@ class Lane:
             connection = self._free.pop()
             if not connection.is_closed():
                 return connection
-        return await self._database.connect(self.duty, timeout=timeout, lent=self._lent)
+        return await self._database.connect(self.duty, timeout=timeout, lent=self._lent, varied=self._varied)
 
 
 async def _close(connection: Connection) -> None:

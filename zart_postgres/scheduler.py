@@ -268,7 +268,7 @@ class PostgresScheduler:
         return await self._read(pauses.rules)
 
     async def purge(self, purge: Purge) -> Purged:
-        return await self._do(lambda calls: calls.client.run(lambda db: purges.purge(db, purge), repeatable=True))
+        return await self._report(lambda db: purges.purge(db, purge))
 
     async def begin_run(self, new: NewRun) -> Started | None:
         async def work(calls: Connections) -> Started | None:
@@ -302,7 +302,7 @@ class PostgresScheduler:
         return await self._read(lambda db: executions.published(db, execution_id))
 
     async def stats(self) -> StatsRow:
-        return await self._read(executions.stats)
+        return await self._report(executions.stats)
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
@@ -443,7 +443,7 @@ class PostgresScheduler:
 
     async def audit(self) -> list[str]:
         """A sentence for everything in the tables that cannot be; empty when all is well. For tests and operators."""
-        return await self._read(audit.audit)
+        return await self._report(audit.audit)
 
     @property
     def round_trips(self) -> int:
@@ -497,6 +497,9 @@ class PostgresScheduler:
     async def _read(self, work: Work[T]) -> T:
         return await self._do(lambda calls: calls.client.run(work, repeatable=True))
 
+    async def _report(self, work: Work[T]) -> T:
+        return await self._do(lambda calls: calls.reports.run(work, repeatable=True))
+
     async def _join(self, tx: object, work: Work[T], happened: Callable[[T], Happened]) -> T:
         """``work`` in the caller's transaction, whose commit tells what ``happened``."""
         await self._use()
@@ -528,7 +531,7 @@ class PostgresScheduler:
 
     # Last, because below it the name would hide the type.
     async def list(self, query: ListQuery) -> list[ExecutionRow]:
-        return await self._read(lambda db: executions.list_executions(db, query))
+        return await self._report(lambda db: executions.list_executions(db, query))
 
 
 def _started(answers: Sequence[Started]) -> Happened:
