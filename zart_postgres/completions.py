@@ -20,11 +20,10 @@ LARGE: Final = 8_192
 # Race: an earlier try of the same flush took effect. Then the rows are there, and final ones stay as they are.
 #
 # The worker is not compared by `=`: the planner would choose the index of all that it holds, and walk that once for each row.
-COMPLETE: Final = """
+_COMPLETE: Final = """
     WITH held AS MATERIALIZED (
         SELECT s.*, a.cancel_requested
-        FROM unnest($2::bigint[], $3::integer[], $4::text[], $5::integer[], $6::bigint[], $7::bigint[], $8::bytea[])
-            AS s(run_id, epoch, name, ordinal, started_at, finished_at, output)
+        FROM {steps} AS s(run_id, epoch, name, ordinal, started_at, finished_at, output)
         CROSS JOIN LATERAL (
             SELECT x.cancel_requested FROM {schema}.active AS x
             WHERE x.run_id = s.run_id AND x.epoch = s.epoch AND x.worker_id IS NOT DISTINCT FROM $1
@@ -44,6 +43,14 @@ COMPLETE: Final = """
            array_agg(h.run_id) FILTER (WHERE h.cancel_requested)
     FROM held AS h
 """
+COMPLETE: Final = _COMPLETE.replace(
+    "{steps}",
+    "unnest($2::bigint[], $3::integer[], $4::text[], $5::integer[], $6::bigint[], $7::bigint[], $8::bytea[])",
+)
+COMPLETE_ONE: Final = _COMPLETE.replace(
+    "{steps}", "(VALUES ($2::bigint, $3::integer, $4::text, $5::integer, $6::bigint, $7::bigint, $8::bytea))"
+)
+"""The same for a lone step: eight arrays of one take the driver longer than the statement takes the server."""
 
 
 def are_all(request: Flush) -> bool:
@@ -65,6 +72,22 @@ def are_all(request: Flush) -> bool:
 
 async def complete(db: Session, worker_id: int, facts: Sequence[StepFact]) -> Flushed | None:
     """Make them durable. ``None``: not all of them are, so all have to be flushed in the general way."""
+    if len(facts) == 1:
+        [fact] = facts
+        row = fact.row
+        [_, held, cancelled] = await db.row(
+            COMPLETE_ONE,
+            worker_id,
+            fact.run_id,
+            fact.epoch,
+            row.name,
+            row.ordinal,
+            row.started_at,
+            row.finished_at,
+            row.output,
+            row.worker_id,
+        )
+        return Flushed(cancelled=frozenset(cancelled or ())) if held else None
     runs = [fact.run_id for fact in facts]
     rows = [fact.row for fact in facts]
     names = [row.name for row in rows]

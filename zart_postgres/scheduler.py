@@ -336,14 +336,14 @@ class PostgresScheduler:
         if flush.suspends and pauses.held(flush):
             return await self._flush_and_hold(flush)
 
-        async def work(calls: Connections) -> Flushed:
-            # One that waits for what others have locked must not hold up those that do not.
-            lane = calls.patient if flush.patience else calls.flush
-            outcome = await lane.run(lambda db: write_facts(db, flush))
-            self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
-            return outcome.flushed
-
-        return await self._do(work)
+        calls = await self._use()
+        # One that waits for what others have locked must not hold up those that do not.
+        lane = calls.patient if flush.patience else calls.flush
+        # In the caller's own task, unlike all else: a lone step waits for each turn of the event loop. A worker's journal is
+        # cancelled when the worker is given up, and then it does not matter what becomes of the connection.
+        outcome = await lane.run(lambda db: write_facts(db, flush))
+        self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
+        return outcome.flushed
 
     def flush_at_once(self, flush: Flush) -> bool:
         """Never: the server is always waited for."""

@@ -116,14 +116,15 @@ async def test_the_flush_tells_of_a_cancellation() -> None:  # B52
         assert flushed.cancelled == {run.run_id}
 
 
-async def test_its_plan_seeks_each_run_by_its_key() -> None:  # B76
+@pytest.mark.parametrize("statement", [completions.COMPLETE, completions.COMPLETE_ONE])
+async def test_its_plan_seeks_each_run_by_its_key(statement: str) -> None:  # B76
     # Made on the first day, when the tables are empty, and kept: by the index of what a worker holds, each row of a flush would
     # walk all that it holds.
     async with fresh_database() as url, connection_to(url) as sql:
         for name in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"):
             await sql.execute(f"SET {name} = off")
         await sql.execute("SET plan_cache_mode = force_generic_plan")
-        await sql.execute(f"PREPARE complete AS {completions.COMPLETE.replace('{schema}', 'zart')}")
+        await sql.execute(f"PREPARE complete AS {statement.replace('{schema}', 'zart')}")
         plan = await sql.fetch("EXPLAIN EXECUTE complete(1, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 1)")
         scans = [line for [line] in plan if "Scan" in line and " on active" in line]
         assert len(scans) == 1, plan
