@@ -289,6 +289,47 @@ async def test_a_worker_without_its_store_beyond_its_lease_starts_no_step(world:
     assert sorted(world.ledger.entries()) == ["first", "next", "second"]
 
 
+class MadeInThread(TaskHandler[None, None]):
+    """A plain function, so one for a thread, makes the body of its step."""
+
+    name = "made-in-thread"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.made, self.may_end = threading.Event(), threading.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        await ctx.step("step", self.make)
+
+    def make(self) -> Any:
+        self.made.set()
+        assert self.may_end.wait(20)
+        return self.body()
+
+    async def body(self) -> None:
+        self.world.ledger.write("body")
+
+
+async def test_a_body_that_a_thread_has_made_does_not_begin_after_the_lease(world: World) -> None:  # B58
+    handler = MadeInThread(world)
+    world.register(handler)
+    plan = FaultPlan()
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE) as worker:
+        handle = await world.client.start(MadeInThread, None)
+        await until(handler.made.is_set)
+        tenure = worker.tenure
+        assert tenure is not None
+        plan.add(fail(*UNREACHABLE))
+        await until(lambda: tenure.lease.lapsed)
+        handler.may_end.set()
+        # Everything that can happen now has happened once a timer that starts now is over.
+        await asyncio.sleep(0.2)
+        assert world.ledger.entries() == []
+        plan.heal()
+        await handle.result("20s")
+    assert world.ledger.entries() == ["body"]
+
+
 async def test_a_claim_answered_after_the_lease_starts_no_step(world: World, place: Place) -> None:  # B58
     plan = FaultPlan(hang("claim", moment="after"), fail("heartbeat"), fail("reap"))
     async with world.worker(

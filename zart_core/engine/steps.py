@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -414,8 +414,21 @@ class Attempts:
                 self.cancelled = cancelled
         error, value = future.result()
         if error is None and inspect.isawaitable(value):  # a plain function (a lambda, say) that returned a coroutine
-            value = await value
+            value = await self._begun(value)
         return error, value
+
+    async def _begun(self, body: Awaitable[Any]) -> Any:
+        """The value of a body that a thread has made, and that begins only now. Race: the process was stopped meanwhile, and somebody
+        else has the run: what held when the thread was asked for has to hold still."""
+        run = self.run
+        if run.gated or run.services.lease.lapsed:
+            try:
+                await run.ready(self.name)
+            except BaseException:
+                if inspect.iscoroutine(body):
+                    body.close()
+                raise
+        return await body
 
     def _is_given_up(self) -> bool:
         """Whether nobody will hear of this body's end: the run stops, or the step's time is over, or it has lost a race."""
