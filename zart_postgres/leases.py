@@ -18,8 +18,9 @@ from zart_postgres.lanes import Lane, Session
 from zart_postgres.notices import Happened
 
 _REGISTER: Final = """
-    INSERT INTO {schema}.workers (registered_at, expires_at, pid, name, host, tasks, queues)
-    SELECT now, least(now + $1, $2), $3, $4, $5, $6, $7 FROM {schema}.now_v1() AS now
+    INSERT INTO {schema}.workers (
+        registered_at, expires_at, lease, pid, name, host, tasks, queues, library, versions, concurrency)
+    SELECT now, least(now + $1, $2), least($1, $2 - now), $3, $4, $5, $6, $7, $8, $9, $10 FROM {schema}.now_v1() AS now
     RETURNING registered_at, worker_id
 """
 # A lease that has passed may still be renewed: until a reap has declared the worker dead, nobody has taken its runs. Both
@@ -47,7 +48,23 @@ BURY: Final = """
         OR EXISTS (SELECT 1 FROM {schema}.workers WHERE NOT emptied AND expires_at IS NULL),
         -- As of the statement's begin, when the dead were not buried yet.
         (SELECT min(x.expires_at) FROM {schema}.workers AS x
-         WHERE NOT x.emptied AND x.worker_id IS DISTINCT FROM $1 AND x.worker_id NOT IN (SELECT d.worker_id FROM dead AS d))
+         WHERE NOT x.emptied AND x.worker_id IS DISTINCT FROM $1 AND x.worker_id NOT IN (SELECT d.worker_id FROM dead AS d)),
+        EXISTS (SELECT 1 FROM {schema}.tally_changes)
+"""
+# Race: other sweeps fold at the same moment. Each folds the rows that it has locked, and passes over those of another; they meet at the
+# tallies, in one order.
+FOLD: Final = """
+    WITH taken AS (
+        DELETE FROM {schema}.tally_changes AS c WHERE c.ctid = ANY (ARRAY(
+            SELECT x.ctid FROM {schema}.tally_changes AS x LIMIT 20000 FOR UPDATE SKIP LOCKED))
+        RETURNING c.task, c.queue, c.status, c.change
+    ), folded AS (
+        INSERT INTO {schema}.tallies AS t (task, queue, status, count)
+        SELECT n.task, n.queue, n.status, sum(n.change) FROM taken AS n
+        GROUP BY n.task, n.queue, n.status ORDER BY n.task, n.queue, n.status
+        ON CONFLICT (task, queue, status) DO UPDATE SET count = t.count + excluded.count
+    )
+    SELECT count(*) FROM taken
 """
 FREE: Final = "SELECT o_freed, o_condemned, o_workers, o_epochs FROM {schema}.free_dead_v1($1, $2, $3)"
 PARK: Final = "SELECT o_now, o_ready, o_signals, o_finished FROM {schema}.park_v1($1, $2, $3, $4, $5)"
@@ -116,7 +133,17 @@ class HeldRun(NamedTuple):
 async def register(db: Session, info: WorkerInfo, lease: int) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.register`."""
     row = await db.row(
-        _REGISTER, min(lease, FOREVER), FOREVER, info.pid, info.name, info.host, list(info.tasks), list(info.queues)
+        _REGISTER,
+        min(lease, FOREVER),
+        FOREVER,
+        info.pid,
+        info.name,
+        info.host,
+        list(info.tasks),
+        list(info.queues),
+        info.library,
+        list(info.versions),
+        info.concurrency,
     )
     worker_id: int = row[1]
     return worker_id
@@ -130,7 +157,9 @@ async def heartbeat(db: Session, worker_id: int, lease: int) -> None:
 
 async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> tuple[Reaped, Happened]:
     """See :meth:`zart_core.scheduler.Scheduler.reap`."""
-    [_, anything, next_expiry] = await db.row(BURY, worker_id)
+    [_, anything, next_expiry, changes] = await db.row(BURY, worker_id)
+    if changes:
+        await db.rows(FOLD)
     if not anything:
         return Reaped(0, next_expiry), Happened()
     error = ErrorInfo(

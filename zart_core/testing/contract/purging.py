@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from zart_core.records import FINISHED, FinalStatus, NewPause, Purge
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench
 from zart_core.testing.contract.hand import attempt, attempt_row, child, completed, finish, publish, suspend
@@ -81,11 +83,13 @@ class PurgingContract(Contract):
         runs = await hand.claim()
         await hand.record(*(finish(run) for run in runs if run.execution_id != "e3"))
         counts: list[int] = []
-        after: int | None = 0
-        while after is not None:
-            purged = await bench.scheduler.purge(Purge(older_than=0, statuses=FINISHED, after=after, limit=2))
+        portion = Purge(older_than=0, statuses=FINISHED, limit=2)
+        while True:
+            purged = await bench.scheduler.purge(portion)
             counts.append(purged.executions)
-            after = purged.after
+            if purged.after is None:
+                break
+            portion = replace(portion, after=purged.after)
         assert (sum(counts), max(counts)) == (6, 2)
         assert (await bench.row("e3")).status == "running"
 
@@ -132,9 +136,10 @@ async def purge(
 ) -> int:
     """Everything that may go; how many executions did."""
     executions = 0
-    after: int | None = 0
-    while after is not None:
-        purged = await bench.scheduler.purge(Purge(older_than=older_than, statuses=statuses, after=after, limit=limit))
+    portion = Purge(older_than=older_than, statuses=statuses, limit=limit)
+    while True:
+        purged = await bench.scheduler.purge(portion)
         executions += purged.executions
-        after = purged.after
-    return executions
+        if purged.after is None:
+            return executions
+        portion = replace(portion, after=purged.after)
