@@ -24,13 +24,13 @@ _FIRST: Final = 1_000_000_000
 _POSTGRES: Final = """
     WITH made AS (
         INSERT INTO zart.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input)
-        SELECT {first} + i, {now} - ({finished} + {sleeping} - i) * 10000, 0, 1,
+        SELECT {first} + i, {now} - ({finished} + {sleeping} - i) * 10000::bigint, 0, 1,
                CASE WHEN i % 1000 = 7 THEN 'rare-' ELSE 'order-' END || i, CASE WHEN i % 1000 = 7 THEN 'rare' ELSE 'common' END,
                'default', CASE WHEN i % 1000 = 7 THEN '{{"kind": "rare"}}' ELSE '{{}}' END::jsonb, 'null'
         FROM generate_series(1, {finished} + {sleeping}) AS i
     ), ended AS (
         INSERT INTO zart.results (run_id, started_at, finished_at, attempt, status, version, output)
-        SELECT {first} + i, {now}, {now} - ({finished} + {sleeping} - i) * 10000 + 1000, 0,
+        SELECT {first} + i, {now}, {now} - ({finished} + {sleeping} - i) * 10000::bigint + 1000, 0,
                CASE i % 100 WHEN 3 THEN 'failed' WHEN 4 THEN 'cancelled' ELSE 'completed' END, '1', 'null'
         FROM generate_series(1, {finished}) AS i
     ), counted AS (
@@ -102,7 +102,7 @@ def questions(store: Store, *, deep: int) -> dict[str, Question]:
     """What is measured, by its name. ``deep``: so many runs are newer than a deep page."""
     client = store.client
     far = str(_FIRST + deep)
-    old = moment(store.scheduler.clock.now()) - timedelta(minutes=30)
+    old = moment(store.scheduler.clock.now()) - timedelta(hours=1)
     none = datetime(2001, 1, 1, tzinfo=UTC)
     return {
         "list, first page": client.list,

@@ -53,9 +53,9 @@ def _page(stream: str, condition: str) -> str:
             ORDER BY q.run_id DESC LIMIT $4::bigint
         ) AS s
         {_RUNS.format(of="s.run_id")} {_ENDED.format(of="s.run_id")} {_ACTIVE.format(of="s.run_id")}
-        ORDER BY s.number
+        ORDER BY s.run_id DESC OFFSET 0
     ) AS p
-    WHERE p.matches OR p.number = $4 ORDER BY p.number LIMIT $3::bigint
+    WHERE p.matches OR p.number = $4 ORDER BY p.run_id DESC LIMIT $3::bigint
     """
 
 
