@@ -94,6 +94,28 @@ class PurgingContract(Contract):
         assert (await bench.row("e3")).status == "running"
 
     @on_bench
+    async def test_earlier_runs_go_with_their_execution_however_they_ended(self, bench: Bench) -> None:
+        hand, run = await bench.running("a")
+        for _ in range(5):
+            await hand.record(finish(run, "failed", error=b"e"))
+            await bench.scheduler.begin_run(next_run(run, nonce=run.run + 10))
+            run = await hand.take("a")
+        await hand.record(finish(run))
+        portion = Purge(older_than=0, statuses=("completed",), limit=2)
+        left: list[int] = []
+        executions = 0
+        while True:
+            purged = await bench.scheduler.purge(portion)
+            executions += purged.executions
+            left.append(len(await bench.scheduler.runs("a", 10)))
+            if purged.after is None:
+                break
+            portion = replace(portion, after=purged.after)
+        assert executions == 1
+        assert left == [4, 2, 0][: len(left)], "in portions"
+        assert left[-1] == 0
+
+    @on_bench
     async def test_a_purge_of_a_finished_child_strands_nobody(self, bench: Bench) -> None:  # B41
         hand, parent = await bench.running("p")
         await hand.record(child(parent, "call", new("c")), suspend(parent, on_children=True))
