@@ -21,7 +21,7 @@ _FIRST: Final = 1_000_000_000
 
 # Of a million: one in a hundred failed, one in a hundred was cancelled; one in a thousand is of a rare task, with a rare tag and a rare
 # prefix. They were made one each 10 ms, the newest now; those that sleep are the newest.
-_POSTGRES: Final = """
+POSTGRES: Final = """
     WITH made AS (
         INSERT INTO zart.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input)
         SELECT {first} + i, {now} - ({finished} + {sleeping} - i) * 10000::bigint, 0, 1,
@@ -45,7 +45,7 @@ _POSTGRES: Final = """
     FROM generate_series({finished} + 1, {finished} + {sleeping}) AS i
 """
 _NUMBERS: Final = "WITH RECURSIVE n (i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})"
-_SQLITE: Final = (
+SQLITE: Final = (
     f"""
     INSERT INTO zart_runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input)
     {_NUMBERS.format(low=1, high="{finished} + {sleeping}")}
@@ -78,7 +78,7 @@ async def fill(store: Store, *, finished: int, sleeping: int) -> None:
     if not store.url.startswith("sqlite"):
         connection = await asyncpg.connect(store.name)
         try:
-            await connection.execute(_POSTGRES.format(**values))
+            await connection.execute(POSTGRES.format(**values))
             await connection.execute("VACUUM ANALYZE")
             await connection.execute("CHECKPOINT")  # it would go on during the first measurements
         finally:
@@ -87,7 +87,7 @@ async def fill(store: Store, *, finished: int, sleeping: int) -> None:
 
     def write() -> None:
         with closing(sqlite3.connect(store.url.removeprefix("sqlite:///"))) as db:
-            for statement in _SQLITE:
+            for statement in SQLITE:
                 db.execute(statement.format(**values))
             db.commit()
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")

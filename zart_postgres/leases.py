@@ -43,18 +43,10 @@ BURY: Final = """
         ) AS late
         WHERE w.worker_id = late.worker_id
         RETURNING w.worker_id
-    )
-    SELECT {schema}.now_v1(), EXISTS (SELECT 1 FROM dead)
-        OR EXISTS (SELECT 1 FROM {schema}.workers WHERE NOT emptied AND expires_at IS NULL),
-        -- As of the statement's begin, when the dead were not buried yet.
-        (SELECT min(x.expires_at) FROM {schema}.workers AS x
-         WHERE NOT x.emptied AND x.worker_id IS DISTINCT FROM $1 AND x.worker_id NOT IN (SELECT d.worker_id FROM dead AS d)),
-        EXISTS (SELECT 1 FROM {schema}.tally_changes)
-"""
-# Race: other sweeps fold at the same moment. Each folds the rows that it has locked, and passes over those of another; they meet at the
-# tallies, in one order.
-FOLD: Final = """
-    WITH taken AS (
+    ),
+    -- And the counts of what has ended are folded. Race: other sweeps do so at the same moment. Each folds the rows that it has locked,
+    -- and passes over those of another; they meet at the tallies, in one order.
+    taken AS (
         DELETE FROM {schema}.tally_changes AS c WHERE c.ctid = ANY (ARRAY(
             SELECT x.ctid FROM {schema}.tally_changes AS x LIMIT 20000 FOR UPDATE SKIP LOCKED))
         RETURNING c.task, c.queue, c.status, c.change
@@ -64,7 +56,11 @@ FOLD: Final = """
         GROUP BY n.task, n.queue, n.status ORDER BY n.task, n.queue, n.status
         ON CONFLICT (task, queue, status) DO UPDATE SET count = t.count + excluded.count
     )
-    SELECT count(*) FROM taken
+    SELECT {schema}.now_v1(), EXISTS (SELECT 1 FROM dead)
+        OR EXISTS (SELECT 1 FROM {schema}.workers WHERE NOT emptied AND expires_at IS NULL),
+        -- As of the statement's begin, when the dead were not buried yet.
+        (SELECT min(x.expires_at) FROM {schema}.workers AS x
+         WHERE NOT x.emptied AND x.worker_id IS DISTINCT FROM $1 AND x.worker_id NOT IN (SELECT d.worker_id FROM dead AS d))
 """
 FREE: Final = "SELECT o_freed, o_condemned, o_workers, o_epochs FROM {schema}.free_dead_v1($1, $2, $3)"
 PARK: Final = "SELECT o_now, o_ready, o_signals, o_finished FROM {schema}.park_v1($1, $2, $3, $4, $5)"
@@ -157,9 +153,7 @@ async def heartbeat(db: Session, worker_id: int, lease: int) -> None:
 
 async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> tuple[Reaped, Happened]:
     """See :meth:`zart_core.scheduler.Scheduler.reap`."""
-    [_, anything, next_expiry, changes] = await db.row(BURY, worker_id)
-    if changes:
-        await db.rows(FOLD)
+    [_, anything, next_expiry] = await db.row(BURY, worker_id)
     if not anything:
         return Reaped(0, next_expiry), Happened()
     error = ErrorInfo(

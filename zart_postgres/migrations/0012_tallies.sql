@@ -46,3 +46,63 @@ BEGIN
     END LOOP;
     RETURN v_low;
 END $$;
+
+-- The next p_limit runs of a stream below p_before, newest first: see zart_core.listing. In a function for its settings: as long as the
+-- server knows little of the tables it would rather read them whole, and put all of it in order.
+CREATE FUNCTION {schema}.stream_v1(p_source text, p_before bigint, p_least bigint, p_limit bigint, p_task text, p_status text)
+RETURNS SETOF bigint
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    -- Rows are compared where another index would give the order too, if it were filtered.
+    CASE p_source
+    WHEN 'runs' THEN
+        RETURN QUERY SELECT r.run_id FROM {schema}.runs AS r
+            WHERE r.run_id < p_before AND r.run_id >= p_least ORDER BY r.run_id DESC LIMIT p_limit;
+    WHEN 'task' THEN
+        RETURN QUERY SELECT r.run_id FROM {schema}.runs AS r
+            WHERE (r.task, r.run_id) < (p_task, p_before) AND (r.task, r.run_id) >= (p_task, p_least)
+            ORDER BY r.task DESC, r.run_id DESC LIMIT p_limit;
+    WHEN 'live' THEN
+        RETURN QUERY SELECT a.run_id FROM {schema}.active AS a
+            WHERE a.run_id < p_before AND a.run_id >= p_least ORDER BY a.run_id DESC LIMIT p_limit;
+    WHEN 'held' THEN
+        -- No more than workers have slots: put in order.
+        RETURN QUERY SELECT h.run_id FROM (
+            SELECT a.run_id FROM {schema}.active AS a WHERE a.worker_id > 0 OFFSET 0) AS h
+            WHERE h.run_id < p_before AND h.run_id >= p_least ORDER BY h.run_id DESC LIMIT p_limit;
+    WHEN 'results' THEN
+        RETURN QUERY SELECT e.run_id FROM {schema}.results AS e
+            WHERE e.run_id < p_before AND e.run_id >= p_least ORDER BY e.run_id DESC LIMIT p_limit;
+    WHEN 'bad' THEN
+        RETURN QUERY SELECT e.run_id FROM {schema}.results AS e
+            WHERE (e.status, e.run_id) < (p_status, p_before) AND (e.status, e.run_id) >= (p_status, p_least)
+              AND e.status <> 'completed'
+            ORDER BY e.status DESC, e.run_id DESC LIMIT p_limit;
+    END CASE;
+END $$;
+
+-- Runs whose execution_id begins with a text, in no order.
+CREATE FUNCTION {schema}.prefixed_v1(p_begin text, p_beyond text, p_limit bigint) RETURNS SETOF bigint
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    RETURN QUERY SELECT r.run_id FROM {schema}.runs AS r
+        WHERE r.execution_id >= p_begin AND r.execution_id < p_beyond LIMIT p_limit;
+END $$;
+
+-- Runs that have ended so, from p_from on, before p_until, in no order.
+CREATE FUNCTION {schema}.ended_v1(p_statuses text[], p_from bigint, p_until bigint, p_limit bigint) RETURNS SETOF bigint
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    RETURN QUERY SELECT n.run_id FROM unnest(p_statuses) AS s(status)
+        CROSS JOIN LATERAL (
+            SELECT e.run_id FROM {schema}.results AS e
+            WHERE e.status = s.status AND e.finished_at >= p_from AND e.finished_at < p_until
+            ORDER BY e.status, e.finished_at LIMIT p_limit
+        ) AS n LIMIT p_limit;
+END $$;
