@@ -15,6 +15,9 @@ CREATE TABLE {schema}.tally_changes (
     status text   COLLATE "C" NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 
+-- Parts that killed their workers: whoever waits for one is shown as paused.
+CREATE INDEX active_quarantined ON {schema}.active (parent_run) WHERE quarantined;
+
 -- What people want to know of a worker: the version of the library, those of the tasks' handlers in their order, the number of its
 -- slots, and the length of its lease, which with its end tells of the last heartbeat.
 ALTER TABLE {schema}.workers
