@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,9 +100,8 @@ def _pass(log: Path) -> None:
         time.sleep(0.01)
 
 
-async def _after(count: object, more: int) -> None:
+async def _after(count: Callable[[], int], more: int) -> None:
     """Return when ``count()`` has grown by ``more``."""
-    assert callable(count)
     wanted = count() + more
     async with asyncio.timeout(10):
         while count() < wanted:

@@ -62,8 +62,9 @@ def statements() -> Iterator[tuple[str, str]]:
 
 def _named(module: ModuleType) -> Iterator[tuple[str, object]]:
     for name, value in vars(module).items():
-        if isinstance(value, dict) and name in {"PAGES", "STOPS"}:
-            yield from ((f"{name}-{key}", one) for key, one in value.items())
+        if name in {"PAGES", "STOPS"}:
+            pages: dict[str, str] = value
+            yield from ((f"{name}-{key}", one) for key, one in pages.items())
         else:
             yield name, value
 
