@@ -26,7 +26,7 @@ _EXPLANATION: Final = (
     "Ratio: ours to the limit measured right before it, median over the repetitions; of rates more is better, of times less. "
     "Limits: bare sqlite3, one row a commit unless said, WAL with synchronous=FULL, on the same disk; for Postgres one asyncpg "
     "connection, and pgbench with 32 clients beside W2; for W4 one commit of as many rows, or each child of a small family; for W8 the same "
-    "claim where nothing else is stored; for W9 the lease."
+    "claim where nothing else is stored, and for the lists the same question; for W9 the lease."
 )
 
 

@@ -26,6 +26,9 @@ _FILL: Final = """
     ), ended AS (
         INSERT INTO zart.results (run_id, started_at, finished_at, attempt, status, version, output)
         SELECT 1000000000 + i, {now}, {now}, 0, 'completed', '1', 'null' FROM generate_series(1, {finished}) AS i
+    ), counted AS (
+        INSERT INTO zart.tally_changes (task, queue, status, change)
+        SELECT '{task}', 'default', 'completed', {finished} WHERE {finished} > 0
     ), asleep AS (
         INSERT INTO zart.active (run_id, wake_at, started_at, priority, epoch, queue, task, version)
         SELECT 1000000000 + i, {now} + 86400000000 + i, {now}, 0, 1, 'default', '{task}', '1'

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
-from benchmarks import backlog, process, takeover
+from benchmarks import backlog, crowded, process, takeover
 from benchmarks.handlers import Family, Fan, Plain, Replayed, Steps, Waiting, registry
 from benchmarks.limits import Limits
 from benchmarks.readings import Goal, Reading, percentile
@@ -42,6 +42,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     finished: int = 1_000_000
     sleeping: int = 200_000
     claims: int = 1_000
+    questions: int = 20
     takeovers: int = 20
 
 
@@ -59,6 +60,7 @@ QUICK: Final = Sizes(
     finished=50_000,
     sleeping=10_000,
     claims=200,
+    questions=5,
     takeovers=2,
 )
 
@@ -450,6 +452,32 @@ async def _backlog(bench: Bench) -> AsyncIterator[Repetition]:
         await full.check(completed=in_full.finished + sizes.finished, waiting=sizes.sleeping)
 
 
+@asynccontextmanager
+async def _crowded(bench: Bench) -> AsyncIterator[Repetition]:
+    """List and stats at 1,000,000 finished and 200,000 sleeping. The limit is the same question where nothing is stored."""
+    sizes = bench.sizes
+    async with bench.store("empty-lists") as empty, bench.store("full-lists") as full:
+        await crowded.fill(full, finished=sizes.finished, sleeping=sizes.sleeping)
+        await empty.scheduler.reap(10)
+        await full.scheduler.reap(10)
+        deep = sizes.finished // 2
+
+        async def repetition() -> list[Reading]:
+            readings: list[Reading] = []
+            in_empty = crowded.questions(empty, deep=deep)
+            for label, question in crowded.questions(full, deep=deep).items():
+                limit, _ = await crowded.seconds(in_empty[label], sizes.questions)
+                ours, found = await crowded.seconds(question, sizes.questions)
+                readings.append(
+                    Reading(
+                        label=f"{label}: {found}" if found else label, unit="ms", ours=ours * 1e3, limit=limit * 1e3
+                    )
+                )
+            return readings
+
+        yield repetition
+
+
 # --- a worker that is killed ----------------------------------------------------------------------------------------
 
 
@@ -492,6 +520,7 @@ WORKLOADS: Final = (
     Workload("W6", _sequence),
     Workload("W7", _rest, once=True),
     Workload("W9", _takeover, once=True),
+    Workload("lists", _crowded, once=True),
     Workload("W0-postgres", _jobs, backend="postgres"),
     Workload("W0-start-postgres", _starts, backend="postgres"),
     Workload("W1-postgres", _singles, backend="postgres"),
@@ -503,4 +532,5 @@ WORKLOADS: Final = (
     Workload("W6-postgres", _sequence, backend="postgres"),
     Workload("W8", _backlog, backend="postgres"),
     Workload("W9-postgres", _takeover, once=True, backend="postgres"),
+    Workload("lists-postgres", _crowded, once=True, backend="postgres"),
 )

@@ -75,6 +75,7 @@ from zart_core.execution import (
     Stats,
     Step,
     WaitingOn,
+    WorkerStats,
 )
 from zart_core.handle import ExecutionHandle
 from zart_core.handler import TaskHandler
@@ -146,6 +147,7 @@ __all__ = [
     "WaitingOn",
     "Worker",
     "WorkerConfig",
+    "WorkerStats",
     "ZartErr",
     "ZartError",
     "ZartStep",

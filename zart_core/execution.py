@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from msgspec import Struct
@@ -25,6 +25,7 @@ from zart_core.records import (
     StepKind,
     StepRow,
     StepStatus,
+    WorkerRow,
 )
 
 _WAITING_ON: dict[str, str] = {
@@ -141,13 +142,58 @@ class History(Struct, frozen=True, kw_only=True):
     failures: list[Attempt]
 
 
+class WorkerStats(Struct, frozen=True, kw_only=True):
+    """A worker that lives, as it said of itself when it began.
+
+    ``version`` is that of Zart; ``handlers`` are its tasks with their handlers' versions; ``held`` of its ``concurrency`` slots are taken.
+    ``heartbeat_at``: when its lease was last extended; without another one it ends at ``expires_at``.
+    """
+
+    name: str
+    version: str
+    host: str
+    pid: int
+    queues: tuple[str, ...]
+    handlers: dict[str, str | None]
+    concurrency: int
+    held: int
+    started_at: datetime
+    heartbeat_at: datetime
+    expires_at: datetime
+
+    @property
+    def load(self) -> float:
+        """The share of its slots that are taken."""
+        return self.held / self.concurrency if self.concurrency else 0.0
+
+
 class Stats(Struct, frozen=True, kw_only=True):
-    """Counts over all stored executions. ``ready`` ones wait for a worker, the oldest since ``oldest_ready_at``."""
+    """Counts over all stored executions; those of 0 are left out.
+
+    ``ready`` ones wait for a worker, the oldest since ``oldest_ready_at``, which is ``oldest_ready_age`` ago (the steps that run by
+    themselves are among them). ``sleeping`` ones wait for nothing but a time to come: a sleep, a retry. Paused ones are paused by a rule, but
+    for the ``quarantined``.
+    """
 
     by_status: dict[str, int]
+    by_task: dict[str, dict[str, int]]
+    by_queue: dict[str, dict[str, int]]
     ready: int
     oldest_ready_at: datetime | None
-    workers: int
+    oldest_ready_age: timedelta | None
+    sleeping: int
+    quarantined: int
+    workers: list[WorkerStats]
+
+    @property
+    def waiting(self) -> int:
+        """How many wait: for a time, an event or children."""
+        return self.by_status.get("waiting", 0)
+
+    @property
+    def paused(self) -> int:
+        """How many are paused, by a rule or because they are quarantined."""
+        return self.by_status.get("paused", 0)
 
 
 def execution_view(row: ExecutionRow, payloads: Payloads) -> Execution:
@@ -213,13 +259,41 @@ def history_view(row: HistoryRow, payloads: Payloads) -> History:
     )
 
 
-def stats_view(row: StatsRow) -> Stats:
-    """``row`` as clients see it."""
+def stats_view(row: StatsRow, now: int) -> Stats:
+    """``row`` as clients see it at ``now``."""
+    by_task: dict[str, dict[str, int]] = {}
+    by_queue: dict[str, dict[str, int]] = {}
+    for tally in row.tallies:
+        for counts in (by_task.setdefault(tally.task, {}), by_queue.setdefault(tally.queue, {})):
+            counts[tally.status] = counts.get(tally.status, 0) + tally.count
+    oldest = row.oldest_ready_at
     return Stats(
         by_status={status: count for status, count in row.by_status.items() if count},
+        by_task=by_task,
+        by_queue=by_queue,
         ready=row.ready,
-        oldest_ready_at=optional_moment(row.oldest_ready_at),
-        workers=row.workers,
+        oldest_ready_at=optional_moment(oldest),
+        oldest_ready_age=None if oldest is None else timedelta(microseconds=max(0, now - oldest)),
+        sleeping=row.sleeping,
+        quarantined=row.quarantined,
+        workers=[_worker_stats(worker) for worker in row.workers],
+    )
+
+
+def _worker_stats(row: WorkerRow) -> WorkerStats:
+    versions = (*row.info.versions, *[None] * len(row.info.tasks))
+    return WorkerStats(
+        name=row.info.name,
+        version=row.info.library,
+        host=row.info.host,
+        pid=row.info.pid,
+        queues=row.info.queues,
+        handlers=dict(zip(row.info.tasks, versions, strict=False)),
+        concurrency=row.info.concurrency,
+        held=row.runs,
+        started_at=moment(row.registered_at),
+        heartbeat_at=moment(row.heartbeat_at),
+        expires_at=moment(row.expires_at),
     )
 
 

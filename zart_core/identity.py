@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
+
+
+@cache
+def library_version() -> str:
+    """The version of Zart that is installed; empty where it runs without having been installed."""
+    try:
+        return version("zart")
+    except PackageNotFoundError:
+        return ""
 
 
 def new_id() -> str:

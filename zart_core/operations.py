@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from zart_core.duration import Duration, micros
 from zart_core.engine.replay import KEPT, generation_of, undo_key
 from zart_core.errors import (
@@ -178,15 +180,14 @@ class Operations(Pausing):
         wanted = (statuses,) if isinstance(statuses, str) else tuple(statuses)
         if unknown := set(wanted) - set(FINISHED):
             raise ValueError(f"only finished executions are purged, not those with status {', '.join(sorted(unknown))}")
-        after: int | None = 0
+        portion = Purge(older_than=age, statuses=tuple(dict.fromkeys(wanted)))
         executions = 0
-        while after is not None:
-            purged = await patiently(
-                partial(self._scheduler.purge, Purge(older_than=age, statuses=wanted, after=after))
-            )
+        while True:
+            purged = await patiently(partial(self._scheduler.purge, portion))
             executions += purged.executions
-            after = purged.after
-        return executions
+            if purged.after is None:
+                return executions
+            portion = replace(portion, after=purged.after)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ StepKind = Literal["step", "parallel", "capture", "sleep", "event", "child", "ch
 StepStatus = Literal["pending", "completed", "failed"]
 FailureKind = Literal["step", "error", "deadline", "retries", "cancelled", "quarantined"]
 
+STATUSES: tuple[RunStatus, ...] = ("scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled")
 FINISHED: tuple[FinalStatus, ...] = ("completed", "failed", "cancelled")
 FINAL: frozenset[str] = frozenset(("completed", "failed", "cancelled"))
 
@@ -186,6 +187,9 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     pid: int
     tasks: tuple[str, ...]
     queues: tuple[str, ...]
+    library: str = ""  # the version of Zart
+    versions: tuple[str | None, ...] = ()  # of the tasks' handlers, in their order
+    concurrency: int = 0  # the number of its slots
 
 
 class TaskOffer(Struct, frozen=True):
@@ -556,15 +560,22 @@ class ExecutionRow(Struct, frozen=True, kw_only=True):
     paused_by: PauseRow | None = None  # the rule that holds it, while it is paused by one
 
 
-class Purge(Struct, frozen=True, kw_only=True):
-    """One portion of a purge: the next ``limit`` runs that have ended, after the run_id ``after``.
+class Ended(Struct, frozen=True):
+    """A place in the order in which runs have ended."""
 
-    Of these those go whose execution finished longer than ``older_than`` ago, by the backend's clock, with one of ``statuses``.
+    finished_at: int
+    run_id: int
+
+
+class Purge(Struct, frozen=True, kw_only=True):
+    """One portion of a purge: looks at the next ``limit`` runs, after ``after``, that ended longer than ``older_than`` ago, by the
+    backend's clock, with one of ``statuses``. Those that are the latest of their execution go, with all of its earlier runs, of which
+    no more than ``limit`` go at once.
     """
 
     older_than: int
     statuses: tuple[FinalStatus, ...]
-    after: int = 0
+    after: Ended | None = None
     limit: int = 500
 
 
@@ -572,7 +583,7 @@ class Purged(Struct, frozen=True):
     """How many executions are gone, and where the next portion begins; ``None`` when that was the last."""
 
     executions: int
-    after: int | None
+    after: Ended | None
 
 
 class PauseRow(Struct, frozen=True):
@@ -621,7 +632,11 @@ class Settled(Struct, frozen=True):
 
 
 class ListQuery(Struct, frozen=True, kw_only=True):
-    """Newest first. ``search`` is a prefix of the execution id, taken literally. ``before`` is a run_id (keyset)."""
+    """Newest first. ``search`` is a prefix of the execution id, taken literally. ``before`` is a run_id (keyset).
+
+    Times are from the first (``_from``) on, up to but not at the second (``_until``). Only what has finished has a time at which it
+    did.
+    """
 
     statuses: tuple[RunStatus, ...] = ()
     task: str | None = None
@@ -629,6 +644,20 @@ class ListQuery(Struct, frozen=True, kw_only=True):
     search: str | None = None
     limit: int = 50
     before: int | None = None
+    created_from: int | None = None
+    created_until: int | None = None
+    finished_from: int | None = None
+    finished_until: int | None = None
+
+
+class Listed(Struct, frozen=True):
+    """A page of executions, newest first. ``before`` is where the next one begins; ``None`` when there is none.
+
+    A page may hold fewer than were asked for, or none at all, and yet not be the last: so much was looked at, and no more.
+    """
+
+    rows: list[ExecutionRow]
+    before: int | None
 
 
 class HistoryRow(Struct, frozen=True, kw_only=True):
@@ -641,10 +670,44 @@ class HistoryRow(Struct, frozen=True, kw_only=True):
     workers: dict[int, str]  # names by worker_id
 
 
-class StatsRow(Struct, frozen=True, kw_only=True):
-    """Counts over all executions that are stored."""
+class Tally(Struct, frozen=True):
+    """How many executions of a task in a queue have a status."""
 
-    by_status: dict[str, int]
+    task: str
+    queue: str
+    status: RunStatus
+    count: int
+
+
+class WorkerRow(Struct, frozen=True, kw_only=True):
+    """A worker whose lease holds. ``runs``: how many it has claimed."""
+
+    worker_id: int
+    info: WorkerInfo
+    registered_at: int
+    heartbeat_at: int  # when its lease was last extended
+    expires_at: int
+    runs: int
+
+
+class StatsRow(Struct, frozen=True, kw_only=True):
+    """Counts over all executions that are stored.
+
+    ``ready``: what a worker may claim now; ``sleeping``: what waits for nothing but a time to come; ``quarantined``: paused, because it
+    killed its workers. Parts are counted in ``ready`` alone.
+    """
+
+    tallies: list[Tally]
     ready: int
     oldest_ready_at: int | None
-    workers: int
+    sleeping: int
+    quarantined: int
+    workers: list[WorkerRow]
+
+    @property
+    def by_status(self) -> dict[str, int]:
+        """The counts by status alone; 0 for those that no execution has."""
+        counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        for tally in self.tallies:
+            counts[tally.status] += tally.count
+        return counts

@@ -28,6 +28,7 @@ from zart_core.records import (
     Flush,
     Flushed,
     HistoryRow,
+    Listed,
     ListQuery,
     NewPause,
     NewRun,
@@ -186,8 +187,11 @@ class Scheduler(Protocol):
         """Which of these executions have finished, and which do not exist; one read for all of them."""
         ...
 
-    async def list(self, query: ListQuery) -> list[ExecutionRow]:
-        """The latest runs that match, newest first, at most ``query.limit``. ``waits`` need not be filled."""
+    async def list(self, query: ListQuery) -> Listed:
+        """The latest runs that match, newest first, at most ``query.limit``. ``waits`` need not be filled.
+
+        The work is bounded, however many runs are stored and however few of them match: see :mod:`zart_core.listing`.
+        """
         ...
 
     async def history(self, execution_id: str, run: int | None = None) -> HistoryRow | None:
@@ -199,7 +203,10 @@ class Scheduler(Protocol):
         ...
 
     async def stats(self) -> StatsRow:
-        """Counts by status, what is ready and since when, live workers."""
+        """Counts by status, task and queue, what is ready and since when, live workers. Exact, as of one moment.
+
+        What has finished is not counted one by one: its number is no matter. What has not, is.
+        """
         ...
 
     # --- workers ---------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from zart_core.engine.tenure import Tenure, TenureOptions
 from zart_core.engine.threads import Threads
 from zart_core.engine.watchdog import Watchdog
 from zart_core.errors import BackendUnavailable
+from zart_core.identity import library_version
 from zart_core.payload import Payloads
 from zart_core.records import TaskOffer, WorkerInfo
 from zart_core.registry import TaskRegistry
@@ -284,6 +285,9 @@ class Worker:
             pid=os.getpid(),
             tasks=tuple(self._registry),
             queues=config.queues,
+            library=library_version(),
+            versions=tuple(body.version for body in bodies),
+            concurrency=config.concurrency,
         )
         worker_id = await self._scheduler.register(info, lease)
         if self._threads is None:

@@ -177,6 +177,22 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
           AND NOT EXISTS (SELECT 1 FROM {schema}.events AS v WHERE v.run_id = s.run_id AND v.seq = s.event_seq)
         """,
     ),
+    (
+        "the executions that have ended are counted wrong, by {}",
+        """
+        SELECT sum(abs(w.wrong)) FROM (
+            SELECT sum(n.count) AS wrong FROM (
+                SELECT c.task, c.queue, c.status, c.change AS count FROM {schema}.tally_changes AS c
+                UNION ALL
+                SELECT t.task, t.queue, t.status, t.count FROM {schema}.tallies AS t
+                UNION ALL
+                SELECT r.task, r.queue, e.status, -1 FROM {schema}.results AS e JOIN {schema}.runs AS r ON r.run_id = e.run_id
+                WHERE r.run > 0
+                  AND NOT EXISTS (SELECT 1 FROM {schema}.runs AS x WHERE x.execution_id = r.execution_id AND x.run > r.run)
+            ) AS n GROUP BY n.task, n.queue, n.status
+        ) AS w HAVING sum(abs(w.wrong)) > 0
+        """,
+    ),
     *(
         (
             f"run {{}} does not exist and has rows in {table}",

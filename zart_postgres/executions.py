@@ -1,4 +1,4 @@
-"""Reading executions: one, many by id, by query, and how many there are. Each is one statement, so one snapshot."""
+"""Reading executions: one, and many by id. Each is one statement, so one snapshot."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ import asyncpg
 import msgspec
 
 from zart_core.records import (
-    FINAL,
     AttemptRow,
     EventRow,
     ExecutionRow,
     HistoryRow,
-    ListQuery,
     PendingWait,
-    RunStatus,
     Settled,
-    StatsRow,
     StepRow,
 )
 from zart_postgres.lanes import Session
 from zart_postgres.pauses import read_rule
 
 # A part that is quarantined has no status that anybody could see: the run that waits for it shows it.
-_STATUS: Final = """
+STATUS: Final = """
     CASE WHEN e.run_id IS NOT NULL THEN e.status
          WHEN a.quarantined OR a.waits & 4 <> 0 AND EXISTS (
              SELECT 1 FROM {schema}.active AS q JOIN {schema}.runs AS x ON x.run_id = q.run_id AND x.run < 0
@@ -35,8 +31,8 @@ _STATUS: Final = """
               SELECT 1 FROM {schema}.pauses AS h WHERE h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL) THEN 'paused'
          WHEN a.epoch = 0 THEN 'scheduled' ELSE 'waiting' END
 """
-_COLUMNS: Final = f"""
-    r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version) AS version, {_STATUS} AS status, r.queue,
+COLUMNS: Final = f"""
+    r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version) AS version, {STATUS} AS status, r.queue,
     r.priority, r.tags::text AS tags, coalesce(e.attempt, a.attempt) AS attempt, r.input, e.output,
     CASE WHEN e.run_id IS NOT NULL THEN e.error ELSE coalesce(a.error, CASE WHEN a.waits & 4 <> 0 THEN (
         SELECT q.error FROM {{schema}}.active AS q JOIN {{schema}}.runs AS x ON x.run_id = q.run_id AND x.run < 0
@@ -73,12 +69,12 @@ _WAITS: Final = """
     ) AS waits ON true
 """
 GET: Final = f"""
-    SELECT {{schema}}.now_v1(), {_COLUMNS}, waits.kinds AS wait_kinds, waits.names AS wait_names, waits.untils AS wait_untils
+    SELECT {{schema}}.now_v1(), {COLUMNS}, waits.kinds AS wait_kinds, waits.names AS wait_names, waits.untils AS wait_untils
     FROM {{schema}}.runs AS r {_JOINS} {_WAITS}
     WHERE r.run_id = {_LATEST}
 """
 HISTORY: Final = f"""
-    SELECT {{schema}}.now_v1(), {_COLUMNS}, waits.kinds AS wait_kinds, waits.names AS wait_names,
+    SELECT {{schema}}.now_v1(), {COLUMNS}, waits.kinds AS wait_kinds, waits.names AS wait_names,
            waits.untils AS wait_untils,
            s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_ats, s.finished_ats, s.wake_ats, s.deadlines,
            s.event_seqs, s.outputs, s.errors, s.details, s.workers,
@@ -118,7 +114,7 @@ HISTORY: Final = f"""
     WHERE r.run_id = {_LATEST}
 """
 _SETTLED: Final = f"""
-    SELECT {_COLUMNS}, asked.id AS asked_id
+    SELECT {COLUMNS}, asked.id AS asked_id
     FROM unnest($1::text[]) AS asked(id)
     LEFT JOIN LATERAL (
         SELECT x.* FROM {{schema}}.runs AS x WHERE x.execution_id = asked.id ORDER BY x.run DESC LIMIT 1
@@ -127,7 +123,7 @@ _SETTLED: Final = f"""
     WHERE r.run_id IS NULL OR e.run_id IS NOT NULL
 """
 _RUNS: Final = f"""
-    SELECT {_COLUMNS} FROM {{schema}}.runs AS r {_JOINS} WHERE r.execution_id = $1 AND r.run > 0
+    SELECT {COLUMNS} FROM {{schema}}.runs AS r {_JOINS} WHERE r.execution_id = $1 AND r.run > 0
     ORDER BY r.run DESC LIMIT $2
 """
 _PUBLISHED: Final = f"""
@@ -136,80 +132,13 @@ _PUBLISHED: Final = f"""
     WHERE r.run_id = {_LATEST} ORDER BY p.key
 """
 
-# $1 before, $2 task, $3 statuses, $4 tags, $5 limit
-_MATCHES: Final = f"""
-    ($1::bigint IS NULL OR r.run_id < $1)
-    AND NOT EXISTS (SELECT 1 FROM {{schema}}.runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)
-    AND ($2::text IS NULL OR r.task = $2)
-    AND ($3::text[] IS NULL OR {_STATUS} = ANY ($3))
-    AND ($4::jsonb IS NULL OR r.tags @> $4)
-"""
-# Where a list begins: at the newest run, at the ids with a prefix, at what is unfinished, at what ended badly. The last two
-# are few among millions.
-_LIST_ALL: Final = f"""
-    SELECT {_COLUMNS} FROM {{schema}}.runs AS r {_JOINS} WHERE {_MATCHES} ORDER BY r.run_id DESC LIMIT $5
-"""
-_LIST_PREFIX: Final = f"""
-    SELECT {_COLUMNS} FROM {{schema}}.runs AS r {_JOINS}
-    WHERE r.execution_id >= $6 AND r.execution_id < $7 AND starts_with(r.execution_id, $6) AND {_MATCHES}
-    ORDER BY r.run_id DESC LIMIT $5
-"""
-_LIST_LIVE: Final = f"""
-    SELECT {_COLUMNS} FROM {{schema}}.active AS a JOIN {{schema}}.runs AS r ON r.run_id = a.run_id
-    LEFT JOIN {{schema}}.results AS e ON e.run_id = r.run_id
-    WHERE {_MATCHES} ORDER BY r.run_id DESC LIMIT $5
-"""
-_LIST_BAD: Final = f"""
-    SELECT {_COLUMNS} FROM {{schema}}.results AS e JOIN {{schema}}.runs AS r ON r.run_id = e.run_id
-    LEFT JOIN {{schema}}.active AS a ON a.run_id = r.run_id
-    WHERE e.status <> 'completed' AND {_MATCHES} ORDER BY r.run_id DESC LIMIT $5
-"""
-
-# Runs that a later one of the same execution has replaced are all finished; they are taken off again.
-_STATS: Final = f"""
-    SELECT {{schema}}.now_v1(), live.status, live.count FROM (
-        SELECT {_STATUS} AS status, count(*) AS count
-        FROM {{schema}}.active AS a LEFT JOIN {{schema}}.results AS e ON false
-        -- Parts are no executions: of what has a parent, only those runs count that have a number.
-        WHERE a.parent_run IS NULL OR EXISTS (SELECT 1 FROM {{schema}}.runs AS r WHERE r.run_id = a.run_id AND r.run > 0)
-        GROUP BY 1
-        UNION ALL
-        SELECT e.status, count(*) FROM {{schema}}.results AS e GROUP BY 1
-        UNION ALL
-        SELECT e.status, -count(*)
-        FROM {{schema}}.runs AS n
-        JOIN {{schema}}.runs AS r ON r.execution_id = n.execution_id AND r.run = n.run - 1
-        JOIN {{schema}}.results AS e ON e.run_id = r.run_id
-        WHERE n.run > 1 GROUP BY 1
-        UNION ALL
-        SELECT 'ready', count(*) FROM {{schema}}.active AS a
-        WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= (SELECT {{schema}}.now_v1())
-          AND a.queue <> '' AND NOT EXISTS (
-              SELECT 1 FROM {{schema}}.pauses AS h WHERE h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL)
-        UNION ALL
-        SELECT 'oldest', min(a.wake_at) FROM {{schema}}.active AS a
-        WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= (SELECT {{schema}}.now_v1())
-          AND a.queue <> '' AND NOT EXISTS (
-              SELECT 1 FROM {{schema}}.pauses AS h WHERE h.task = a.task AND h.execution_id IS NULL AND h.step IS NULL)
-        UNION ALL
-        SELECT 'workers', count(*) FROM {{schema}}.workers AS w WHERE NOT w.emptied AND w.expires_at > (SELECT {{schema}}.now_v1())
-    ) AS live
-"""
-
-STATUSES: Final[tuple[RunStatus, ...]] = (
-    "scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled",
-)  # fmt: skip
-
-_LAST: Final = "\U0010ffff"
-
-_encode = msgspec.json.Encoder().encode
 _decode_tags = msgspec.json.Decoder(dict[str, str]).decode
 
 
 async def get(db: Session, execution_id: str, run: int | None) -> ExecutionRow | None:
     """See :meth:`zart_core.scheduler.Scheduler.get`."""
     rows = await db.timed(GET, execution_id, run)
-    return _execution(rows[0], _waits(rows[0])) if rows else None
+    return execution(rows[0], _waits(rows[0])) if rows else None
 
 
 async def history(db: Session, execution_id: str, run: int | None) -> HistoryRow | None:
@@ -235,7 +164,7 @@ async def history(db: Session, execution_id: str, run: int | None) -> HistoryRow
     )
     events = _columns(row, "v_seqs", "v_names", "v_payloads", "v_sent_ats")
     return HistoryRow(
-        execution=_execution(row, _waits(row)),
+        execution=execution(row, _waits(row)),
         steps=[StepRow(*values) for values in steps],
         attempts=[AttemptRow(*values) for values in attempts],
         events=[EventRow(*values) for values in events],
@@ -249,7 +178,7 @@ async def settled(db: Session, execution_ids: Sequence[str]) -> Settled:
         return Settled([], [])
     rows = await db.rows(_SETTLED, list(dict.fromkeys(execution_ids)))
     return Settled(
-        [_execution(row, []) for row in rows if row["run_id"] is not None],
+        [execution(row, []) for row in rows if row["run_id"] is not None],
         [row["asked_id"] for row in rows if row["run_id"] is None],
     )
 
@@ -257,29 +186,7 @@ async def settled(db: Session, execution_ids: Sequence[str]) -> Settled:
 async def runs(db: Session, execution_id: str, limit: int) -> list[ExecutionRow]:
     """See :meth:`zart_core.scheduler.Scheduler.runs`."""
     rows = await db.rows(_RUNS, execution_id, max(0, limit))
-    return [_execution(row, []) for row in reversed(rows)]
-
-
-async def list_executions(db: Session, query: ListQuery) -> list[ExecutionRow]:
-    """See :meth:`zart_core.scheduler.Scheduler.list`."""
-    statuses = frozenset(query.statuses)
-    arguments: list[object] = [
-        query.before,
-        query.task,
-        sorted(statuses) or None,
-        _encode(query.tags).decode() if query.tags else None,
-        max(0, query.limit),
-    ]
-    if query.search:
-        statement = _LIST_PREFIX
-        arguments += [query.search, _beyond(query.search)]
-    elif statuses and not statuses & FINAL:
-        statement = _LIST_LIVE
-    elif statuses and statuses <= {"failed", "cancelled"}:
-        statement = _LIST_BAD
-    else:
-        statement = _LIST_ALL
-    return [_execution(row, []) for row in await db.rows(statement, *arguments)]
+    return [execution(row, []) for row in reversed(rows)]
 
 
 async def published(db: Session, execution_id: str) -> dict[str, bytes] | None:
@@ -288,20 +195,8 @@ async def published(db: Session, execution_id: str) -> dict[str, bytes] | None:
     return {key: value for _, key, value in rows if key is not None} if rows else None
 
 
-async def stats(db: Session) -> StatsRow:
-    """See :meth:`zart_core.scheduler.Scheduler.stats`."""
-    counts: dict[str, int | None] = dict.fromkeys(STATUSES, 0)
-    for _, name, count in await db.timed(_STATS):
-        counts[name] = count if name == "oldest" else (counts.get(name) or 0) + count
-    return StatsRow(
-        by_status={status: counts[status] or 0 for status in STATUSES},
-        ready=counts["ready"] or 0,
-        oldest_ready_at=counts["oldest"],
-        workers=counts["workers"] or 0,
-    )
-
-
-def _execution(row: asyncpg.Record, waits: list[PendingWait]) -> ExecutionRow:
+def execution(row: asyncpg.Record, waits: list[PendingWait]) -> ExecutionRow:
+    """A row of :data:`COLUMNS`."""
     return ExecutionRow(
         execution_id=row["execution_id"],
         run_id=row["run_id"],
@@ -339,13 +234,3 @@ def _columns(row: asyncpg.Record, *names: str) -> list[tuple[Any, ...]]:
     if row[names[0]] is None:
         return []
     return list(zip(*(row[name] for name in names), strict=True))
-
-
-def _beyond(prefix: str) -> str:
-    """A text after every text with this prefix, close behind them in the order of code points, which is that of UTF-8."""
-    body = prefix.rstrip(_LAST)
-    if not body:
-        return _LAST * (len(prefix) + 600)
-    last = ord(body[-1]) + 1
-    # No text holds a surrogate.
-    return body[:-1] + chr(0xE000 if 0xD800 <= last < 0xE000 else last)

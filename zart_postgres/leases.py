@@ -18,8 +18,9 @@ from zart_postgres.lanes import Lane, Session
 from zart_postgres.notices import Happened
 
 _REGISTER: Final = """
-    INSERT INTO {schema}.workers (registered_at, expires_at, pid, name, host, tasks, queues)
-    SELECT now, least(now + $1, $2), $3, $4, $5, $6, $7 FROM {schema}.now_v1() AS now
+    INSERT INTO {schema}.workers (
+        registered_at, expires_at, lease, pid, name, host, tasks, queues, library, versions, concurrency)
+    SELECT now, least(now + $1, $2), least($1, $2 - now), $3, $4, $5, $6, $7, $8, $9, $10 FROM {schema}.now_v1() AS now
     RETURNING registered_at, worker_id
 """
 # A lease that has passed may still be renewed: until a reap has declared the worker dead, nobody has taken its runs. Both
@@ -42,6 +43,18 @@ BURY: Final = """
         ) AS late
         WHERE w.worker_id = late.worker_id
         RETURNING w.worker_id
+    ),
+    -- And the counts of what has ended are folded. Race: other sweeps do so at the same moment. Each folds the rows that it has locked,
+    -- and passes over those of another; they meet at the tallies, in one order.
+    taken AS (
+        DELETE FROM {schema}.tally_changes AS c WHERE c.ctid = ANY (ARRAY(
+            SELECT x.ctid FROM {schema}.tally_changes AS x LIMIT 20000 FOR UPDATE SKIP LOCKED))
+        RETURNING c.task, c.queue, c.status, c.change
+    ), folded AS (
+        INSERT INTO {schema}.tallies AS t (task, queue, status, count)
+        SELECT n.task, n.queue, n.status, sum(n.change) FROM taken AS n
+        GROUP BY n.task, n.queue, n.status ORDER BY n.task, n.queue, n.status
+        ON CONFLICT (task, queue, status) DO UPDATE SET count = t.count + excluded.count
     )
     SELECT {schema}.now_v1(), EXISTS (SELECT 1 FROM dead)
         OR EXISTS (SELECT 1 FROM {schema}.workers WHERE NOT emptied AND expires_at IS NULL),
@@ -116,7 +129,17 @@ class HeldRun(NamedTuple):
 async def register(db: Session, info: WorkerInfo, lease: int) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.register`."""
     row = await db.row(
-        _REGISTER, min(lease, FOREVER), FOREVER, info.pid, info.name, info.host, list(info.tasks), list(info.queues)
+        _REGISTER,
+        min(lease, FOREVER),
+        FOREVER,
+        info.pid,
+        info.name,
+        info.host,
+        list(info.tasks),
+        list(info.queues),
+        info.library,
+        list(info.versions),
+        info.concurrency,
     )
     worker_id: int = row[1]
     return worker_id

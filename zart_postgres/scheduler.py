@@ -17,6 +17,7 @@ from zart_core.records import (
     Flush,
     Flushed,
     HistoryRow,
+    Listed,
     ListQuery,
     NewPause,
     NewRun,
@@ -41,8 +42,10 @@ from zart_core.records import (
 from zart_postgres import (
     audit,
     claims,
+    counts,
     executions,
     leases,
+    lists,
     pauses,
     purges,
     schema,
@@ -302,7 +305,7 @@ class PostgresScheduler:
         return await self._read(lambda db: executions.published(db, execution_id))
 
     async def stats(self) -> StatsRow:
-        return await self._report(executions.stats)
+        return await self._report(counts.stats)
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
@@ -530,8 +533,8 @@ class PostgresScheduler:
             self._opening = None
 
     # Last, because below it the name would hide the type.
-    async def list(self, query: ListQuery) -> list[ExecutionRow]:
-        return await self._report(lambda db: executions.list_executions(db, query))
+    async def list(self, query: ListQuery) -> Listed:
+        return await self._report(lambda db: lists.list_executions(db, query))
 
 
 def _started(answers: Sequence[Started]) -> Happened:

@@ -1,4 +1,4 @@
-"""Reading executions: one, many by id, by query, and how many there are."""
+"""Reading executions: one, and many by id."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ from typing import Final
 import msgspec
 
 from zart_core.records import (
-    FINAL,
     ExecutionRow,
     HistoryRow,
-    ListQuery,
     PauseRow,
     PendingWait,
     RunStatus,
     RunTrigger,
     Settled,
-    StatsRow,
     StepKind,
 )
 from zart_sqlite import history
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined, is_large
-from zart_sqlite.rows import as_json, mapping_as_json
+from zart_sqlite.rows import as_json
 
 # A part that is quarantined has no status that anybody could see: the run that waits for it shows it.
-_STATUS: Final = """
+STATUS: Final = """
     CASE WHEN e.run_id IS NOT NULL THEN e.status
          WHEN a.quarantined OR a.waits & 4 <> 0 AND EXISTS (
              SELECT 1 FROM zart_active AS q JOIN zart_runs AS x ON x.run_id = q.run_id AND x.run < 0
@@ -41,7 +38,7 @@ _ERROR: Final = """coalesce(a.error, iif(a.waits & 4 = 0, NULL, (
     WHERE q.parent_run = a.run_id AND q.quarantined LIMIT 1)))"""
 _ROWS: Final = f"""
     SELECT json_group_array(json_array(
-        r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version), {_STATUS}, r.queue, r.priority,
+        r.execution_id, r.run_id, r.run, r.task, coalesce(e.version, a.version), {STATUS}, r.queue, r.priority,
         json(r.tags), coalesce(e.attempt, a.attempt), {inlined("r.input")}, {inlined("e.output")},
         CASE WHEN e.run_id IS NULL THEN {inlined(_ERROR)} ELSE {inlined("e.error")} END,
         (SELECT p.execution_id FROM zart_runs AS p WHERE p.run_id = r.parent_run),
@@ -95,72 +92,7 @@ _SETTLED: Final = """
     ) AS asked
 """
 
-_SUPERSEDED: Final = "EXISTS (SELECT 1 FROM zart_runs AS n WHERE n.execution_id = r.execution_id AND n.run > r.run)"
-_MATCHES: Final = f"""
-    r.run_id < coalesce(:before, 9223372036854775807)
-    AND NOT {_SUPERSEDED}
-    AND (:task IS NULL OR r.task = :task)
-    AND (:statuses IS NULL OR {_STATUS} IN (SELECT value FROM json_each(:statuses)))
-    AND NOT EXISTS (
-        SELECT 1 FROM json_each(:tags) AS t
-        WHERE NOT EXISTS (SELECT 1 FROM json_each(r.tags) AS has WHERE has.key = t.key AND has.value = t.value))
-"""
-# Where a list begins: at the newest run, at the ids with a prefix, at what is unfinished, at what ended badly. The last
-# two are few among millions.
-_LIST_ALL: Final = f"""
-    SELECT json_group_array(run_id) FROM (
-        SELECT r.run_id FROM zart_runs AS r
-        LEFT JOIN zart_results AS e ON e.run_id = r.run_id LEFT JOIN zart_active AS a ON a.run_id = r.run_id
-        WHERE {_MATCHES} ORDER BY r.run_id DESC LIMIT :limit)
-"""
-_LIST_PREFIX: Final = f"""
-    SELECT json_group_array(run_id) FROM (
-        SELECT r.run_id FROM zart_runs AS r
-        LEFT JOIN zart_results AS e ON e.run_id = r.run_id LEFT JOIN zart_active AS a ON a.run_id = r.run_id
-        WHERE r.execution_id >= :search AND substr(r.execution_id, 1, length(:search)) = :search AND +{_MATCHES.strip()}
-        ORDER BY +r.run_id DESC LIMIT :limit)
-"""
-_LIST_LIVE: Final = f"""
-    SELECT json_group_array(run_id) FROM (
-        SELECT r.run_id FROM zart_active AS a CROSS JOIN zart_runs AS r ON r.run_id = a.run_id
-        LEFT JOIN zart_results AS e ON e.run_id = r.run_id
-        WHERE {_MATCHES} ORDER BY a.run_id DESC LIMIT :limit)
-"""
-_LIST_BAD: Final = f"""
-    SELECT json_group_array(run_id) FROM (
-        SELECT r.run_id FROM zart_results AS e INDEXED BY zart_results_status
-        CROSS JOIN zart_runs AS r ON r.run_id = e.run_id
-        LEFT JOIN zart_active AS a ON a.run_id = r.run_id
-        WHERE e.status IN ('failed', 'cancelled') AND {_MATCHES} ORDER BY e.run_id DESC LIMIT :limit)
-"""
-
-# Parts are no executions: of what has a parent, only those runs count that have a number.
-_COUNT_LIVE: Final = f"""
-    SELECT {_STATUS}, count(*)
-    FROM zart_active AS a LEFT JOIN zart_results AS e ON e.run_id = a.run_id
-    WHERE a.parent_run IS NULL OR EXISTS (SELECT 1 FROM zart_runs AS r WHERE r.run_id = a.run_id AND r.run > 0)
-    GROUP BY 1
-"""
-_COUNT_FINISHED: Final = "SELECT status, count(*) FROM zart_results INDEXED BY zart_results_status GROUP BY status"
-# Runs that a later one of the same execution has replaced; all of those are finished.
-_COUNT_REPLACED: Final = """
-    SELECT e.status, count(*)
-    FROM zart_runs AS n INDEXED BY zart_runs_again
-    CROSS JOIN zart_runs AS r ON r.execution_id = n.execution_id AND r.run = n.run - 1
-    CROSS JOIN zart_results AS e ON e.run_id = r.run_id
-    WHERE n.run > 1 GROUP BY e.status
-"""
-_READY: Final = """
-    SELECT count(*), min(a.wake_at) FROM zart_active AS a INDEXED BY zart_active_ready
-    WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= ? AND a.queue <> '' AND NOT EXISTS (
-        SELECT 1 FROM zart_pauses AS rule WHERE rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL)
-"""
-_WORKERS: Final = "SELECT count(*) FROM zart_workers WHERE expires_at > ?"
 _WORKER_NAMES: Final = "SELECT worker_id, name FROM zart_workers WHERE worker_id IN (SELECT value FROM json_each(?))"
-
-STATUSES: Final[tuple[RunStatus, ...]] = (
-    "scheduled", "running", "waiting", "paused", "completed", "failed", "cancelled",
-)  # fmt: skip
 
 
 class _Stored(msgspec.Struct, array_like=True, frozen=True):
@@ -204,40 +136,13 @@ def settled(db: sqlite3.Connection, execution_ids: Sequence[str]) -> Settled:
     """See :meth:`zart_core.scheduler.Scheduler.settled`."""
     asked = _decode_asked(db.execute(_SETTLED, (as_json(dict.fromkeys(execution_ids)),)).fetchone()[0])
     finished = [run_id for _, run_id, done in asked if run_id is not None and done]
-    return Settled(_load(db, finished) if finished else [], [name for name, run_id, _ in asked if run_id is None])
+    return Settled(load(db, finished) if finished else [], [name for name, run_id, _ in asked if run_id is None])
 
 
 def runs(db: sqlite3.Connection, execution_id: str, limit: int) -> list[ExecutionRow]:
     """See :meth:`zart_core.scheduler.Scheduler.runs`."""
     found = _decode_ids(db.execute(_RUNS, (execution_id, max(0, limit))).fetchone()[0])
-    return sorted(_load(db, found), key=lambda row: row.run)
-
-
-def list_executions(db: sqlite3.Connection, query: ListQuery) -> list[ExecutionRow]:
-    """See :meth:`zart_core.scheduler.Scheduler.list`."""
-    statuses = frozenset(query.statuses)
-    if query.search:
-        statement = _LIST_PREFIX
-    elif statuses and not statuses & FINAL:
-        statement = _LIST_LIVE
-    elif statuses and statuses <= {"failed", "cancelled"}:
-        statement = _LIST_BAD
-    else:
-        statement = _LIST_ALL
-    found = db.execute(
-        statement,
-        {
-            "before": query.before,
-            "task": query.task,
-            "statuses": as_json(statuses) if statuses else None,
-            "tags": mapping_as_json(query.tags),
-            "limit": max(0, query.limit),
-            "search": query.search,
-        },
-    ).fetchone()[0]
-    rows = _load(db, _decode_ids(found))
-    rows.sort(key=lambda row: row.run_id, reverse=True)
-    return rows
+    return sorted(load(db, found), key=lambda row: row.run)
 
 
 def read_history(db: sqlite3.Connection, execution_id: str, run: int | None, now: int) -> HistoryRow | None:
@@ -263,30 +168,19 @@ def published(db: sqlite3.Connection, execution_id: str) -> dict[str, bytes] | N
     return None if run_id is None else history.published(db, run_id)
 
 
-def stats(db: sqlite3.Connection, now: int) -> StatsRow:
-    """See :meth:`zart_core.scheduler.Scheduler.stats`."""
-    by_status: dict[str, int] = dict.fromkeys(STATUSES, 0)
-    by_status.update(db.execute(_COUNT_LIVE).fetchall())
-    by_status.update(db.execute(_COUNT_FINISHED).fetchall())
-    for status, replaced in db.execute(_COUNT_REPLACED):
-        by_status[status] -= replaced
-    ready, oldest = db.execute(_READY, (now,)).fetchone()
-    [workers] = db.execute(_WORKERS, (now,)).fetchone()
-    return StatsRow(by_status=by_status, ready=ready, oldest_ready_at=oldest, workers=workers)
-
-
 def _find(db: sqlite3.Connection, execution_id: str, run: int | None) -> int | None:
     row: tuple[int] | None = db.execute(_RUN, (execution_id, run)).fetchone()
     return None if row is None else row[0]
 
 
 def _load_with_waits(db: sqlite3.Connection, run_id: int, now: int) -> ExecutionRow:
-    [row] = _load(db, [run_id])
+    [row] = load(db, [run_id])
     waits: list[tuple[StepKind, str, int | None]] = db.execute(_WAITS, {"run_id": run_id, "now": now}).fetchall()
     return msgspec.structs.replace(row, waits=[PendingWait(*wait) for wait in waits]) if waits else row
 
 
-def _load(db: sqlite3.Connection, run_ids: Iterable[int]) -> list[ExecutionRow]:
+def load(db: sqlite3.Connection, run_ids: Iterable[int]) -> list[ExecutionRow]:
+    """These runs as clients see them, without what they wait for; in no order."""
     stored = _decode_stored(db.execute(_ROWS, (as_json(run_ids),)).fetchone()[0])
     with_large = [row.run_id for row in stored if LARGE in (row.input, row.output, row.error)]
     large = {row[0]: row[1:] for row in db.execute(_LARGE, (as_json(with_large),))} if with_large else {}

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from zart_core.records import ErrorInfo, ExecutionFailure, FinalStatus
+from zart_sqlite.counts import COUNT_ENDED
 from zart_sqlite.rows import ManyRows, as_json
 from zart_sqlite.runs import CHILDREN
 from zart_sqlite.writer import Transaction
@@ -170,6 +171,7 @@ def _end(tx: Transaction, endings: Sequence[Ending]) -> None:
     now = tx.clock.now()
     ended = as_json(ending[0] for ending in endings)
     _RECORD.execute(tx.db, [(*ending, now) for ending in endings])
+    tx.db.execute(COUNT_ENDED, (ended,))
     children = _decode_children(tx.db.execute(_CHILDREN, (ended,)).fetchone()[0])
     if children:
         tx.db.execute(_ANSWER, {"ended": ended, "now": now})

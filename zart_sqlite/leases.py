@@ -17,7 +17,9 @@ from zart_sqlite.runs import latest
 from zart_sqlite.writer import Transaction
 
 _REGISTER: Final = """
-    INSERT INTO zart_workers (name, host, pid, tasks, queues, registered_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO zart_workers (
+        name, host, pid, tasks, queues, library, versions, concurrency, registered_at, expires_at, lease)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _RENEW: Final = "UPDATE zart_workers SET expires_at = ? WHERE worker_id = ? AND expires_at IS NOT NULL"
 _EXPIRED: Final = "SELECT json_group_array(worker_id) FROM zart_workers WHERE expires_at <= ? AND +worker_id IS NOT ?"
@@ -76,7 +78,19 @@ def register(tx: Transaction, info: WorkerInfo, lease: int) -> int:
     keep(tx.db, tx.clock)
     cursor = tx.db.execute(
         _REGISTER,
-        (info.name, info.host, info.pid, as_json(info.tasks), as_json(info.queues), now, later(now, lease)),
+        (
+            info.name,
+            info.host,
+            info.pid,
+            as_json(info.tasks),
+            as_json(info.queues),
+            info.library,
+            as_json(info.versions),
+            info.concurrency,
+            now,
+            later(now, lease),
+            later(now, lease) - now,
+        ),
     )
     return cursor.lastrowid or 0
 

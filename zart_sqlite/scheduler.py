@@ -20,6 +20,7 @@ from zart_core.records import (
     Flush,
     Flushed,
     HistoryRow,
+    Listed,
     ListQuery,
     NewPause,
     NewRun,
@@ -41,7 +42,19 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_sqlite import audit, claims, executions, leases, pauses, purges, signals, succession, transactions
+from zart_sqlite import (
+    audit,
+    claims,
+    counts,
+    executions,
+    leases,
+    lists,
+    pauses,
+    purges,
+    signals,
+    succession,
+    transactions,
+)
 from zart_sqlite.database import Database, Synchronous
 from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
@@ -210,7 +223,7 @@ class SqliteScheduler:
         return await self._read(lambda db: executions.published(db, execution_id))
 
     async def stats(self) -> StatsRow:
-        return await self._read(lambda db: executions.stats(db, self.clock.now()))
+        return await self._read(lambda db: counts.stats(db, self.clock.now()))
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
@@ -351,5 +364,5 @@ class SqliteScheduler:
                 self._writer.run(work)
 
     # Last, because below it the name would hide the type.
-    async def list(self, query: ListQuery) -> list[ExecutionRow]:
-        return await self._read(lambda db: executions.list_executions(db, query))
+    async def list(self, query: ListQuery) -> Listed:
+        return await self._read(lambda db: lists.list_executions(db, query))

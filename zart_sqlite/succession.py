@@ -8,6 +8,7 @@ from typing import Final
 from zart_core.duration import later
 from zart_core.errors import ExecutionAlreadyExists, ExecutionNotFound
 from zart_core.records import ContinueFact, NewRun, Revival, Started
+from zart_sqlite.counts import uncount
 from zart_sqlite.finishes import finish
 from zart_sqlite.pauses import hold_next
 from zart_sqlite.rows import as_json
@@ -200,6 +201,7 @@ def revive(tx: Transaction, revival: Revival) -> bool:
     tx.db.execute(_DISOWN, (run_id,))
     tx.db.execute(_REVIVE, {"run_id": run_id, "now": now, "deadline": fresh})
     tx.db.execute(_NEXT_LIFE, (now, run_id))
+    uncount(tx.db, (run_id,))
     tx.db.execute(_UNFINISH, (run_id,))
     hold_next(tx, run_id, revival.execution_id)
     tx.happened.ready = True
@@ -219,6 +221,8 @@ def _follow(tx: Transaction, new: NewRun, link: _Link, *, timeout: int | None) -
     """Store the new run with what it takes over; its run_id."""
     now = tx.clock.now()
     fields = {"source": new.source, "execution_id": new.execution_id, "input": new.input, "trigger": new.trigger}
+    if new.trigger != "fork":  # the source has ended, and its place is taken
+        uncount(tx.db, (new.source,))
     run_id = tx.db.execute(_INSERT_RUN, {**fields, "now": now, "nonce": new.nonce or None}).lastrowid or 0
     limits = [] if timeout is None else [later(now, timeout)]
     if link[0] is not None:

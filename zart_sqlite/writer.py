@@ -26,6 +26,7 @@ from zart_core.clock import Clock
 from zart_core.records import Notification
 from zart_sqlite.clock import catch_up
 from zart_sqlite.database import BUSY_TIMEOUT_MS, MERGE_AFTER, Database
+from zart_sqlite.log_watch import LogWatch
 from zart_sqlite.lone import Lone
 from zart_sqlite.notices import ANYTHING, Happened, Notices
 from zart_sqlite.schema import migrate
@@ -118,6 +119,7 @@ class Writer:
         self.commits = 0
         # Of the thread alone:
         self._version = 0
+        self._log = LogWatch(database.path)
         self._look_at = 0.0
         self._compare_at = 0.0
 
@@ -383,6 +385,8 @@ class Writer:
         if now < self._look_at or self._database.in_memory or not self._notices.wanted:
             return
         self._look_at = now + _WATCH
+        if not self._log.touched():
+            return
         try:
             with self._in_use:
                 version = _data_version(db)

@@ -7,6 +7,8 @@ import logging
 import random
 from typing import Final
 
+from msgspec.structs import replace
+
 from zart_core.errors import BackendUnavailable
 from zart_core.records import FINISHED, Purge
 from zart_core.scheduler import Scheduler
@@ -41,12 +43,12 @@ class Retention:
             await asyncio.sleep(self._pause * random.uniform(0.75, 1.0))
 
     async def _pass(self) -> int:
-        after: int | None = 0
+        portion = Purge(older_than=self._length, statuses=FINISHED)
         executions = 0
-        while after is not None:
-            purged = await self._scheduler.purge(Purge(older_than=self._length, statuses=FINISHED, after=after))
+        while True:
+            purged = await self._scheduler.purge(portion)
             executions += purged.executions
-            after = purged.after
-            if after is not None:
-                await asyncio.sleep(_BREATH)
-        return executions
+            if purged.after is None:
+                return executions
+            portion = replace(portion, after=purged.after)
+            await asyncio.sleep(_BREATH)

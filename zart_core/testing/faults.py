@@ -37,6 +37,7 @@ from zart_core.records import (
     Flush,
     Flushed,
     HistoryRow,
+    Listed,
     ListQuery,
     NewPause,
     NewRun,
@@ -436,5 +437,5 @@ class FaultyScheduler:
         return self.inner.subscribe(heard)
 
     # Last, because below it the name would hide the type.
-    async def list(self, query: ListQuery) -> list[ExecutionRow]:
+    async def list(self, query: ListQuery) -> Listed:
         return await self._through("list", lambda: self.inner.list(query))

@@ -25,6 +25,8 @@ ALTER SEQUENCE {schema}.run_ids OWNED BY {schema}.runs.run_id;
 
 -- Runs that took the place of an earlier one: lets counts leave the earlier ones out without walking all runs.
 CREATE INDEX runs_again ON {schema}.runs (execution_id, run) WHERE run > 1;
+-- Lists of one task.
+CREATE INDEX runs_task ON {schema}.runs (task, run_id);
 
 -- The only table whose rows change, and it holds unfinished runs only: vacuum has work in proportion to those. Status is
 -- derived: quarantined -> paused; worker_id set -> running; epoch 0 -> scheduled; else waiting.
@@ -76,8 +78,9 @@ CREATE TABLE {schema}.results (
     output      bytea,
     error       bytea
 );
--- The many that completed are found by what they are not.
-CREATE INDEX results_bad ON {schema}.results (run_id) INCLUDE (status) WHERE status <> 'completed';
+-- By time: what is old enough to be purged. By run: lists of the few that did not complete.
+CREATE INDEX results_ended ON {schema}.results (status, finished_at, run_id);
+CREATE INDEX results_bad ON {schema}.results (status, run_id) WHERE status <> 'completed';
 
 -- One row per durable call.
 CREATE TABLE {schema}.steps (

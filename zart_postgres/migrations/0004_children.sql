@@ -361,12 +361,20 @@ BEGIN
         USING unnest(p_runs, p_statuses, p_outputs, p_errors) AS f(run_id, status, output, error)
         WHERE a.run_id = f.run_id AND a.run_id = ANY (p_runs)
         RETURNING a.run_id, a.parent_run, a.started_at, a.deadline, a.attempt, a.version, a.open_children,
-                  f.status, f.output, f.error
+                  a.task, a.queue, f.status, f.output, f.error
     ), kept AS (
         INSERT INTO {schema}.results
             (run_id, started_at, finished_at, deadline, attempt, status, version, output, error)
         SELECT g.run_id, g.started_at, p_now, g.deadline, g.attempt, g.status, g.version, g.output, g.error FROM gone AS g
         WHERE v_parts IS NULL OR g.run_id NOT IN (SELECT unnest(v_parts))
+    ), tallied AS (
+        -- What is held has no queue of its own.
+        INSERT INTO {schema}.tally_changes (task, queue, status, change)
+        SELECT o.task, o.queue, o.status, count(*) FROM (
+            SELECT g.task, g.status, CASE WHEN g.queue <> '' THEN g.queue ELSE (
+                SELECT r.queue FROM {schema}.runs AS r WHERE r.run_id = g.run_id) END AS queue
+            FROM gone AS g WHERE v_parts IS NULL OR g.run_id NOT IN (SELECT unnest(v_parts))
+        ) AS o GROUP BY o.task, o.queue, o.status
     ), counted AS (
         SELECT g.parent_run, count(*)::integer AS children, coalesce(sum(octet_length(g.output)), 0) AS bytes FROM gone AS g
         WHERE g.parent_run IS NOT NULL GROUP BY g.parent_run

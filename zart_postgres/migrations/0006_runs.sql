@@ -84,6 +84,11 @@ BEGIN
     ON CONFLICT (execution_id, run) DO NOTHING
     RETURNING r.* INTO v_new;
     IF v_new.run_id IS NULL THEN RETURN NULL; END IF;
+    IF v_new.run > 1 THEN
+        -- The source has ended, and its place is taken.
+        INSERT INTO {schema}.tally_changes (task, queue, status, change)
+        SELECT v_source.task, v_source.queue, e.status, -1 FROM {schema}.results AS e WHERE e.run_id = p_source;
+    END IF;
 
     -- Signals go on to be counted where the source stopped: what is taken over of it keeps its numbers.
     INSERT INTO {schema}.active (
@@ -264,6 +269,7 @@ BEGIN
         SELECT 1 FROM {schema}.runs AS n WHERE n.execution_id = p_execution_id AND n.run > v_run.run);
     IF NOT o_revived THEN RETURN; END IF;
     DELETE FROM {schema}.results AS e WHERE e.run_id = p_run;
+    INSERT INTO {schema}.tally_changes (task, queue, status, change) VALUES (v_run.task, v_run.queue, 'failed', -1);
     DELETE FROM {schema}.steps AS s USING unnest(p_drop, p_drop_ordinals) AS d(name, ordinal)
     WHERE s.run_id = p_run AND s.name = d.name AND s.ordinal = d.ordinal;
     INSERT INTO {schema}.attempts (run_id, name, ordinal, attempt, started_at, finished_at, error, handler_attempt)

@@ -27,6 +27,8 @@ CREATE TABLE zart_runs (
 
 -- Runs that took the place of an earlier one: lets counts leave the earlier ones out without walking all runs.
 CREATE INDEX zart_runs_again ON zart_runs (execution_id, run) WHERE run > 1;
+-- Lists of one task.
+CREATE INDEX zart_runs_task ON zart_runs (task);
 
 -- The only table whose rows change, and it holds unfinished runs only. Status is derived:
 -- quarantined -> paused; worker_id set -> running; epoch 0 -> scheduled; else waiting.
@@ -77,7 +79,9 @@ CREATE TABLE zart_results (
     error       BLOB
 ) STRICT;
 
-CREATE INDEX zart_results_status ON zart_results (status);
+-- By time: what is old enough to be purged. By run: lists of the few that did not complete.
+CREATE INDEX zart_results_ended ON zart_results (status, finished_at);
+CREATE INDEX zart_results_bad ON zart_results (status) WHERE status <> 'completed';
 
 -- One row per durable call. A rowid table, measured: with 1 KB outputs it takes 2.7 times as many rows per second as
 -- WITHOUT ROWID, with tiny and with large ones it is no slower; and rowids keep the order in which calls were recorded.

@@ -38,6 +38,7 @@ from zart_core.testing.contract.bench import Backend
 from zart_core.testing.contract.cancel import CancelContract
 from zart_core.testing.contract.children import ChildContract
 from zart_core.testing.contract.claim import ClaimContract
+from zart_core.testing.contract.counting import CountingContract
 from zart_core.testing.contract.crowds import CrowdContract
 from zart_core.testing.contract.deadlines import DeadlineContract
 from zart_core.testing.contract.fencing import FencingContract
@@ -86,6 +87,7 @@ class SchedulerContract(
     PurgingContract,
     ReadingContract,
     ListingContract,
+    CountingContract,
     PayloadContract,
     NotificationContract,
     RaceContract,

@@ -12,13 +12,13 @@ from zart_core.testing.contract.hand import finish, pending, suspend
 class ListingContract(Contract):
     @on_bench
     async def test_an_empty_store_lists_nothing(self, bench: Bench) -> None:
-        assert await bench.scheduler.list(ListQuery()) == []
+        assert (await bench.scheduler.list(ListQuery())).rows == []
 
     @on_bench
     async def test_the_newest_comes_first(self, bench: Bench) -> None:
         await bench.start("b", "c", "a")
         await bench.start("e", "d")
-        rows = await bench.scheduler.list(ListQuery())
+        rows = (await bench.scheduler.list(ListQuery())).rows
         run_ids = [row.run_id for row in rows]
         assert run_ids == sorted(run_ids, reverse=True)
         assert {row.execution_id for row in rows[:2]} == {"d", "e"}
@@ -31,23 +31,23 @@ class ListingContract(Contract):
         a, b, _ = await hand.claim()
         await hand.record(pending(a, "x"), suspend(a, on_signal=True, error=b"e"), finish(b, output=b"done"))
         await bench.start("d", queue="other")
-        for row in await bench.scheduler.list(ListQuery()):
+        for row in (await bench.scheduler.list(ListQuery())).rows:
             expected = await bench.row(row.execution_id)
             assert _without_waits(row) == _without_waits(expected)
 
     @on_bench
     async def test_never_more_than_the_limit(self, bench: Bench) -> None:
         await bench.start(*(f"a-{n}" for n in range(60)))
-        assert len(await bench.scheduler.list(ListQuery())) == 50
-        assert len(await bench.scheduler.list(ListQuery(limit=7))) == 7
-        assert len(await bench.scheduler.list(ListQuery(limit=100))) == 60
+        assert len((await bench.scheduler.list(ListQuery())).rows) == 50
+        assert len((await bench.scheduler.list(ListQuery(limit=7))).rows) == 7
+        assert len((await bench.scheduler.list(ListQuery(limit=100))).rows) == 60
 
     @on_bench
     async def test_pages_meet_without_gap_or_overlap(self, bench: Bench) -> None:
         await bench.start(*(f"a-{n:02}" for n in range(25)))
         seen: list[str] = []
         before: int | None = None
-        while page := await bench.scheduler.list(ListQuery(limit=4, before=before)):
+        while page := (await bench.scheduler.list(ListQuery(limit=4, before=before))).rows:
             seen += [row.execution_id for row in page]
             before = page[-1].run_id
             # What is started meanwhile is newer than every page to come.
@@ -58,8 +58,8 @@ class ListingContract(Contract):
     @on_bench
     async def test_pages_keep_to_the_filter(self, bench: Bench) -> None:
         await bench.scheduler.start([new(f"a-{n}", tags={"kind": "odd" if n % 2 else "even"}) for n in range(20)])
-        first = await bench.scheduler.list(ListQuery(tags={"kind": "odd"}, limit=6))
-        rest = await bench.scheduler.list(ListQuery(tags={"kind": "odd"}, limit=6, before=first[-1].run_id))
+        first = (await bench.scheduler.list(ListQuery(tags={"kind": "odd"}, limit=6))).rows
+        rest = (await bench.scheduler.list(ListQuery(tags={"kind": "odd"}, limit=6, before=first[-1].run_id))).rows
         assert (len(first), len(rest)) == (6, 4)
         assert {row.execution_id for row in first + rest} == {f"a-{n}" for n in range(1, 20, 2)}
 
@@ -155,7 +155,7 @@ class ListingContract(Contract):
 
 
 async def _ids(bench: Bench, query: ListQuery) -> set[str]:
-    rows = await bench.scheduler.list(query)
+    rows = (await bench.scheduler.list(query)).rows
     ids = {row.execution_id for row in rows}
     assert len(ids) == len(rows)
     return ids

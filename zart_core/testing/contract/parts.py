@@ -38,16 +38,18 @@ class PartContract(Contract):
         await hand.record(finish(claimed))
         row = await bench.row("p")
         assert (row.run_id, row.run, row.status) == (run.run_id, 1, "running")
-        assert [item.run_id for item in await bench.scheduler.list(ListQuery())] == [run.run_id]
-        assert [item.run_id for item in await bench.scheduler.list(ListQuery(search="p"))] == [run.run_id]
-        assert [item.run_id for item in await bench.scheduler.list(ListQuery(statuses=("running",)))] == [run.run_id]
+        assert [item.run_id for item in (await bench.scheduler.list(ListQuery())).rows] == [run.run_id]
+        assert [item.run_id for item in (await bench.scheduler.list(ListQuery(search="p"))).rows] == [run.run_id]
+        assert [item.run_id for item in (await bench.scheduler.list(ListQuery(statuses=("running",)))).rows] == [
+            run.run_id
+        ]
         stats = await bench.scheduler.stats()
         assert {status: count for status, count in stats.by_status.items() if count} == {"running": 1}
         assert (await bench.scheduler.settled(["p"])).finished == []
         await hand.record(finish(other), finish(run))
         stats = await bench.scheduler.stats()
         assert {status: count for status, count in stats.by_status.items() if count} == {"completed": 1}
-        assert [item.run_id for item in await bench.scheduler.list(ListQuery())] == [run.run_id]
+        assert [item.run_id for item in (await bench.scheduler.list(ListQuery())).rows] == [run.run_id]
 
     @on_bench
     async def test_an_event_reaches_the_execution_and_not_its_parts(self, bench: Bench) -> None:  # B28
@@ -141,7 +143,7 @@ class PartContract(Contract):
         assert await hand.claim() == []
         shown = await bench.row("p")
         assert (shown.status, shown.error is not None) == ("paused", True), "nobody would know of it"
-        assert [row.status for row in await bench.scheduler.list(ListQuery(statuses=("paused",)))] == ["paused"]
+        assert [row.status for row in (await bench.scheduler.list(ListQuery(statuses=("paused",)))).rows] == ["paused"]
         assert await bench.scheduler.resume("p")
         assert (await bench.row("p")).status == "waiting"
         [claimed] = await hand.claim()

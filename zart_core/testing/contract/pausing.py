@@ -29,7 +29,7 @@ class PausingContract(Contract):
         assert [(pause.rule_id, pause.execution_id, pause.reason) for pause in claimed.pauses] == [(rule, "a", "why")]
         row = await bench.row("a")
         assert (row.status, row.queue, row.paused_by) == ("paused", "default", claimed.pauses[0])
-        assert (await bench.scheduler.list(ListQuery(statuses=("paused",))))[0].paused_by == claimed.pauses[0]
+        assert ((await bench.scheduler.list(ListQuery(statuses=("paused",)))).rows)[0].paused_by == claimed.pauses[0]
         assert await bench.scheduler.lift(PauseFilter(rule_id=rule)) == 1
         assert (await bench.row("a")).status == "scheduled"
         claimed = await hand.ask()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from zart_core.records import FINISHED, FinalStatus, NewPause, Purge
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench
 from zart_core.testing.contract.hand import attempt, attempt_row, child, completed, finish, publish, suspend
@@ -81,13 +83,37 @@ class PurgingContract(Contract):
         runs = await hand.claim()
         await hand.record(*(finish(run) for run in runs if run.execution_id != "e3"))
         counts: list[int] = []
-        after: int | None = 0
-        while after is not None:
-            purged = await bench.scheduler.purge(Purge(older_than=0, statuses=FINISHED, after=after, limit=2))
+        portion = Purge(older_than=0, statuses=FINISHED, limit=2)
+        while True:
+            purged = await bench.scheduler.purge(portion)
             counts.append(purged.executions)
-            after = purged.after
+            if purged.after is None:
+                break
+            portion = replace(portion, after=purged.after)
         assert (sum(counts), max(counts)) == (6, 2)
         assert (await bench.row("e3")).status == "running"
+
+    @on_bench
+    async def test_earlier_runs_go_with_their_execution_however_they_ended(self, bench: Bench) -> None:
+        hand, run = await bench.running("a")
+        for _ in range(5):
+            await hand.record(finish(run, "failed", error=b"e"))
+            await bench.scheduler.begin_run(next_run(run, nonce=run.run + 10))
+            run = await hand.take("a")
+        await hand.record(finish(run))
+        portion = Purge(older_than=0, statuses=("completed",), limit=2)
+        left: list[int] = []
+        executions = 0
+        while True:
+            purged = await bench.scheduler.purge(portion)
+            executions += purged.executions
+            left.append(len(await bench.scheduler.runs("a", 10)))
+            if purged.after is None:
+                break
+            portion = replace(portion, after=purged.after)
+        assert executions == 1
+        assert left == [4, 2, 0][: len(left)], "in portions"
+        assert left[-1] == 0
 
     @on_bench
     async def test_a_purge_of_a_finished_child_strands_nobody(self, bench: Bench) -> None:  # B41
@@ -132,9 +158,10 @@ async def purge(
 ) -> int:
     """Everything that may go; how many executions did."""
     executions = 0
-    after: int | None = 0
-    while after is not None:
-        purged = await bench.scheduler.purge(Purge(older_than=older_than, statuses=statuses, after=after, limit=limit))
+    portion = Purge(older_than=older_than, statuses=statuses, limit=limit)
+    while True:
+        purged = await bench.scheduler.purge(portion)
         executions += purged.executions
-        after = purged.after
-    return executions
+        if purged.after is None:
+            return executions
+        portion = replace(portion, after=purged.after)

@@ -30,7 +30,7 @@ class QuarantineContract(Contract):
         await _quarantined(bench)
         await bench.start("other")
         assert (await bench.history("a")).execution.status == "paused"
-        paused = await bench.scheduler.list(ListQuery(statuses=("paused",)))
+        paused = (await bench.scheduler.list(ListQuery(statuses=("paused",)))).rows
         assert [row.execution_id for row in paused] == ["a"]
         stats = await bench.scheduler.stats()
         assert stats.by_status.get("paused") == 1

@@ -122,7 +122,7 @@ class ReadingContract(Contract):
     async def test_stats_of_an_empty_store_are_zero(self, bench: Bench) -> None:
         stats = await bench.scheduler.stats()
         assert not any(stats.by_status.values())
-        assert (stats.ready, stats.oldest_ready_at, stats.workers) == (0, None, 0)
+        assert (stats.ready, stats.oldest_ready_at, stats.workers) == (0, None, [])
 
     @on_bench
     async def test_stats_count_by_status(self, bench: Bench) -> None:
@@ -144,7 +144,7 @@ class ReadingContract(Contract):
             "waiting": 3,
             "scheduled": 1,
         }
-        assert stats.workers == 1
+        assert len(stats.workers) == 1
 
     @on_bench
     async def test_stats_tell_what_is_ready_and_since_when(self, bench: Bench) -> None:

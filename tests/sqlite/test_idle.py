@@ -1,0 +1,108 @@
+"""An idle file: it is looked at without statements, and what another process commits is heard of all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.sqlite.hand import new
+from zart_core.records import Notification
+from zart_sqlite import SqliteScheduler
+from zart_sqlite import writer as writers
+from zart_sqlite.log_watch import LogWatch
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere the file is asked, not the file system")
+
+
+async def test_an_idle_listener_asks_the_file_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    version = writers._data_version
+
+    def counted(db: sqlite3.Connection) -> int:
+        asked.append(time.monotonic())
+        return version(db)
+
+    looks = 0
+    touched = LogWatch.touched
+
+    def looked(watch: LogWatch) -> bool:
+        nonlocal looks
+        looks += 1
+        return touched(watch)
+
+    monkeypatch.setattr(writers, "_data_version", counted)
+    monkeypatch.setattr(writers, "_WATCH", 0.005)
+    monkeypatch.setattr(LogWatch, "touched", looked)
+    async with SqliteScheduler(tmp_path / "zart.db") as scheduler:
+        scheduler.subscribe(lambda _: None)
+        await scheduler.start([new("a")])
+        await asyncio.to_thread(_pass, tmp_path / "zart.db-wal")
+        await _after(lambda: looks, 5)
+        before = len(asked)
+        await _after(lambda: looks, 20)
+        assert len(asked) == before
+
+
+async def test_what_another_connection_commits_is_heard_of_however_quickly_it_follows(tmp_path: Path) -> None:
+    path = tmp_path / "zart.db"
+    async with SqliteScheduler(path) as scheduler, SqliteScheduler(path) as other:
+        heard = asyncio.Event()
+
+        def listen(notification: Notification) -> None:
+            if notification.finished is None:
+                heard.set()
+
+        scheduler.subscribe(listen)
+        for number in range(30):
+            heard.clear()
+            # Beside a write of its own, which leaves nearly the same time on the log.
+            await asyncio.gather(scheduler.start([new(f"mine-{number}")]), other.start([new(f"theirs-{number}")]))
+            await other.start([new(f"late-{number}")])
+            async with asyncio.timeout(5):
+                await heard.wait()
+
+
+def test_a_mark_counts_only_when_no_other_write_can_leave_the_same(tmp_path: Path) -> None:
+    log = tmp_path / "zart.db-wal"
+    watch = LogWatch(str(tmp_path / "zart.db"))
+    assert watch.touched(), "there is no log yet"
+    log.write_bytes(b"x")
+    assert watch.touched()
+    assert watch.touched(), "another write in this moment could look the same"
+    old = time.time_ns() - 10_000_000_000 + 1
+    os.utime(log, ns=(old, old))
+    assert watch.touched()
+    assert not watch.touched()
+    os.utime(log, ns=(old, old + 1))
+    assert watch.touched()
+    seconds = (time.time_ns() // 1_000_000_000 - 1) * 1_000_000_000  # of a file system that keeps no fractions
+    os.utime(log, ns=(seconds, seconds))
+    assert watch.touched()
+    assert watch.touched()
+    ahead = time.time_ns() + 3_600_000_000_000  # the clock was set back
+    os.utime(log, ns=(ahead, ahead))
+    assert watch.touched()
+    assert watch.touched()
+    log.unlink()
+    assert watch.touched()
+    assert watch.touched()
+
+
+def _pass(log: Path) -> None:
+    """Wait until the last write is so long ago that no other can look the same."""
+    while time.time_ns() - log.stat().st_mtime_ns < 100_000_000:
+        time.sleep(0.01)
+
+
+async def _after(count: Callable[[], int], more: int) -> None:
+    """Return when ``count()`` has grown by ``more``."""
+    wanted = count() + more
+    async with asyncio.timeout(10):
+        while count() < wanted:
+            await asyncio.sleep(0.005)
