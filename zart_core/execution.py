@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ from zart_core.records import (
     HistoryRow,
     PauseRow,
     PendingWait,
+    RecurrenceRow,
     RunStatus,
     RunTrigger,
     StatsRow,
@@ -26,6 +27,10 @@ from zart_core.records import (
     StepRow,
     StepStatus,
 )
+from zart_core.recurrence import CatchUp, Overlap, decode, next_times
+
+_UPCOMING: Final = 5
+"""How many of a recurrence's next ticks are shown."""
 
 _WAITING_ON: dict[str, str] = {
     "sleep": "sleep",
@@ -139,6 +144,32 @@ class History(Struct, frozen=True, kw_only=True):
     steps: list[Step]
     events: list[Event]
     failures: list[Attempt]
+
+
+class Recurrence(Struct, frozen=True, kw_only=True):
+    """A schedule. ``next_times`` are its next five ticks, none when it is stopped; one in the past is due and nobody has started it.
+
+    ``counter`` is the number that the next id gets, so it counts the executions that were started (ids that existed already are passed
+    over, and counted too). ``skipped`` counts ticks that started nothing: because the last execution had not finished, or because they
+    were missed.
+    """
+
+    name: str
+    task_name: str
+    data: Any
+    cron: str | None
+    every: timedelta | None
+    timezone: str
+    overlap: Overlap
+    id_template: str
+    catch_up: CatchUp
+    stopped: bool
+    next_times: list[datetime]
+    counter: int
+    skipped: int
+    last_execution_id: str | None
+    last_started_at: datetime | None
+    created_at: datetime
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -306,3 +337,26 @@ def _event(row: EventRow, readers: dict[int, str], payloads: Payloads) -> Event:
 
 def _worker(worker_id: int | None, names: dict[int, str]) -> str | None:
     return None if worker_id is None else names.get(worker_id, str(worker_id))
+
+
+def recurrence_view(row: RecurrenceRow, payloads: Payloads) -> Recurrence:
+    """A stored recurrence as clients see it."""
+    definition = decode(row.definition)
+    return Recurrence(
+        name=row.name,
+        task_name=row.task,
+        data=payloads.decode(row.input, Any, what=f"the data of recurring {row.name!r}"),
+        cron=definition.cron,
+        every=None if definition.every is None else timedelta(microseconds=definition.every),
+        timezone=definition.timezone,
+        overlap=definition.overlap,
+        id_template=definition.id_template,
+        catch_up=definition.catch_up,
+        stopped=row.stopped,
+        next_times=[] if row.stopped else [moment(tick) for tick in next_times(definition, row.next_at, _UPCOMING)],
+        counter=row.counter,
+        skipped=row.skipped,
+        last_execution_id=row.last_execution_id,
+        last_started_at=optional_moment(row.last_at),
+        created_at=moment(row.created_at),
+    )

@@ -16,12 +16,16 @@ from zart_core.errors import BackendUnavailable
 from zart_core.records import (
     Claim,
     Claimed,
+    DueRecurrences,
     ExecutionRow,
+    Fired,
+    Firing,
     Flush,
     Flushed,
     HistoryRow,
     ListQuery,
     NewPause,
+    NewRecurrence,
     NewRun,
     Notification,
     Offer,
@@ -30,6 +34,7 @@ from zart_core.records import (
     Purge,
     Purged,
     Reaped,
+    RecurrenceRow,
     Revival,
     Settled,
     Signals,
@@ -41,7 +46,18 @@ from zart_core.records import (
     Watch,
     WorkerInfo,
 )
-from zart_sqlite import audit, claims, executions, leases, pauses, purges, signals, succession, transactions
+from zart_sqlite import (
+    audit,
+    claims,
+    executions,
+    leases,
+    pauses,
+    purges,
+    recurrences,
+    signals,
+    succession,
+    transactions,
+)
 from zart_sqlite.database import Database, Synchronous
 from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
@@ -187,6 +203,18 @@ class SqliteScheduler:
 
     async def purge(self, purge: Purge) -> Purged:
         return await self._write(lambda tx: purges.purge(tx, purge))
+
+    async def recurrences(self, name: str | None = None) -> Sequence[RecurrenceRow]:
+        return await self._read(lambda db: recurrences.recurrences(db, name))
+
+    async def put_recurrence(self, new: NewRecurrence) -> bool:
+        return await self._write(lambda tx: recurrences.put(tx, new))
+
+    async def due_recurrences(self, limit: int) -> DueRecurrences:
+        return await self._read(lambda db: recurrences.due(db, self.clock.now(), limit))
+
+    async def fire(self, firing: Firing) -> Fired | None:
+        return await self._write(lambda tx: recurrences.fire(tx, firing))
 
     async def begin_run(self, new: NewRun) -> Started | None:
         return await self._write(lambda tx: succession.begin_run(tx, new))
