@@ -103,7 +103,7 @@ async def register(
         )
         if await _put(scheduler, new):
             if new.stopped:
-                logger.warning("recurring %r is stopped, and stays so: it was stopped by hand", asked.name)
+                logger.info("recurring %r is stopped, and stays so: it was stopped by hand", asked.name)
             stored = await _stored(scheduler, asked.name)
             if stored is not None:
                 return stored

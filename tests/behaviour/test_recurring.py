@@ -372,7 +372,7 @@ async def test_skip_passes_over_ticks_while_the_last_one_lives(
         assert await ids(client, "asking") == ["nightly-0"]
         found = await the(client)
         assert (found.counter, found.skipped, found.last_execution_id) == (1, 2, "nightly-0")
-        assert "recurring 'nightly': 1 ticks start nothing, 'nightly-0' has not finished" in caplog.text
+        assert "recurring 'nightly': passed over 1 of its ticks, 'nightly-0' has not finished" in caplog.text
         await client.offer_event("nightly-0", "answer", "yes")
         await engine.advance("1h")
         assert await ids(client, "asking") == ["nightly-0", "nightly-1"]

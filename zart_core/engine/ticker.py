@@ -165,6 +165,6 @@ class Ticker:
 def _tell(due: DueRecurrence, firing: Firing, fired: Fired) -> None:
     if firing.skipped:
         why = f"{due.last_execution_id!r} has not finished" if due.live else "they were missed"
-        logger.warning("recurring %r: %d ticks start nothing, %s", due.name, firing.skipped, why)
+        logger.info("recurring %r: passed over %d of its ticks, %s", due.name, firing.skipped, why)
     if fired.started:
         logger.info("recurring %r: started %s", due.name, ", ".join(fired.started))
