@@ -27,7 +27,7 @@ from zart_core.records import (
     StepRow,
     StepStatus,
 )
-from zart_core.recurrence import CatchUp, Overlap, decode, next_times
+from zart_core.recurrence import CatchUp, Definition, Overlap, decode, next_times
 
 _UPCOMING: Final = 5
 """How many of a recurrence's next ticks are shown."""
@@ -353,10 +353,17 @@ def recurrence_view(row: RecurrenceRow, payloads: Payloads) -> Recurrence:
         id_template=definition.id_template,
         catch_up=definition.catch_up,
         stopped=row.stopped,
-        next_times=[] if row.stopped else [moment(tick) for tick in next_times(definition, row.next_at, _UPCOMING)],
+        next_times=[] if row.stopped else [moment(tick) for tick in _upcoming(definition, row.next_at)],
         counter=row.counter,
         skipped=row.skipped,
         last_execution_id=row.last_execution_id,
         last_started_at=optional_moment(row.last_at),
         created_at=moment(row.created_at),
     )
+
+
+def _upcoming(definition: Definition, next_at: int | None) -> list[int]:
+    try:
+        return next_times(definition, next_at, _UPCOMING)
+    except ValueError:  # its zone is not known on this machine, and may be on those of the workers
+        return [] if next_at is None else [next_at]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from zart_core.decorators import DurableFunction
 from zart_core.duration import Duration
 from zart_core.execution import Recurrence, recurrence_view
+from zart_core.handler import TaskHandler
 from zart_core.patience import patiently
 from zart_core.pausing import Pausing
 from zart_core.recurrence import check_name
 from zart_core.registration import register, registration, stop
+
+Data = TypeVar("Data")
 
 
 class Recurring(Pausing):
@@ -19,8 +22,8 @@ class Recurring(Pausing):
     async def recurring(
         self,
         name: str,
-        task: str | type[Any] | DurableFunction[Any, Any],
-        data: Any = None,
+        task: str | type[TaskHandler[Data, Any]] | DurableFunction[Data, Any],
+        data: Data | None = None,
         *,
         cron: str | None = None,
         every: Duration | None = None,

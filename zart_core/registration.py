@@ -5,6 +5,7 @@ Storing is a compare-and-set on the revision, so that twenty workers that regist
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from zart_core.task_reference import name_of, types_of
 
 logger = logging.getLogger("zart")
 
+_PATIENCE: Final = 5
+"""How often a stop is tried that gets no answer."""
 _TRIES: Final = 50
 """How often a change is tried that finds another one in its way. Each time somebody else has got on."""
 
@@ -112,12 +115,12 @@ async def register(
 
 async def stop(scheduler: Scheduler, name: str) -> bool:
     """Keep a recurrence from starting anything more. False when there is none that runs."""
-    unanswered = False
+    failures = 0
     for _ in range(_TRIES):
         row = await _stored(scheduler, name)
         if row is None or row.stopped:
             # Where an answer was lost, the try before may have stopped it: then that is taken to be so.
-            return unanswered
+            return failures > 0
         new = NewRecurrence(
             name=name,
             revision=row.revision,
@@ -131,9 +134,10 @@ async def stop(scheduler: Scheduler, name: str) -> bool:
             if await scheduler.put_recurrence(new):
                 return True
         except BackendUnavailable as error:
-            if unanswered and error.waited_out:
+            failures += 1
+            if error.waited_out or failures >= _PATIENCE:
                 raise
-            unanswered = True
+            await asyncio.sleep(0.05 * 2**failures)
     raise BackendUnavailable(
         f"recurring {name!r} was not stopped: the store did not answer, or it is changed all the time"
     )

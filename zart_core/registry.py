@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 from zart_core.decorators import DurableFunction
 from zart_core.duration import Duration, positive_micros
@@ -19,6 +19,8 @@ from zart_core.retry import RetryConfig
 from zart_core.step_definition import options_of, plain_function
 from zart_core.step_reference import find_step
 from zart_core.task_context import TaskContext, TypesOf, make_current
+
+Data = TypeVar("Data")
 
 
 class TaskRegistry:
@@ -59,8 +61,8 @@ class TaskRegistry:
     def recurring(
         self,
         name: str,
-        task: str | type[Any] | DurableFunction[Any, Any],
-        data: Any = None,
+        task: str | type[TaskHandler[Data, Any]] | DurableFunction[Data, Any],
+        data: Data | None = None,
         *,
         cron: str | None = None,
         every: Duration | None = None,

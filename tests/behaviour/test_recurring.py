@@ -300,6 +300,35 @@ async def test_an_idle_worker_asks_nothing_for_it(world: World) -> None:  # B71
         await until(counts(world.client, 1), "it is fired")
 
 
+async def test_a_schedule_that_a_worker_cannot_read_is_named_and_keeps_no_other_from_its_ticks(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:  # B71
+    world.register(Report())
+    for name, definition in (
+        ("lost", '{"cron":"* * * * *","timezone":"Mars/Olympus","id_template":"m-{occurrence}"}'),
+        ("newer", '{"lunar":"full","overlap":"queue","id_template":"n-{occurrence}"}'),
+    ):
+        assert await world.scheduler.put_recurrence(
+            NewRecurrence(
+                name=name, revision=0, task="report", input=b'"text"', definition=definition, next_at=1, stopped=False
+            )
+        )
+    async with world.worker():
+        await world.client.recurring("other", Report, "text", every="50ms")
+
+        async def goes_on() -> bool:
+            return (await world.scheduler.recurrences("other"))[0].counter >= 3
+
+        await until(goes_on, "the other one is fired")
+    said = [
+        record.getMessage() for record in caplog.records if "cannot be started by this worker" in record.getMessage()
+    ]
+    assert len(said) == 2
+    assert "Mars/Olympus" in said[0] + said[1]
+    [lost] = await world.scheduler.recurrences("lost")
+    assert lost.counter == 0
+
+
 # --- faults -------------------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +348,7 @@ async def test_a_firing_that_fails_is_done_once(world: World, moment: Any) -> No
 async def test_a_store_that_often_fails_loses_and_doubles_no_tick(world: World) -> None:  # B71, B61
     world.register(Report())
     flaky = [
-        fail("fire", "due_recurrences", "reap", "recurrences", "put_recurrence", rate=0.3, moment=moment)
+        fail("fire", "due_recurrences", "reap", "recurrences", "put_recurrence", rate=0.15, moment=moment)
         for moment in ("before", "after")
     ]
     schedulers = [FaultyScheduler(world.another(), FaultPlan(*flaky, seed=seed)) for seed in range(2)]

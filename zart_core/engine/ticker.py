@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from zart_core.engine.timer import Timer
 from zart_core.errors import BackendUnavailable
@@ -18,8 +18,8 @@ logger = logging.getLogger("zart")
 
 _LIMIT: Final = 1_000
 """Most recurrences that one look brings."""
-_BREATH: Final = 0.01
-"""Seconds before the next look where somebody else is at the same tick."""
+_BREATH: Final = 0.005
+"""Seconds before the next look where somebody else is at the same tick; twice as many each time that they still are."""
 
 
 class Ticker:
@@ -89,28 +89,31 @@ class Ticker:
                     logger.exception("firing recurrences failed, it will be repeated")
                 self._wanted.set()
                 failures = min(failures + 1, 9)
-                await asyncio.sleep(min(0.02 * 2**failures, 10.0) * random.uniform(0.5, 1.5))
+                await asyncio.sleep(min(0.02 * 2**failures, 1.0) * random.uniform(0.5, 1.5))
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
+        refusals = 0
         while True:
             self._wanted.clear()
             self._ended = self._puzzled = False
             self._awaited = set()
             found = await self._scheduler.due_recurrences(_LIMIT)
-            moved = False
-            for due in found.due:
-                moved = await self._fire(due, found) or moved
-            if not moved:
+            outcomes = [await self._fire(due, found) for due in found.due]
+            if "refused" in outcomes:
+                # Another worker has fired the same tick, or is about to.
+                refusals += 1
+                await asyncio.sleep(min(_BREATH * 2**refusals, 1.0) * random.uniform(0.5, 1.0))
+            elif "fired" not in outcomes:
                 break
         self._expect(found.next_at)
         if self._awaited and self._ended:
             # Race: what is waited for may have ended between the look and here, when nobody listened for it yet.
             self._wanted.set()
 
-    async def _fire(self, due: DueRecurrence, found: DueRecurrences) -> bool:
-        """Whether there may be more to do about it at once."""
+    async def _fire(self, due: DueRecurrence, found: DueRecurrences) -> Literal["fired", "refused", "left"]:
+        """What became of it; ``"left"``: there is nothing to be done now."""
         try:
             firing = plan(due, found.now)
         except ValueError as error:
@@ -119,18 +122,16 @@ class Ticker:
             if (due.name, due.revision) not in self._complained:
                 self._complained.add((due.name, due.revision))
                 logger.error("recurring %r cannot be started by this worker: %s", due.name, error)
-            return False
+            return "left"
         if firing is None:
             if due.last_execution_id is not None:
                 self._awaited.add(due.last_execution_id)
-            return False
+            return "left"
         fired = await self._scheduler.fire(firing)
         if fired is None:
-            # Another worker has fired this tick, or is about to.
-            await asyncio.sleep(_BREATH * random.uniform(0.5, 1.0))
-        else:
-            _tell(due, firing, fired)
-        return True
+            return "refused"
+        _tell(due, firing, fired)
+        return "fired"
 
     def _notified(self, notification: Notification) -> None:
         if notification.ticks:
