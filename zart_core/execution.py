@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ from zart_core.records import (
     HistoryRow,
     PauseRow,
     PendingWait,
+    RecurrenceRow,
     RunStatus,
     RunTrigger,
     StatsRow,
@@ -27,6 +28,10 @@ from zart_core.records import (
     StepStatus,
     WorkerRow,
 )
+from zart_core.recurrence import CatchUp, Definition, Overlap, decode, next_times
+
+_UPCOMING: Final = 5
+"""How many of a recurrence's next ticks are shown."""
 
 _WAITING_ON: dict[str, str] = {
     "sleep": "sleep",
@@ -165,6 +170,32 @@ class WorkerStats(Struct, frozen=True, kw_only=True):
     def load(self) -> float:
         """The share of its slots that are taken."""
         return self.held / self.concurrency if self.concurrency else 0.0
+
+
+class Recurrence(Struct, frozen=True, kw_only=True):
+    """A schedule. ``next_times`` are its next five ticks, none when it is stopped; one in the past is due and nobody has started it.
+
+    ``counter`` is the number that the next id gets, so it counts the executions that were started (ids that existed already are passed
+    over, and counted too). ``skipped`` counts ticks that started nothing: because the last execution had not finished, or because they
+    were missed.
+    """
+
+    name: str
+    task_name: str
+    data: Any
+    cron: str | None
+    every: timedelta | None
+    timezone: str
+    overlap: Overlap
+    id_template: str
+    catch_up: CatchUp
+    stopped: bool
+    next_times: list[datetime]
+    counter: int
+    skipped: int
+    last_execution_id: str | None
+    last_started_at: datetime | None
+    created_at: datetime
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -380,3 +411,33 @@ def _event(row: EventRow, readers: dict[int, str], payloads: Payloads) -> Event:
 
 def _worker(worker_id: int | None, names: dict[int, str]) -> str | None:
     return None if worker_id is None else names.get(worker_id, str(worker_id))
+
+
+def recurrence_view(row: RecurrenceRow, payloads: Payloads) -> Recurrence:
+    """A stored recurrence as clients see it."""
+    definition = decode(row.definition)
+    return Recurrence(
+        name=row.name,
+        task_name=row.task,
+        data=payloads.decode(row.input, Any, what=f"the data of recurring {row.name!r}"),
+        cron=definition.cron,
+        every=None if definition.every is None else timedelta(microseconds=definition.every),
+        timezone=definition.timezone,
+        overlap=definition.overlap,
+        id_template=definition.id_template,
+        catch_up=definition.catch_up,
+        stopped=row.stopped,
+        next_times=[] if row.stopped else [moment(tick) for tick in _upcoming(definition, row.next_at)],
+        counter=row.counter,
+        skipped=row.skipped,
+        last_execution_id=row.last_execution_id,
+        last_started_at=optional_moment(row.last_at),
+        created_at=moment(row.created_at),
+    )
+
+
+def _upcoming(definition: Definition, next_at: int | None) -> list[int]:
+    try:
+        return next_times(definition, next_at, _UPCOMING)
+    except ValueError:  # its zone is not known on this machine, and may be on those of the workers
+        return [] if next_at is None else [next_at]

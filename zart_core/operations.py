@@ -25,7 +25,6 @@ from zart_core.failure import decode_failure, encode_failure, encode_info
 from zart_core.handle import ExecutionHandle
 from zart_core.identity import check_execution_id, check_text, new_id
 from zart_core.patience import patiently
-from zart_core.pausing import Pausing
 from zart_core.records import (
     FINISHED,
     AttemptRow,
@@ -41,6 +40,7 @@ from zart_core.records import (
     Started,
     StepRow,
 )
+from zart_core.recurring import Recurring
 
 _TRIES: Final = 20
 """How often an operation looks again that finds another run in the place of the one that it saw."""
@@ -62,7 +62,7 @@ class RerunHandle(ExecutionHandle[Any]):
         self.stale = stale
 
 
-class Operations(Pausing):
+class Operations(Recurring):
     """The part of :class:`~zart_core.DurableScheduler` for operators."""
 
     @abstractmethod

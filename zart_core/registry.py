@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, cast, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
-from zart_core.duration import positive_micros
+from zart_core.decorators import DurableFunction
+from zart_core.duration import Duration, positive_micros
 from zart_core.engine.orders import StepOrder
 from zart_core.engine.run import Run
 from zart_core.engine.steps import StepOptions
 from zart_core.handler import TaskHandler, TaskTypes, check_task_name, data_types, task_types
+from zart_core.payload import Payloads
 from zart_core.records import ExecutionFailure
+from zart_core.registration import Registration, registration
 from zart_core.retry import RetryConfig
 from zart_core.step_definition import options_of, plain_function
 from zart_core.step_reference import find_step
 from zart_core.task_context import TaskContext, TypesOf, make_current
+
+Data = TypeVar("Data")
 
 
 class TaskRegistry:
@@ -25,6 +30,7 @@ class TaskRegistry:
         self._bodies: dict[
             str, dict[str, HandlerBody]
         ] = {}  # by task, then by version, in the order they were registered
+        self._recurrences: dict[str, Registration] = {}
 
     @overload
     def register(self, name: str, handler: TaskHandler[Any, Any], /) -> None: ...
@@ -51,6 +57,48 @@ class TaskRegistry:
             known = versions[body.version].handler
             raise ValueError(f"a handler for task {task!r} is registered already: {known!r} (version {body.version!r})")
         self._bodies[task] = {**versions, body.version: body}
+
+    def recurring(
+        self,
+        name: str,
+        task: str | type[TaskHandler[Data, Any]] | DurableFunction[Data, Any],
+        data: Data | None = None,
+        *,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str = "UTC",
+        overlap: Literal["skip", "cancel", "allow"] = "skip",
+        id_template: str | None = None,
+        catch_up: Literal["one", "all", "skip"] = "one",
+    ) -> None:
+        """Have every worker of this registry register a recurrence when it starts; see :meth:`zart_core.DurableScheduler.recurring`.
+
+        So a deployment brings its schedules along: the first worker stores a new or changed one, the others find it. A schedule that is left
+        out of a later deployment goes on until it is stopped, and one that was stopped by hand stays so. The task need not be one
+        of this registry's: any worker starts executions, those that know the task run them.
+
+        Raises what that method raises, and ``ValueError`` for a name that is there already.
+        """
+        asked = registration(
+            name,
+            task,
+            data,
+            cron=cron,
+            every=every,
+            timezone=timezone,
+            overlap=overlap,
+            id_template=id_template,
+            catch_up=catch_up,
+        )
+        asked.encoded(Payloads())  # refused here; a worker encodes it anew, with the codec that it has
+        if name in self._recurrences:
+            raise ValueError(f"recurring {name!r} is registered already")
+        self._recurrences[name] = asked
+
+    @property
+    def recurrences(self) -> tuple[Registration, ...]:
+        """What was given to :meth:`recurring`."""
+        return tuple(self._recurrences.values())
 
     def body(self, task: str, version: str | None = None) -> HandlerBody:
         """The adapter of a registered task: of ``version`` where that is registered, else the last. ``KeyError`` for an unknown task."""

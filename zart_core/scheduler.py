@@ -24,13 +24,17 @@ from zart_core.clock import Clock
 from zart_core.records import (
     Claim,
     Claimed,
+    DueRecurrences,
     ExecutionRow,
+    Fired,
+    Firing,
     Flush,
     Flushed,
     HistoryRow,
     Listed,
     ListQuery,
     NewPause,
+    NewRecurrence,
     NewRun,
     Notification,
     Offer,
@@ -39,6 +43,7 @@ from zart_core.records import (
     Purge,
     Purged,
     Reaped,
+    RecurrenceRow,
     Revival,
     Settled,
     Signals,
@@ -153,6 +158,34 @@ class Scheduler(Protocol):
         pause it go too. Safe beside everything else, other purges included.
         """
         ...
+
+    # --- recurrences -----------------------------------------------------------------------------------------------
+
+    async def recurrences(self, name: str | None = None) -> Sequence[RecurrenceRow]:
+        """The recurrences that there are, by name; or the one called ``name``, if there is one."""
+        ...
+
+    async def put_recurrence(self, new: NewRecurrence) -> bool:
+        """Store a recurrence, or the change of one, if its revision is ``new.revision`` (0: there is none). What counts stays.
+
+        False, and nothing is changed, when it is another one: of any number of processes that store the same, one does.
+        """
+        ...
+
+    async def due_recurrences(self, limit: int) -> DueRecurrences:
+        """Recurrences that are not stopped and whose time has come, the longest due first, at most ``limit``."""
+        ...
+
+    async def fire(self, firing: Firing) -> Fired | None:
+        """Start executions of a recurrence and move it on, all in one commit. See ``Firing``.
+
+        ``None``, and nothing is changed: its revision is another one (somebody else has fired this tick, or changed or stopped it), it
+        is being changed right now, or its last execution has not finished and ``unless_live`` is set. Repeating a call whose answer
+        was lost does nothing, since the first has raised the revision.
+        """
+        ...
+
+    # --- runs that follow others -----------------------------------------------------------------------------------
 
     async def begin_run(self, new: NewRun) -> Started | None:
         """Make a run from another one and make it claimable; see ``NewRun``. All of it is one act.
@@ -279,7 +312,8 @@ class Scheduler(Protocol):
         ...
 
     async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
-        """Declare workers dead whose lease has passed, and make their runs claimable. Tells when to look next.
+        """Declare workers dead whose lease has passed, and make their runs claimable. Tells when to look next, and when the next
+        recurrence is due.
 
         Any worker may do it at any time. ``worker_id`` is the one that does: whoever can ask is not dead, however late its own
         heartbeat (a blocked event loop, a laptop that slept), so it never declares itself so.

@@ -24,6 +24,7 @@ from zart_core.errors import BackendUnavailable
 from zart_core.identity import library_version
 from zart_core.payload import Payloads
 from zart_core.records import TaskOffer, WorkerInfo
+from zart_core.registration import register
 from zart_core.registry import TaskRegistry
 from zart_core.scheduler import Scheduler
 
@@ -254,6 +255,8 @@ class Worker:
             if not self._scheduler.is_open:
                 await self._scheduler.open()
                 self._opened = True
+            for asked in self._registry.recurrences:
+                await register(self._scheduler, asked, self._payloads)
         except BaseException:
             await self._clean_up()
             raise
@@ -375,9 +378,13 @@ async def _until_idle(tenure: Tenure) -> bool:
     """Claim and run until nothing is due. False when the tenure has ended before that."""
     while not tenure.ended.is_set():
         tenure.changed.clear()
+        if tenure.ticker.busy:
+            await tenure.ticker.look()
         await tenure.claims.claim()
-        if not tenure.runs and not tenure.ended.is_set():
+        if not tenure.runs and not tenure.ended.is_set() and not tenure.ticker.busy:
             return True
+        if not tenure.runs:
+            continue
         await _first(tenure.changed, tenure.ended)
     return False
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from zart_postgres.lanes import Session
 
-# Each finds the run_ids (or worker_ids) that break one rule.
+# Each finds the run_ids (or worker_ids, or names) that break one rule.
 _RULES: Final[tuple[tuple[str, str], ...]] = (
     (
         "run {} is in limbo: nothing will ever claim or wake it",
@@ -193,6 +193,14 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         ) AS w HAVING sum(abs(w.wrong)) > 0
         """,
     ),
+    (
+        "recurrence {} has started something and counts nothing",
+        "SELECT name FROM {schema}.recurrences WHERE counter < 0 OR skipped < 0 OR (last_execution IS NOT NULL AND counter = 0)",
+    ),
+    (
+        "recurrence {} owes ticks that are over",
+        "SELECT name FROM {schema}.recurrences WHERE owed_until IS NOT NULL AND (next_at IS NULL OR next_at > owed_until)",
+    ),
     *(
         (
             f"run {{}} does not exist and has rows in {table}",
@@ -207,11 +215,11 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
 
 # One statement, so that all rules look at one snapshot.
 _AUDIT: Final = "\nUNION ALL\n".join(
-    f"SELECT {number} AS rule, found.* FROM ({rule}) AS found(id)" for number, (_, rule) in enumerate(_RULES)
+    f"SELECT {number} AS rule, found.id::text FROM ({rule}) AS found(id)" for number, (_, rule) in enumerate(_RULES)
 )
 
 
 async def audit(db: Session) -> list[str]:
     """A sentence for each violation."""
-    found: list[tuple[int, int]] = [(row[0], row[1]) for row in await db.rows(_AUDIT)]
+    found: list[tuple[int, str]] = [(row[0], row[1]) for row in await db.rows(_AUDIT)]
     return [_RULES[number][0].format(run_id) for number, run_id in found]

@@ -60,7 +60,8 @@ BURY: Final = """
         OR EXISTS (SELECT 1 FROM {schema}.workers WHERE NOT emptied AND expires_at IS NULL),
         -- As of the statement's begin, when the dead were not buried yet.
         (SELECT min(x.expires_at) FROM {schema}.workers AS x
-         WHERE NOT x.emptied AND x.worker_id IS DISTINCT FROM $1 AND x.worker_id NOT IN (SELECT d.worker_id FROM dead AS d))
+         WHERE NOT x.emptied AND x.worker_id IS DISTINCT FROM $1 AND x.worker_id NOT IN (SELECT d.worker_id FROM dead AS d)),
+        (SELECT min(c.next_at) FROM {schema}.recurrences AS c WHERE NOT c.stopped AND c.next_at IS NOT NULL)
 """
 FREE: Final = "SELECT o_freed, o_condemned, o_workers, o_epochs FROM {schema}.free_dead_v1($1, $2, $3)"
 PARK: Final = "SELECT o_now, o_ready, o_signals, o_finished FROM {schema}.park_v1($1, $2, $3, $4, $5)"
@@ -153,9 +154,9 @@ async def heartbeat(db: Session, worker_id: int, lease: int) -> None:
 
 async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> tuple[Reaped, Happened]:
     """See :meth:`zart_core.scheduler.Scheduler.reap`."""
-    [_, anything, next_expiry] = await db.row(BURY, worker_id)
+    [_, anything, next_expiry, next_tick] = await db.row(BURY, worker_id)
     if not anything:
-        return Reaped(0, next_expiry), Happened()
+        return Reaped(0, next_expiry, next_tick), Happened()
     error = ErrorInfo(
         type="Quarantined",
         message=f"workers died {max_deliveries} times in a row while they ran it, and its history did not grow in "
@@ -181,7 +182,7 @@ async def reap(db: Session, max_deliveries: int, worker_id: int | None) -> tuple
             freed += 1
             happened.add(ended)
     await db.rows(EMPTIED)
-    return Reaped(freed, next_expiry), happened
+    return Reaped(freed, next_expiry, next_tick), happened
 
 
 async def park(db: Session, held: HeldRun, error: bytes) -> Happened | None:

@@ -21,23 +21,37 @@ ANYTHING: Final = Notification(ready=True, signals=None, finished=None)
 class Happened:
     """What is to be told, gathered until it is."""
 
-    __slots__ = ("finished", "ready", "signals")
+    __slots__ = ("finished", "ready", "signals", "ticks")
 
-    def __init__(self, *, ready: bool = False, signals: Iterable[int] = (), finished: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        ready: bool = False,
+        signals: Iterable[int] = (),
+        finished: Iterable[str] = (),
+        ticks: bool = False,
+    ) -> None:
         self.ready = ready
         self.signals = set(signals)
         self.finished = set(finished)
+        self.ticks = ticks
 
     def __bool__(self) -> bool:
-        return bool(self.ready or self.signals or self.finished)
+        return bool(self.ready or self.signals or self.finished or self.ticks)
 
     def add(self, other: Happened) -> None:
         self.ready = self.ready or other.ready
         self.signals |= other.signals
         self.finished |= other.finished
+        self.ticks = self.ticks or other.ticks
 
     def notification(self) -> Notification:
-        return Notification(ready=self.ready, signals=frozenset(self.signals), finished=frozenset(self.finished))
+        return Notification(
+            ready=self.ready,
+            signals=frozenset(self.signals),
+            finished=frozenset(self.finished),
+            ticks=self.ticks,
+        )
 
 
 class Notices:

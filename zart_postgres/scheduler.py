@@ -13,13 +13,17 @@ from zart_core.duration import SECOND, Duration, positive_micros
 from zart_core.records import (
     Claim,
     Claimed,
+    DueRecurrences,
     ExecutionRow,
+    Fired,
+    Firing,
     Flush,
     Flushed,
     HistoryRow,
     Listed,
     ListQuery,
     NewPause,
+    NewRecurrence,
     NewRun,
     Notification,
     Offer,
@@ -28,6 +32,7 @@ from zart_core.records import (
     Purge,
     Purged,
     Reaped,
+    RecurrenceRow,
     Revival,
     Settled,
     Signals,
@@ -48,6 +53,7 @@ from zart_postgres import (
     lists,
     pauses,
     purges,
+    recurrences,
     schema,
     signals,
     starts,
@@ -272,6 +278,30 @@ class PostgresScheduler:
 
     async def purge(self, purge: Purge) -> Purged:
         return await self._report(lambda db: purges.purge(db, purge))
+
+    async def recurrences(self, name: str | None = None) -> Sequence[RecurrenceRow]:
+        return await self._read(lambda db: recurrences.recurrences(db, name))
+
+    async def put_recurrence(self, new: NewRecurrence) -> bool:
+        async def work(calls: Connections) -> bool:
+            stored = await calls.client.run(lambda db: recurrences.put(db, new))
+            self._tell(calls, Happened(ticks=stored))
+            return stored
+
+        return await self._do(work)
+
+    async def due_recurrences(self, limit: int) -> DueRecurrences:
+        # By the lane of the sweeper: a worker has it open already.
+        return await self._do(lambda calls: calls.news.run(lambda db: recurrences.due(db, limit), repeatable=True))
+
+    async def fire(self, firing: Firing) -> Fired | None:
+        async def work(calls: Connections) -> Fired | None:
+            # By a client's connection: with overlap="cancel" it may have to wait for what a user has locked.
+            fired, happened = await calls.client.run(lambda db: recurrences.fire(db, firing))
+            self._tell(calls, happened)
+            return fired
+
+        return await self._do(work)
 
     async def begin_run(self, new: NewRun) -> Started | None:
         async def work(calls: Connections) -> Started | None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from zart_sqlite.runs import CHILDREN, SIGNAL
 
-# Each finds the run_ids (or worker_ids) that break one rule.
+# Each finds the run_ids (or worker_ids, or names) that break one rule.
 _RULES: Final[tuple[tuple[str, str], ...]] = (
     (
         "run {} is in limbo: nothing will ever claim or wake it",
@@ -189,6 +189,14 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
             ) AS n GROUP BY n.task, n.queue, n.status
         ) AS w HAVING sum(abs(w.wrong)) > 0
         """,
+    ),
+    (
+        "recurrence {} has started something and counts nothing",
+        "SELECT name FROM zart_recurrences WHERE counter < 0 OR skipped < 0 OR (last_execution IS NOT NULL AND counter = 0)",
+    ),
+    (
+        "recurrence {} owes ticks that are over",
+        "SELECT name FROM zart_recurrences WHERE owed_until IS NOT NULL AND (next_at IS NULL OR next_at > owed_until)",
     ),
     *(
         (

@@ -24,6 +24,7 @@ _REGISTER: Final = """
 _RENEW: Final = "UPDATE zart_workers SET expires_at = ? WHERE worker_id = ? AND expires_at IS NOT NULL"
 _EXPIRED: Final = "SELECT json_group_array(worker_id) FROM zart_workers WHERE expires_at <= ? AND +worker_id IS NOT ?"
 _NEXT: Final = "SELECT min(expires_at) FROM zart_workers WHERE expires_at > ? AND +worker_id IS NOT ?"
+_NEXT_TICK: Final = "SELECT min(next_at) FROM zart_recurrences WHERE NOT stopped AND next_at IS NOT NULL"
 _BURY: Final = "UPDATE zart_workers SET expires_at = NULL WHERE worker_id IN (SELECT value FROM json_each(?))"
 
 # A worker died with these runs. Rows of history that came or went since the last such death show that the run got on:
@@ -109,8 +110,9 @@ def reap(tx: Transaction, max_deliveries: int, worker_id: int | None) -> Reaped:
     now = tx.clock.now()
     dead: str = tx.db.execute(_EXPIRED, (now, worker_id)).fetchone()[0]
     next_expiry: int | None = tx.db.execute(_NEXT, (now, worker_id)).fetchone()[0]
+    next_tick: int | None = tx.db.execute(_NEXT_TICK).fetchone()[0]
     if dead == "[]":
-        return Reaped(0, next_expiry)
+        return Reaped(0, next_expiry, next_tick)
     tx.db.execute(_BURY, (dead,))
     held = tx.db.execute(_COUNT_CRASHES, (dead,)).rowcount
     error = ErrorInfo(
@@ -124,7 +126,7 @@ def reap(tx: Transaction, max_deliveries: int, worker_id: int | None) -> Reaped:
     for run_id, reason in _decode_condemned(condemned):
         finish_cancelled(tx, [run_id], reason)
     tx.happened.ready = tx.happened.ready or held > 0
-    return Reaped(held, next_expiry)
+    return Reaped(held, next_expiry, next_tick)
 
 
 def release(tx: Transaction, worker_id: int, keep: Sequence[int]) -> int:

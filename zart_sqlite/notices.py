@@ -21,17 +21,23 @@ ANYTHING: Final = Notification(ready=True, signals=None, finished=None)
 class Happened:
     """What the jobs of one transaction did, gathered until it is committed."""
 
-    __slots__ = ("finished", "ready", "signals")
+    __slots__ = ("finished", "ready", "signals", "ticks")
 
     def __init__(self) -> None:
         self.ready = False
         self.signals: set[int] = set()
         self.finished: set[str] = set()
+        self.ticks = False
 
     def notification(self) -> Notification | None:
-        if not (self.ready or self.signals or self.finished):
+        if not (self.ready or self.signals or self.finished or self.ticks):
             return None
-        return Notification(ready=self.ready, signals=frozenset(self.signals), finished=frozenset(self.finished))
+        return Notification(
+            ready=self.ready,
+            signals=frozenset(self.signals),
+            finished=frozenset(self.finished),
+            ticks=self.ticks,
+        )
 
 
 class Notices:

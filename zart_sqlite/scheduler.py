@@ -16,13 +16,17 @@ from zart_core.errors import BackendUnavailable
 from zart_core.records import (
     Claim,
     Claimed,
+    DueRecurrences,
     ExecutionRow,
+    Fired,
+    Firing,
     Flush,
     Flushed,
     HistoryRow,
     Listed,
     ListQuery,
     NewPause,
+    NewRecurrence,
     NewRun,
     Notification,
     Offer,
@@ -31,6 +35,7 @@ from zart_core.records import (
     Purge,
     Purged,
     Reaped,
+    RecurrenceRow,
     Revival,
     Settled,
     Signals,
@@ -51,6 +56,7 @@ from zart_sqlite import (
     lists,
     pauses,
     purges,
+    recurrences,
     signals,
     succession,
     transactions,
@@ -200,6 +206,18 @@ class SqliteScheduler:
 
     async def purge(self, purge: Purge) -> Purged:
         return await self._write(lambda tx: purges.purge(tx, purge))
+
+    async def recurrences(self, name: str | None = None) -> Sequence[RecurrenceRow]:
+        return await self._read(lambda db: recurrences.recurrences(db, name))
+
+    async def put_recurrence(self, new: NewRecurrence) -> bool:
+        return await self._write(lambda tx: recurrences.put(tx, new))
+
+    async def due_recurrences(self, limit: int) -> DueRecurrences:
+        return await self._read(lambda db: recurrences.due(db, self.clock.now(), limit))
+
+    async def fire(self, firing: Firing) -> Fired | None:
+        return await self._write(lambda tx: recurrences.fire(tx, firing))
 
     async def begin_run(self, new: NewRun) -> Started | None:
         return await self._write(lambda tx: succession.begin_run(tx, new))

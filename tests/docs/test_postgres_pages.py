@@ -160,6 +160,7 @@ async def test_a_reader_sees_the_views_and_nothing_else() -> None:
                 )
                 for view in ("steps_readable", "attempts_readable", "events_readable"):
                     assert await connection.fetch(f"SELECT * FROM zart.{view}")
+                await connection.fetch("SELECT * FROM zart.recurrences_readable")  # there is none
                 for attempt in ("SELECT * FROM zart.runs", "UPDATE zart.active SET priority = 1"):
                     with pytest.raises(asyncpg.InsufficientPrivilegeError):
                         await connection.execute(attempt)

@@ -71,6 +71,16 @@ async def test_a_healthy_store_has_no_findings() -> None:  # B79
         ("UPDATE runs SET execution_id = 'one', run = 2 WHERE run_id = 2", "run 1 is live, and a later one"),
         ("UPDATE steps SET event_seq = 5 WHERE run_id = 1", "run 1 has read an event that is not there"),
         ("INSERT INTO published VALUES (77, 'x', '')", "run 77 does not exist and has rows in published"),
+        (
+            "INSERT INTO recurrences (name, revision, task, definition, created_at, stopped, input, last_execution)"
+            " VALUES ('nightly', 1, 'task', '{}', 1, false, '', 'n-0')",
+            "recurrence nightly has started something and counts nothing",
+        ),
+        (
+            "INSERT INTO recurrences (name, revision, task, definition, created_at, stopped, input, next_at, owed_until)"
+            " VALUES ('nightly', 1, 'task', '{}', 1, false, '', 7, 6)",
+            "recurrence nightly owes ticks that are over",
+        ),
     ],
 )
 async def test_what_cannot_be_is_found(damage: str, finding: str) -> None:  # B79

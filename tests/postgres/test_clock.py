@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -143,3 +144,30 @@ async def test_timers_and_deadlines_of_a_process_whose_clock_is_wrong_go_by_the_
     assert datetime.fromtimestamp(began + 0.3, UTC) - slack <= execution.started_at <= before + slack
     assert before + timedelta(seconds=0.3) <= after <= datetime.fromtimestamp(ended, UTC) + slack
     assert execution.deadline == execution.created_at + timedelta(seconds=30.3)
+
+
+class Noted(TaskHandler[None, None]):
+    name = "noted"
+
+    async def run(self, ctx: TaskContext, data: None) -> None: ...
+
+
+@pytest.mark.parametrize("hours", [1, -1], ids=["ahead", "behind"])
+async def test_ticks_of_a_process_whose_clock_is_wrong_go_by_the_servers(
+    hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # B63, B71
+    right, right_ns, registry = time.time, time.time_ns, TaskRegistry()
+    registry.register(Noted())
+    monkeypatch.setattr(time, "time", lambda: right() + hours * 3_600)
+    monkeypatch.setattr(time, "time_ns", lambda: right_ns() + hours * 3_600_000_000_000)
+    async with desk() as d, Worker(d.scheduler, registry):
+        client = DurableScheduler(d.scheduler)
+        began = datetime.fromtimestamp(right(), UTC)
+        tick = (await client.recurring("often", Noted, cron="* * * * * *")).next_times[0]
+        async with asyncio.timeout(20):
+            while (await client.recurrences())[0].counter < 2:
+                await asyncio.sleep(0.01)
+        first = await client.status("often-0")
+    slack = timedelta(milliseconds=50)
+    assert began - slack <= tick <= began + timedelta(seconds=1) + slack
+    assert tick <= first.created_at + slack

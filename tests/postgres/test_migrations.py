@@ -127,7 +127,7 @@ async def test_people_read_times_and_payloads_in_the_views() -> None:
         now = await d.value("SELECT now()")
         assert abs((now - row["created_at"]).total_seconds()) < 60
         assert await d.value("SELECT input FROM executions WHERE execution_id = 'raw'") == "ff00"
-        for view in ("steps_readable", "attempts_readable", "events_readable"):
+        for view in ("steps_readable", "attempts_readable", "events_readable", "recurrences_readable"):
             await d.sql.fetch(f"SELECT * FROM {view}")
 
 

@@ -51,6 +51,16 @@ async def test_a_healthy_store_has_no_findings() -> None:
         ("UPDATE zart_runs SET execution_id = 'one', run = 2 WHERE run_id = 2", "run 1 is live, and a later one"),
         ("UPDATE zart_steps SET event_seq = 5 WHERE run_id = 1", "run 1 has read an event that is not there"),
         ("INSERT INTO zart_published VALUES (77, 'x', x'00')", "run 77 does not exist and has rows in zart_published"),
+        (
+            "INSERT INTO zart_recurrences (name, revision, task, definition, created_at, stopped, input, last_execution)"
+            " VALUES ('nightly', 1, 'task', '{}', 1, 0, x'', 'n-0')",
+            "recurrence nightly has started something and counts nothing",
+        ),
+        (
+            "INSERT INTO zart_recurrences (name, revision, task, definition, created_at, stopped, input, next_at, owed_until)"
+            " VALUES ('nightly', 1, 'task', '{}', 1, 0, x'', 7, 6)",
+            "recurrence nightly owes ticks that are over",
+        ),
     ],
 )
 async def test_what_cannot_be_is_found(damage: str, finding: str) -> None:

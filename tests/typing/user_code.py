@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, assert_type
 
@@ -17,6 +17,7 @@ from zart_core import (
     ExecutionHandle,
     Ok,
     Pause,
+    Recurrence,
     RerunHandle,
     RetryConfig,
     StartRequest,
@@ -217,4 +218,14 @@ async def use() -> Receipt:
     assert_type(await durable.resume(rule), bool)
     assert_type(await durable.pauses(), list[Pause])
     assert_type(await durable.purge(older_than="90d", statuses="completed"), int)
+    nightly = await durable.recurring("nightly", Checkout, Order("1", 2), cron="0 2 * * *", timezone="Europe/Berlin")
+    assert_type(nightly, Recurrence)
+    assert_type(
+        await durable.recurring("by-name", "checkout", {"order_id": "1"}, every="5m", overlap="allow"), Recurrence
+    )
+    assert_type(await durable.recurring("function", checkout, Order("1", 2), every=60, catch_up="all"), Recurrence)
+    assert_type(nightly.next_times, list[datetime])
+    registry.recurring("nightly", Checkout, Order("1", 2), every=timedelta(minutes=5))
+    assert_type(await durable.recurrences(), list[Recurrence])
+    assert_type(await durable.stop_recurring("nightly"), bool)
     return await handle.result(timeout="60s")

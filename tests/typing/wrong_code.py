@@ -173,6 +173,10 @@ async def use(durable: DurableScheduler, registry: TaskRegistry) -> None:
     (await handle.status()).finished_at.isoformat()  # type: ignore[union-attr]
     await durable.list(status="done")  # type: ignore[arg-type]
     await durable.start(function, "order 1")  # type: ignore[misc]
+    # What recurs takes its handler's input too.
+    await durable.recurring("nightly", Checkout, "order 1", every="5m")  # type: ignore[misc]
+    await durable.recurring("nightly", "checkout", every="5m", overlap="wait")  # type: ignore[arg-type]
+    registry.recurring("nightly", Checkout, Order("1", 2), cron=5)  # type: ignore[arg-type]
     # Running.
     DurableScheduler("sqlite://")  # type: ignore[arg-type]
     Worker(registry, connect("sqlite://"))  # type: ignore[arg-type]

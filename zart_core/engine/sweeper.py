@@ -1,4 +1,4 @@
-"""The sweeper: finds workers that died and frees what they held."""
+"""The sweeper: finds workers that died and frees what they held. In passing it hears when the next recurrence is due."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ class Sweeper:
         interval: float,
         max_deliveries: int,
         freed: Callable[[], None],
+        next_tick: Callable[[int | None], None] = lambda _: None,
     ) -> None:
         self._scheduler = scheduler
         self._worker_id = worker_id
         self._interval = interval
         self._max_deliveries = max_deliveries
         self._freed = freed
+        self._next_tick = next_tick
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -46,6 +48,7 @@ class Sweeper:
             except BackendUnavailable as error:
                 logger.warning("sweeping failed, it will be repeated: %s", error)
             else:
+                self._next_tick(reaped.next_tick)
                 if reaped.freed:
                     logger.warning("a worker has died: its executions are freed (%d)", reaped.freed)
                     self._freed()

@@ -21,6 +21,7 @@ from zart_core.engine.run import Run
 from zart_core.engine.services import Body, Services
 from zart_core.engine.steps import Intercept
 from zart_core.engine.sweeper import Sweeper
+from zart_core.engine.ticker import Ticker
 from zart_core.engine.wakeups import WakeUps
 from zart_core.errors import BackendUnavailable
 from zart_core.payload import Payloads
@@ -103,12 +104,14 @@ class Tenure:
             runs=lambda: list(self.runs.values()),
             ready=self._ready,
         )
+        self.ticker = Ticker(scheduler, poll_interval=options.poll_interval, lost=lambda: self.lease.lost)
         self.sweeper = Sweeper(
             scheduler,
             worker_id,
             interval=min(options.lease / 4_000_000, _SWEEP),
             max_deliveries=options.max_deliveries,
             freed=self.claims.wake,
+            next_tick=self.ticker.heed,
         )
         self._services = Services(
             worker_id=worker_id,
@@ -137,6 +140,7 @@ class Tenure:
         self._duty("lease", self.lease.run())
         self._duty("wakeups", self.wakeups.run())
         self._duty("sweeper", self.sweeper.run())
+        self._duty("ticker", self.ticker.run())
         if self._options.retention is not None:
             self._duty("retention", Retention(self._scheduler, self._options.retention).run())
         if claiming:
@@ -158,7 +162,7 @@ class Tenure:
 
     @property
     def _rested(self) -> bool:
-        return self.journal.idle and self.wakeups.idle and not self.claims.busy
+        return self.journal.idle and self.wakeups.idle and not self.claims.busy and not self.ticker.busy
 
     @property
     def progress(self) -> int:
@@ -171,6 +175,7 @@ class Tenure:
         Released work can be claimed by another worker at once; it does not wait for the lease.
         """
         self._stop_duty("claims")
+        self._stop_duty("ticker")
         if not self.lease.lost:
             for run in list(self.runs.values()):
                 run.drain()

@@ -33,13 +33,17 @@ from zart_core.errors import BackendUnavailable
 from zart_core.records import (
     Claim,
     Claimed,
+    DueRecurrences,
     ExecutionRow,
+    Fired,
+    Firing,
     Flush,
     Flushed,
     HistoryRow,
     Listed,
     ListQuery,
     NewPause,
+    NewRecurrence,
     NewRun,
     Notification,
     Offer,
@@ -48,6 +52,7 @@ from zart_core.records import (
     Purge,
     Purged,
     Reaped,
+    RecurrenceRow,
     Revival,
     Settled,
     Signals,
@@ -78,6 +83,10 @@ METHODS: Final = frozenset(
         "lift",
         "pauses",
         "purge",
+        "recurrences",
+        "put_recurrence",
+        "due_recurrences",
+        "fire",
         "begin_run",
         "revive",
         "runs",
@@ -364,6 +373,18 @@ class FaultyScheduler:
 
     async def purge(self, purge: Purge) -> Purged:
         return await self._through("purge", lambda: self.inner.purge(purge))
+
+    async def recurrences(self, name: str | None = None) -> Sequence[RecurrenceRow]:
+        return await self._through("recurrences", lambda: self.inner.recurrences(name))
+
+    async def put_recurrence(self, new: NewRecurrence) -> bool:
+        return await self._through("put_recurrence", lambda: self.inner.put_recurrence(new))
+
+    async def due_recurrences(self, limit: int) -> DueRecurrences:
+        return await self._through("due_recurrences", lambda: self.inner.due_recurrences(limit))
+
+    async def fire(self, firing: Firing) -> Fired | None:
+        return await self._through("fire", lambda: self.inner.fire(firing))
 
     async def begin_run(self, new: NewRun) -> Started | None:
         return await self._through("begin_run", lambda: self.inner.begin_run(new))

@@ -56,6 +56,7 @@ from zart_core.testing.contract.quarantine import QuarantineContract
 from zart_core.testing.contract.queueing import QueueContract
 from zart_core.testing.contract.races import RaceContract
 from zart_core.testing.contract.reading import ReadingContract
+from zart_core.testing.contract.recurring import RecurringContract
 from zart_core.testing.contract.signals import SignalContract
 from zart_core.testing.contract.start import StartContract
 from zart_core.testing.contract.succession import SuccessionContract
@@ -85,6 +86,7 @@ class SchedulerContract(
     SuccessionContract,
     PausingContract,
     PurgingContract,
+    RecurringContract,
     ReadingContract,
     ListingContract,
     CountingContract,
