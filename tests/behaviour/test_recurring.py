@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from msgspec import Struct
 
-from tests.behaviour.programs import Place, worker_process
+from tests.behaviour.programs import Place, launch, registry, worker_process
 from tests.behaviour.world import Replay, World, registry_of, until
 from zart_core import (
     BackendUnavailable,
@@ -240,6 +240,29 @@ async def test_workers_that_are_killed_between_ticks_double_nothing(world: World
     assert await ids(world.client, "counted") == [f"nightly-{number}" for number in range(row.counter)]
     ran = [line.split()[1] for line in place.lines("step")]
     assert set(ran) == set(await ids(world.client, "counted"))
+
+
+async def test_wherever_a_worker_dies_in_a_tick_none_is_lost_or_doubled(world: World) -> None:  # B71, B56
+    place = Place(world.folder)
+    cases = [f"fire-{moment}-{number}" for moment in ("before", "after") for number in (1, 2)]
+    for case in cases:  # what keeps each process at work until it dies
+        await world.client.start("counted", 0, execution_id=case, queue=case, delay="1h")
+    options: dict[str, Any] = {"every": "50ms", "overlap": "allow", "catch_up": "all"}
+    begun = await world.client.recurring("nightly", "counted", 1, **options)
+    doomed = await launch(place, "doomed", " ".join(cases))
+    try:
+        codes = [line.split()[1] for line in (await doomed.rest()).splitlines()]
+    finally:
+        await doomed.kill()
+    assert codes == ["-9"] * len(cases), doomed.said
+    least = (await the(world.client)).counter + 3
+    async with world.worker(registry=registry(place)):
+        await until(counts(world.client, least), "another one goes on")
+    after = await the(world.client)
+    assert is_exact(begun, after)
+    assert after.skipped == 0
+    started = await ids(world.client, "counted")
+    assert [name for name in started if name not in cases] == [f"nightly-{number}" for number in range(after.counter)]
 
 
 async def test_a_worker_that_does_not_know_the_task_starts_it_for_those_that_do(world: World) -> None:  # B71, B7
