@@ -128,8 +128,8 @@ def _statuses(status: object) -> tuple[RunStatus, ...]:
     elif not isinstance(status, Iterable):
         raise TypeError(f"status must be a status or several, not {type(status).__name__}")
     given = tuple(dict.fromkeys(cast("Iterable[RunStatus]", status)))
-    if unknown := [text for text in given if text not in STATUSES]:
-        raise ValueError(f"unknown status {', '.join(map(str, unknown))}; there are {', '.join(STATUSES)}")
+    if unknown := sorted(str(text) for text in given if text not in STATUSES):
+        raise ValueError(f"unknown status {', '.join(unknown)}; there are {', '.join(STATUSES)}")
     return given
 
 
