@@ -28,6 +28,7 @@ from zart_core.identity import check_execution_id, check_tags, check_text, new_i
 from zart_core.operations import Operations
 from zart_core.patience import patiently
 from zart_core.payload import Payloads
+from zart_core.queues import check_key, check_queue
 from zart_core.records import ExecutionRow, Offer, Start, Started
 from zart_core.scheduler import Scheduler
 from zart_core.task_reference import name_of, types_of
@@ -47,6 +48,7 @@ class StartRequest(Struct, frozen=True):
     queue: str = "default"
     priority: int = 0
     tags: dict[str, str] | None = None
+    key: str | None = None
 
 
 class DurableScheduler(Operations):
@@ -75,6 +77,7 @@ class DurableScheduler(Operations):
         queue: str = ...,
         priority: int = ...,
         tags: dict[str, str] | None = ...,
+        key: str | None = ...,
         tx: object = ...,
     ) -> ExecutionHandle[Output]: ...
 
@@ -91,6 +94,7 @@ class DurableScheduler(Operations):
         queue: str = ...,
         priority: int = ...,
         tags: dict[str, str] | None = ...,
+        key: str | None = ...,
         tx: object = ...,
     ) -> ExecutionHandle[Output]: ...
 
@@ -107,6 +111,7 @@ class DurableScheduler(Operations):
         queue: str = ...,
         priority: int = ...,
         tags: dict[str, str] | None = ...,
+        key: str | None = ...,
         tx: object = ...,
     ) -> ExecutionHandle[Any]: ...
 
@@ -122,6 +127,7 @@ class DurableScheduler(Operations):
         queue: str = "default",
         priority: int = 0,
         tags: dict[str, str] | None = None,
+        key: str | None = None,
         tx: object = None,
     ) -> ExecutionHandle[Any]:
         """Start an execution; it is stored durably on return.
@@ -129,7 +135,7 @@ class DurableScheduler(Operations):
         ``execution_id`` is the idempotency key: starting an id that exists, finished or not, runs nothing again. With
         ``if_exists="attach"`` its handle is returned (``created`` is False), with ``"raise"`` ``ExecutionAlreadyExists`` is raised; an id
         that belongs to another task always raises that. ``delay`` or ``at`` (aware) set when it may first run; ``priority``: higher
-        runs first. A handler's class (with a ``name``) types the handle and checks ``data``; a name does neither.
+        runs first. ``key``: whom it belongs to, for limits by key of its queue (:class:`Queue`). A handler's class (with a ``name``) types the handle and checks ``data``; a name does neither.
 
         ``tx``: an open connection of the same database (an ``asyncpg.Connection`` or a ``sqlite3.Connection``). The start is then part
         of your transaction: nobody sees it before you commit, and it is gone when you roll back.
@@ -138,7 +144,7 @@ class DurableScheduler(Operations):
         """
         if if_exists not in ("attach", "raise"):
             raise ValueError(f"if_exists must be 'attach' or 'raise', not {if_exists!r}")
-        request = StartRequest(task, data, execution_id, delay, at, queue, priority, tags)
+        request = StartRequest(task, data, execution_id, delay, at, queue, priority, tags, key)
         record = self._record(request)
         (started,) = await self._start([record], tx)
         handle = self._handle(request, started)
@@ -328,9 +334,9 @@ class DurableScheduler(Operations):
             raise ValueError(
                 f"execution {execution_id!r}: priority must be a number of at most 32767, not {request.priority!r}"
             )
-        if not isinstance(request.queue, str) or not request.queue.strip() or len(request.queue) > 200:
-            raise ValueError(f"execution {execution_id!r}: {request.queue!r} cannot name a queue")
-        check_text(request.queue, f"execution {execution_id!r}: the queue")
+        check_queue(request.queue, f"execution {execution_id!r}")
+        if request.key is not None:
+            check_key(request.key, f"execution {execution_id!r}")
         tags: Any = {} if request.tags is None else request.tags
         check_tags(tags, f"execution {execution_id!r}")
         return Start(
@@ -343,6 +349,7 @@ class DurableScheduler(Operations):
             wake_at=None if request.at is None else max(0, min(instant(request.at, what="at"), FOREVER)),
             delay=None if request.delay is None else max(0, micros(request.delay, what="delay")),
             timeout=timeout,
+            key=request.key,
             nonce=1 + random.getrandbits(62),
         )
 

@@ -130,6 +130,7 @@ class Start(Struct, frozen=True, kw_only=True):
     )
     nonce: int = 0  # of the call that starts it: below 2**63, random; 0: none
     deadline: int | None = None  # never later than this, whatever ``timeout`` says: a child's, that of its parent
+    key: str | None = None  # for the limits by key of its queue
 
 
 class Started(Struct, frozen=True):
@@ -178,14 +179,29 @@ class Revival(Struct, frozen=True, kw_only=True):
 # --- workers and claims ---------------------------------------------------------------------------------------------
 
 
+class QueueLimits(Struct, frozen=True, kw_only=True):
+    """What holds for a queue over all workers. ``None``: no such limit.
+
+    ``concurrency`` runs may be held at once, ``per_key`` of one key. Of ``rate`` runs the first claim may lie in any ``period``. Parts take no
+    place, and neither does what is claimed only because its deadline has passed.
+    """
+
+    name: str
+    concurrency: int | None = None
+    rate: int | None = None
+    period: int | None = None
+    per_key: int | None = None
+
+
 class WorkerInfo(Struct, frozen=True, kw_only=True):
-    """What a worker says of itself; for people who look."""
+    """What a worker says of itself; for people who look. ``limits`` are stored, and hold for all workers from then on."""
 
     name: str
     host: str
     pid: int
     tasks: tuple[str, ...]
     queues: tuple[str, ...]
+    limits: tuple[QueueLimits, ...] = ()
 
 
 class TaskOffer(Struct, frozen=True):
@@ -554,6 +570,7 @@ class ExecutionRow(Struct, frozen=True, kw_only=True):
     waits: list[PendingWait]
     trigger: RunTrigger = "start"  # what began this run
     paused_by: PauseRow | None = None  # the rule that holds it, while it is paused by one
+    key: str | None = None
 
 
 class Purge(Struct, frozen=True, kw_only=True):

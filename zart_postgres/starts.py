@@ -16,7 +16,7 @@ from zart_postgres.lanes import Session
 
 _START: Final = """
     SELECT now, execution_id, run_id, created
-    FROM {schema}.start_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    FROM {schema}.start_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
 _OTHER_TASK: Final = "ZT001"
 
@@ -50,6 +50,7 @@ async def start(db: Session, starts: Sequence[Start]) -> list[Started]:
             [given.deadline for given in new],
             [given.nonce or None for given in new],
             FOREVER,
+            [given.key for given in new],
         )
     except asyncpg.exceptions.PostgresError as error:
         if sqlstate(error) != _OTHER_TASK:

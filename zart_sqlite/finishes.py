@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from zart_core.records import ErrorInfo, ExecutionFailure, FinalStatus
+from zart_sqlite.limits import awaited
 from zart_sqlite.rows import ManyRows, as_json
 from zart_sqlite.runs import CHILDREN
 from zart_sqlite.writer import Transaction
@@ -176,6 +177,7 @@ def _end(tx: Transaction, endings: Sequence[Ending]) -> None:
         tx.db.execute(_COUNT_DOWN, {"ended": ended, "now": now})
         tx.happened.ready = True
         tx.happened.signals.update(parent for _, parent, *_ in children)
+    tx.happened.ready = tx.happened.ready or awaited(tx.db, ended)
     tx.db.execute(_REMOVE, (ended,))
     tx.db.execute(_END_WAITS, (now, ended))
     if children:

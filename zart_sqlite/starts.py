@@ -24,18 +24,19 @@ _EXISTING: Final = """
 """
 _INSERT_RUNS: Final = ManyRows(
     """
-    INSERT INTO zart_runs (run_id, execution_id, run, task, queue, priority, created_at, tags, input, nonce, parent_run)
+    INSERT INTO zart_runs (run_id, execution_id, run, task, queue, priority, created_at, tags, input, nonce, parent_run, key)
     VALUES {rows}
     """,
-    columns=11,
+    columns=12,
 )
 _INSERT_ACTIVE: Final = ManyRows(
     """
     INSERT INTO zart_active (
-        run_id, queue, task, priority, wake_at, version, deadline, parent_run, parent_name, parent_ordinal, lane, held
+        run_id, queue, task, priority, wake_at, version, deadline, parent_run, parent_name, parent_ordinal, lane, held,
+        key
     ) VALUES {rows}
     """,
-    columns=12,
+    columns=13,
 )
 
 _decode_existing = msgspec.json.Decoder(list[tuple[str, int, str, int | None]]).decode
@@ -115,13 +116,14 @@ class Newcomers:
                 new.input,
                 new.nonce or None,
                 None if call is None else call.run_id,
+                new.key or "",
             )
         )
         first = wake_at if deadline is None else min(wake_at, deadline)
         parent = (call.run_id, call.name, call.ordinal) if call is not None and call.awaited else (None, None, None)
         lane, held = (None, False) if call is None else (call.lane, call.held)
         when = None if held else first
-        row = (run_id, new.queue, new.task, new.priority, when, new.version, deadline, *parent, lane, int(held))
+        row = (run_id, new.queue, new.task, new.priority, when, new.version, deadline, *parent, lane, int(held), new.key or "")
         self._active.append(row)
 
     def store(self) -> None:
