@@ -172,6 +172,7 @@ DECLARE
     v_left integer := greatest(p_limit, 0);
     v_limited text[]; v_plain text[] := p_queues;                                -- queues with limits, and without
     v_picked record;                                                             -- what those with limits let have
+    v_waiting boolean := false;                                                  -- that they let have anything
     v_overdue integer := p_overdue; v_late text[] := p_queues;
 BEGIN
     -- First the lease. Race: a reap declares this worker dead. Both update its row: if the reap is first, this finds no
@@ -198,6 +199,7 @@ BEGIN
         IF v_limited IS NOT NULL THEN
             v_now := {schema}.now_v1();
             v_picked := {schema}.pick_limited_v1(v_limited, p_tasks, v_left, v_now);
+            v_waiting := v_picked.o_runs <> '{}' OR v_picked.o_parts <> '{}';
             IF v_overdue <= 0 THEN
                 -- Whose deadline has passed does not wait for a place.
                 v_overdue := v_left; v_late := v_limited;
@@ -241,7 +243,7 @@ BEGIN
         ) AS n;
     END IF;
 
-    IF v_limited IS NOT NULL AND (v_picked.o_runs <> '{}' OR v_picked.o_parts <> '{}') THEN
+    IF v_waiting THEN
         IF v_queues IS NOT NULL THEN
             -- One queue after the other, at one priority: neither those with limits nor the rest keep the others waiting.
             SELECT array_agg(f.run_id ORDER BY f.priority DESC, f.rank, f.run_id),

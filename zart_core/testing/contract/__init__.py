@@ -45,6 +45,7 @@ from zart_core.testing.contract.finish import FinishContract
 from zart_core.testing.contract.flush import FlushContract
 from zart_core.testing.contract.leases import LeaseContract
 from zart_core.testing.contract.life import LifeContract
+from zart_core.testing.contract.limits import LimitContract
 from zart_core.testing.contract.listing import ListingContract
 from zart_core.testing.contract.notifications import NotificationContract
 from zart_core.testing.contract.parts import PartContract
@@ -68,6 +69,7 @@ class SchedulerContract(
     LifeContract,
     StartContract,
     QueueContract,
+    LimitContract,
     ClaimContract,
     DeadlineContract,
     FlushContract,
