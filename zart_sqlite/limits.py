@@ -74,13 +74,13 @@ _AT_ONCE: Final = 1_000
 
 _NEXT_PRIORITY: Final = """
     SELECT a.priority FROM zart_active AS a INDEXED BY zart_active_line
-    WHERE a.line > 0 AND a.queue = :queue AND a.line = :line AND a.priority < :below ORDER BY a.priority DESC LIMIT 1
+    WHERE a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.priority < :below ORDER BY a.priority DESC LIMIT 1
 """
 # How many runs of a key may be taken; none also when none of them is of one of the tasks.
 _ROOM: Final = """
     CASE WHEN NOT EXISTS (
         SELECT 1 FROM json_each(:tasks) AS t CROSS JOIN zart_active AS a INDEXED BY zart_active_line
-            ON a.line > 0 AND a.queue = :queue AND a.line = :line AND a.priority = :priority AND a.key = walk.key AND a.task = t.value
+            ON a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.priority = :priority AND a.key = walk.key AND a.task = t.value
     ) THEN 0
     WHEN :per_key IS NULL OR walk.key = '' THEN :need
     ELSE max(0, :per_key - (
@@ -96,13 +96,13 @@ WITH RECURSIVE
     walk (key, found, steps, last, room) AS (
         SELECT (
             SELECT a.key FROM zart_active AS a INDEXED BY zart_active_line
-            WHERE a.line > 0 AND a.queue = :queue AND a.line = :line AND a.priority = :priority
+            WHERE a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.priority = :priority
               AND a.key >= :from AND a.key <= :upto
             ORDER BY a.key LIMIT 1), 0, 1, NULL, 0
         UNION ALL
         SELECT (
             SELECT a.key FROM zart_active AS a INDEXED BY zart_active_line
-            WHERE a.line > 0 AND a.queue = :queue AND a.line = :line AND a.priority = :priority
+            WHERE a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.priority = :priority
               AND a.key > walk.key AND a.key <= :upto
             ORDER BY a.key LIMIT 1), walk.found + (walk.room > 0), walk.steps + 1, walk.key, {_ROOM}
         FROM walk WHERE walk.key IS NOT NULL AND walk.found + (walk.room > 0) < :need AND walk.steps < 5000
@@ -117,7 +117,7 @@ FIRST: Final = """
                    row_number() OVER (PARTITION BY a.key ORDER BY a.wake_at, a.run_id) AS round
             FROM json_each(:keys) AS k CROSS JOIN json_each(:tasks) AS t CROSS JOIN zart_active AS a ON a.run_id IN (
                 SELECT x.run_id FROM zart_active AS x INDEXED BY zart_active_line
-                WHERE x.line > 0 AND x.queue = :queue AND x.line = :line AND x.priority = :priority
+                WHERE x.line <> 0 AND x.queue = :queue AND x.line = :line AND x.priority = :priority
                   AND x.key = json_extract(k.value, '$[0]') AND x.task = t.value
                 ORDER BY x.wake_at, x.run_id LIMIT :each)
         )
@@ -126,7 +126,7 @@ FIRST: Final = """
 _FORGET_STARTS: Final = "DELETE FROM zart_queue_starts WHERE queue = ? AND at <= ?"
 _STARTS: Final = "SELECT coalesce(sum(starts), 0), min(at) FROM zart_queue_starts WHERE queue = ?"
 _NEVER_RAN: Final = """
-    SELECT 1 FROM zart_active AS a INDEXED BY zart_active_line WHERE a.line > 0 AND a.queue = ? AND a.line = 1 LIMIT 1
+    SELECT 1 FROM zart_active AS a INDEXED BY zart_active_line WHERE a.line <> 0 AND a.queue = ? AND a.line = 1 LIMIT 1
 """
 _COUNT_STARTS: Final = """
     INSERT INTO zart_queue_starts (queue, at, starts)
@@ -140,7 +140,7 @@ _SERVED: Final = "UPDATE zart_queues SET served = ?2 WHERE name = ?1"
 _AWAITED: Final = """
     SELECT EXISTS (
         SELECT 1 FROM json_each(?) AS gone CROSS JOIN zart_active AS a ON a.run_id = gone.value
-        CROSS JOIN zart_active AS w INDEXED BY zart_active_line ON w.line > 0 AND w.queue = a.place
+        CROSS JOIN zart_active AS w INDEXED BY zart_active_line ON w.line <> 0 AND w.queue = a.place
         WHERE a.place IS NOT NULL)
 """
 

@@ -29,5 +29,5 @@ ALTER TABLE zart_active ADD COLUMN place TEXT;
 DROP INDEX zart_active_ready;
 CREATE INDEX zart_active_ready ON zart_active (queue, task, priority DESC, wake_at, run_id)
     WHERE worker_id IS NULL AND wake_at IS NOT NULL AND line = 0;
-CREATE INDEX zart_active_line ON zart_active (queue, line, priority DESC, key, task, wake_at, run_id) WHERE line > 0;
+CREATE INDEX zart_active_line ON zart_active (queue, line, priority DESC, key, task, wake_at, run_id) WHERE line <> 0;
 CREATE INDEX zart_active_place ON zart_active (place, key) WHERE worker_id IS NOT NULL AND place IS NOT NULL;
