@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from zart_core.completions import Completions
 from zart_core.decorators import DurableFunction
-from zart_core.duration import FOREVER, Duration, instant, micros
+from zart_core.duration import FOREVER, Duration, instant, micros, positive_micros
 from zart_core.errors import (
     ExecutionAlreadyExists,
     ExecutionCancelled,
@@ -49,6 +49,9 @@ class StartRequest(Struct, frozen=True):
     priority: int = 0
     tags: dict[str, str] | None = None
     key: str | None = None
+    singleton: bool = False
+    debounce: Duration | None = None
+    debounce_max: Duration | None = None
 
 
 class DurableScheduler(Operations):
@@ -78,6 +81,9 @@ class DurableScheduler(Operations):
         priority: int = ...,
         tags: dict[str, str] | None = ...,
         key: str | None = ...,
+        singleton: bool = ...,
+        debounce: Duration | None = ...,
+        debounce_max: Duration | None = ...,
         tx: object = ...,
     ) -> ExecutionHandle[Output]: ...
 
@@ -95,6 +101,9 @@ class DurableScheduler(Operations):
         priority: int = ...,
         tags: dict[str, str] | None = ...,
         key: str | None = ...,
+        singleton: bool = ...,
+        debounce: Duration | None = ...,
+        debounce_max: Duration | None = ...,
         tx: object = ...,
     ) -> ExecutionHandle[Output]: ...
 
@@ -112,6 +121,9 @@ class DurableScheduler(Operations):
         priority: int = ...,
         tags: dict[str, str] | None = ...,
         key: str | None = ...,
+        singleton: bool = ...,
+        debounce: Duration | None = ...,
+        debounce_max: Duration | None = ...,
         tx: object = ...,
     ) -> ExecutionHandle[Any]: ...
 
@@ -128,6 +140,9 @@ class DurableScheduler(Operations):
         priority: int = 0,
         tags: dict[str, str] | None = None,
         key: str | None = None,
+        singleton: bool = False,
+        debounce: Duration | None = None,
+        debounce_max: Duration | None = None,
         tx: object = None,
     ) -> ExecutionHandle[Any]:
         """Start an execution; it is stored durably on return.
@@ -137,6 +152,11 @@ class DurableScheduler(Operations):
         that belongs to another task always raises that. ``delay`` or ``at`` (aware) set when it may first run; ``priority``: higher
         runs first. ``key``: whom it belongs to, for limits by key of its queue (:class:`Queue`). A handler's class (with a ``name``) types the handle and checks ``data``; a name does neither.
 
+        ``singleton=True``: while an execution of this task that was started so with this ``key`` has not finished, the start attaches to
+        it, or raises, as ``if_exists`` says; also when many start at once. ``debounce``: it begins so much later, unless another start of
+        this task and ``key`` with ``debounce`` comes before it has begun: that joins it, its data take the place of the earlier ones, and
+        the time begins anew; at the latest it begins ``debounce_max`` after the first of them. Queue, priority and tags are the first's.
+
         ``tx``: an open connection of the same database (an ``asyncpg.Connection`` or a ``sqlite3.Connection``). The start is then part
         of your transaction: nobody sees it before you commit, and it is gone when you roll back.
 
@@ -144,11 +164,19 @@ class DurableScheduler(Operations):
         """
         if if_exists not in ("attach", "raise"):
             raise ValueError(f"if_exists must be 'attach' or 'raise', not {if_exists!r}")
-        request = StartRequest(task, data, execution_id, delay, at, queue, priority, tags, key)
+        if debounce is not None and if_exists == "raise":
+            raise ValueError("a debounced start joins the one before it: if_exists='raise' goes with singleton")
+        request = StartRequest(
+            task, data, execution_id, delay, at, queue, priority, tags, key, singleton, debounce, debounce_max
+        )
         record = self._record(request)
         (started,) = await self._start([record], tx)
         handle = self._handle(request, started)
         if not handle.created and if_exists == "raise":
+            if handle.execution_id != record.execution_id:
+                raise ExecutionAlreadyExists(
+                    f"execution {handle.execution_id!r} of task {record.task!r} and key {key!r} has not finished yet"
+                )
             raise ExecutionAlreadyExists(f"execution {record.execution_id!r} exists already")
         return handle
 
@@ -339,6 +367,7 @@ class DurableScheduler(Operations):
             check_key(request.key, f"execution {execution_id!r}")
         tags: Any = {} if request.tags is None else request.tags
         check_tags(tags, f"execution {execution_id!r}")
+        by_key, delay, longest = _by_key(request, f"execution {execution_id!r}")
         return Start(
             execution_id=execution_id,
             task=task,
@@ -347,9 +376,11 @@ class DurableScheduler(Operations):
             priority=request.priority,
             tags=tags,
             wake_at=None if request.at is None else max(0, min(instant(request.at, what="at"), FOREVER)),
-            delay=None if request.delay is None else max(0, micros(request.delay, what="delay")),
+            delay=delay,
             timeout=timeout,
             key=request.key,
+            by_key=by_key,
+            longest=longest,
             nonce=1 + random.getrandbits(62),
         )
 
@@ -360,3 +391,27 @@ class DurableScheduler(Operations):
         if tx is not None:  # never repeated: whether a broken transaction goes on is the caller's to decide
             return await self._scheduler.start(records, tx)
         return await patiently(lambda: self._scheduler.start(records))
+
+
+def _by_key(request: StartRequest, what: str) -> tuple[Literal["singleton", "debounce"] | None, int | None, int | None]:
+    """How the start goes by its key, its delay, and the longest one."""
+    delay = None if request.delay is None else max(0, micros(request.delay, what="delay"))
+    if not isinstance(cast(object, request.singleton), bool):
+        raise TypeError(f"{what}: singleton must be True or False, not {request.singleton!r}")
+    if request.debounce_max is not None and request.debounce is None:
+        raise ValueError(f"{what}: debounce_max goes with debounce")
+    if not request.singleton and request.debounce is None:
+        return None, delay, None
+    if request.key is None:
+        raise ValueError(f"{what}: {'singleton' if request.singleton else 'debounce'} needs a key")
+    if request.debounce is None:
+        return "singleton", delay, None
+    if request.singleton:
+        raise ValueError(f"{what}: give singleton or debounce, not both")
+    if request.delay is not None or request.at is not None or request.execution_id is not None:
+        raise ValueError(f"{what}: debounce goes with neither delay, at nor execution_id")
+    wait = positive_micros(request.debounce, what="debounce")
+    if request.debounce_max is None:
+        return "debounce", wait, None
+    longest = positive_micros(request.debounce_max, what="debounce_max")
+    return "debounce", min(wait, longest), longest

@@ -33,6 +33,8 @@ _DELETE: Final = tuple(
 )
 _DELETE_RULES: Final = "DELETE FROM zart_pauses WHERE execution_id IN (SELECT value FROM json_each(?))"
 
+_DELETE_KEYED: Final = "DELETE FROM zart_keyed_starts WHERE execution_id IN (SELECT value FROM json_each(?))"
+
 _decode_ids = msgspec.json.Decoder(list[int]).decode
 _decode_going = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
 
@@ -54,4 +56,5 @@ def purge(tx: Transaction, request: Purge) -> Purged:
     whole = [execution_id for _, execution_id, is_latest in going if is_latest]
     if whole:
         tx.db.execute(_DELETE_RULES, (as_json(whole),))
+        tx.db.execute(_DELETE_KEYED, (as_json(whole),))
     return Purged(len(whole), looked_at[-1] if len(looked_at) == request.limit else None)

@@ -10,6 +10,7 @@ import msgspec
 from zart_core.duration import later
 from zart_core.errors import ExecutionAlreadyExists
 from zart_core.records import Start, Started
+from zart_sqlite.keyed import Standing
 from zart_sqlite.rows import ManyRows, as_json, mapping_as_json
 from zart_sqlite.runs import FIRST_RUN
 from zart_sqlite.writer import Transaction
@@ -39,6 +40,9 @@ _INSERT_ACTIVE: Final = ManyRows(
     columns=13,
 )
 
+_INPUT: Final = 8
+"""Which column of a run is its input."""
+
 _decode_existing = msgspec.json.Decoder(list[tuple[str, int, str, int | None]]).decode
 
 
@@ -59,7 +63,7 @@ class Call(NamedTuple):
 def start(tx: Transaction, starts: Sequence[Start]) -> list[Started]:
     """See :meth:`zart_core.scheduler.Scheduler.start`."""
     news = Newcomers(tx, [new.execution_id for new in starts])
-    answers = [news.add(new) for new in starts]
+    answers = [news.add(new) if new.by_key is None else _by_key(tx, news, new) for new in starts]
     for new, answer in zip(starts, answers, strict=True):
         if answer.task != new.task:
             raise ExecutionAlreadyExists(
@@ -67,6 +71,19 @@ def start(tx: Transaction, starts: Sequence[Start]) -> list[Started]:
             )
     news.store()
     return answers
+
+
+def _by_key(tx: Transaction, news: Newcomers, new: Start) -> Started:
+    if new.execution_id in news:  # as ever; it may be from an earlier try of this call
+        return news.add(new)
+    standing = Standing(tx, new)
+    if standing.execution_id is not None and standing.execution_id in news:  # the same key before in this call
+        return news.join(standing.execution_id, new)
+    if joined := standing.joined():
+        tx.happened.ready = True
+        return joined
+    standing.take_over()
+    return news.add(new)
 
 
 class Newcomers:
@@ -82,6 +99,17 @@ class Newcomers:
         self._known = {name: (run_id, task, nonce) for name, run_id, task, nonce in _decode_existing(existing)}
         self._runs: list[tuple[object, ...]] = []
         self._active: list[tuple[object, ...]] = []
+
+    def __contains__(self, execution_id: str) -> bool:
+        return execution_id in self._known
+
+    def join(self, execution_id: str, new: Start) -> Started:
+        """Answer ``new`` with one of these; a debounced one gets its input."""
+        run_id, task, _ = self._known[execution_id]
+        for place, row in enumerate(self._runs):
+            if row[0] == run_id and new.by_key == "debounce":
+                self._runs[place] = tuple(new.input if n == _INPUT else value for n, value in enumerate(row))
+        return Started(execution_id, run_id, task, False)
 
     def add(self, new: Start, call: Call | None = None) -> Started:
         """Take ``new`` up, unless its id exists."""

@@ -6,9 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
 
 from tests.behaviour.world import Ledger, World, registry_of
-from zart_core import Queue, StartRequest, TaskContext, TaskHandler
+from zart_core import DurableScheduler, ExecutionAlreadyExists, Queue, StartRequest, TaskContext, TaskHandler
 
 PATIENT = "60s"
 """A poll interval that no test waits for."""
@@ -151,3 +154,89 @@ async def test_the_key_is_shown_and_taken_over_by_a_rerun(world: World) -> None:
         shown = await world.client.status("a")
         assert (shown.run, shown.queue, shown.key) == (2, "q", "customer-7")
         assert (await (await world.client.start("quick", "y")).status()).key is None
+
+
+# --- starts by key ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_only_one_is_attached_to_until_it_ends(world: World) -> None:
+    gated = Gated()
+    world.register(gated)
+    async with world.worker():
+        first = await world.client.start("gated", "a", key="k", singleton=True)
+        second = await world.client.start("gated", "b", key="k", singleton=True)
+        assert (second.execution_id, second.created) == (first.execution_id, False)
+        with pytest.raises(ExecutionAlreadyExists, match=f"{first.execution_id}.*key 'k' has not finished"):
+            await world.client.start("gated", "c", key="k", singleton=True, if_exists="raise")
+        gated.open("a")
+        assert await second.result("30s") == "a"
+        gated.open("d")
+        third = await world.client.start("gated", "d", key="k", singleton=True, if_exists="raise")
+        assert await third.result("30s") == "d"
+
+
+async def test_of_many_clients_that_start_an_only_one_all_get_the_same(world: World) -> None:  # B4
+    world.register(Waiting())
+    async with AsyncExitStack() as stack:
+        clients = [DurableScheduler(await stack.enter_async_context(world.another())) for _ in range(4)]
+        handles = await asyncio.gather(
+            *(client.start("waiting", key="k", singleton=True) for client in clients for _ in range(5))
+        )
+        assert len({handle.execution_id for handle in handles}) == 1
+        assert sum(handle.created for handle in handles) == 1
+
+
+async def test_a_start_beside_the_end_of_the_only_one_gets_that_or_another(world: World) -> None:
+    world.register(Quick())
+    async with world.worker(poll_interval="20ms"):
+        for n in range(20):
+            handle = await world.client.start("quick", f"{n}", key="k", singleton=True)
+            ends = asyncio.ensure_future(handle.result("30s"))
+            others = [await world.client.start("quick", f"{n}", key="k", singleton=True) for _ in range(3)]
+            assert [await other.result("30s") for other in others] == [f"{n}"] * 3
+            await ends
+
+
+async def test_of_debounced_starts_the_last_one_counts(world: World) -> None:
+    world.register(Quick())
+    handles = [await world.client.start("quick", f"{n}", key="k", debounce="300ms") for n in range(5)]
+    assert len({handle.execution_id for handle in handles}) == 1
+    assert [handle.created for handle in handles] == [True, False, False, False, False]
+    async with world.worker():
+        assert await handles[0].result("30s") == "4"
+        later = await world.client.start("quick", "later", key="k", debounce="10ms")
+        assert later.created
+        assert await later.result("30s") == "later"
+
+
+async def test_debounced_starts_without_end_do_not_keep_it_from_beginning(world: World) -> None:
+    world.register(Quick())
+    async with world.worker(), asyncio.timeout(30):
+        first = await world.client.start("quick", "0", key="k", debounce="1h", debounce_max="200ms")
+        handle, number = first, 0
+        while not handle.created or handle is first:
+            number += 1
+            handle = await world.client.start("quick", f"{number}", key="k", debounce="1h", debounce_max="200ms")
+        assert await first.result("30s") == f"{number - 1}"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"singleton": True}, "singleton needs a key"),
+        ({"debounce": "1s"}, "debounce needs a key"),
+        ({"debounce_max": "1s", "key": "k"}, "debounce_max goes with debounce"),
+        ({"singleton": True, "debounce": "1s", "key": "k"}, "not both"),
+        ({"debounce": "1s", "key": "k", "delay": 1}, "neither delay, at nor execution_id"),
+        ({"debounce": "1s", "key": "k", "execution_id": "a"}, "neither delay, at nor execution_id"),
+        ({"debounce": "1s", "key": "k", "if_exists": "raise"}, "goes with singleton"),
+        ({"debounce": 0, "key": "k"}, "longer than zero"),
+        ({"key": " "}, "cannot be a key"),
+        ({"queue": " "}, "cannot name a queue"),
+    ],
+)
+async def test_starts_by_key_that_make_no_sense_are_refused(world: World, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        await world.client.start("quick", "x", **options)
+    assert (await world.client.list()).items == []
+

@@ -355,3 +355,125 @@ AS $$
         SELECT 1 FROM unnest(p_places) AS p(queue)
         CROSS JOIN LATERAL (SELECT 1 FROM {schema}.active AS a WHERE a.line > 0 AND a.queue = p.queue LIMIT 1) AS x)
 $$;
+
+-- --- starts by key ---------------------------------------------------------------------------------------------------
+
+-- The latest execution that was started as the only one of its task and key (mode 1), or debounced (mode 2). Whether it still stands for
+-- the key is looked up in `active`: so nothing that ends or begins it has to know of this row.
+CREATE TABLE {schema}.keyed_starts (
+    first_at     bigint   NOT NULL,
+    nonce        bigint,                          -- of the last call that it answered
+    mode         smallint NOT NULL,
+    task         text     COLLATE "C" NOT NULL,
+    key          text     COLLATE "C" NOT NULL,
+    execution_id text     COLLATE "C" NOT NULL,
+    PRIMARY KEY (task, key, mode)
+);
+CREATE INDEX keyed_starts_execution ON {schema}.keyed_starts (execution_id);
+
+-- start_v1 for calls of which some are by key: p_modes, and p_longest for how long a debounced one may be put off since its first start. Its
+-- delay is how long it waits for the next. An answer names the id that was given, and the execution that stands for it.
+--
+-- Races. Two starts of a key: the first locks its row, or inserts it, and the second waits for it to commit. A start and the end of the live
+-- one: the row of `active` is there or not; if it goes right after it was seen, the start was before the end. A debounced start and the
+-- claim: both lock the row of `active`, the claim passes over what is locked; so either the claim finds the new input and the new time, or the
+-- start finds that it has begun, and another execution is started.
+CREATE FUNCTION {schema}.start_keyed_v1(
+    p_execution_ids text[], p_tasks text[], p_inputs bytea[], p_versions text[], p_queues text[], p_priorities bigint[],
+    p_tags text[], p_wake_at bigint[], p_delays bigint[], p_timeouts bigint[], p_deadlines bigint[], p_nonces bigint[],
+    p_forever bigint, p_keys text[], p_modes smallint[], p_longest bigint[])
+RETURNS TABLE (given text, execution_id text, run_id bigint, created boolean, now bigint)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now bigint;
+    v_one record; v_row record;
+    v_run bigint;
+    v_fresh integer[] := '{}';                       -- places of what is to be stored
+    v_given text[] := '{}'; v_joined text[] := '{}'; -- ids that were given, and the executions that stand for them
+BEGIN
+    FOR v_one IN
+        SELECT u.* FROM unnest(p_execution_ids, p_tasks, p_inputs, p_delays, p_timeouts, p_nonces, p_keys, p_modes, p_longest)
+            WITH ORDINALITY AS u(execution_id, task, input, delay, timeout, nonce, key, mode, longest, place)
+        ORDER BY u.task COLLATE "C", u.key COLLATE "C", u.place
+    LOOP
+        -- What is there under its own id is answered as ever; it may be from an earlier try of this call.
+        IF v_one.mode IS NULL OR EXISTS (SELECT 1 FROM {schema}.runs AS r WHERE r.execution_id = v_one.execution_id) THEN
+            v_fresh := v_fresh || v_one.place::integer;
+            CONTINUE;
+        END IF;
+        LOOP
+            v_now := {schema}.now_v1();
+            INSERT INTO {schema}.keyed_starts AS k (first_at, nonce, mode, task, key, execution_id)
+            VALUES (v_now, v_one.nonce, v_one.mode, v_one.task, v_one.key, v_one.execution_id)
+            ON CONFLICT (task, key, mode) DO NOTHING;
+            IF FOUND THEN
+                v_fresh := v_fresh || v_one.place::integer;
+                EXIT;
+            END IF;
+            SELECT k.* INTO v_row FROM {schema}.keyed_starts AS k
+            WHERE k.task = v_one.task AND k.key = v_one.key AND k.mode = v_one.mode FOR UPDATE;
+            CONTINUE WHEN NOT FOUND;                 -- purged in between
+            v_now := {schema}.now_v1();
+            v_run := array_position(p_execution_ids, v_row.execution_id);
+            IF v_run = ANY (v_fresh) THEN            -- the same key before in this call
+                IF v_one.mode = 2 THEN
+                    p_inputs[v_run] := v_one.input;
+                END IF;
+            ELSIF v_one.nonce IS NULL OR v_row.nonce IS DISTINCT FROM v_one.nonce THEN
+                SELECT a.run_id INTO v_run
+                FROM (SELECT r.run_id FROM {schema}.runs AS r WHERE r.execution_id = v_row.execution_id ORDER BY r.run DESC LIMIT 1) AS l
+                JOIN {schema}.active AS a ON a.run_id = l.run_id;
+                IF v_run IS NOT NULL AND v_one.mode = 2 THEN
+                    UPDATE {schema}.active AS a SET
+                        wake_at = w.at, line = 0,
+                        deadline = CASE WHEN v_one.timeout IS NOT NULL THEN least(w.at + v_one.timeout, p_forever) END,
+                        bytes = a.bytes + octet_length(v_one.input)
+                            - (SELECT octet_length(r.input) FROM {schema}.runs AS r WHERE r.run_id = v_run)
+                    FROM (
+                        SELECT greatest(0, least(v_now + v_one.delay, v_row.first_at + v_one.longest, p_forever)) AS at
+                    ) AS w
+                    WHERE a.run_id = v_run AND a.epoch = 0 AND a.worker_id IS NULL;
+                    IF FOUND THEN
+                        UPDATE {schema}.runs AS r SET input = v_one.input WHERE r.run_id = v_run;
+                        UPDATE {schema}.keyed_starts AS k SET nonce = v_one.nonce
+                        WHERE k.task = v_one.task AND k.key = v_one.key AND k.mode = v_one.mode;
+                    ELSE
+                        v_run := NULL;
+                    END IF;
+                END IF;
+                IF v_run IS NULL THEN
+                    UPDATE {schema}.keyed_starts AS k SET
+                        first_at = v_now, nonce = v_one.nonce, execution_id = v_one.execution_id
+                    WHERE k.task = v_one.task AND k.key = v_one.key AND k.mode = v_one.mode;
+                    v_fresh := v_fresh || v_one.place::integer;
+                    EXIT;
+                END IF;
+            END IF;
+            v_given := v_given || v_one.execution_id;
+            v_joined := v_joined || v_row.execution_id;
+            EXIT;
+        END LOOP;
+    END LOOP;
+    SELECT array_agg(f.place ORDER BY f.place) INTO v_fresh FROM unnest(v_fresh) AS f(place);
+    IF v_fresh IS NOT NULL THEN
+        RETURN QUERY
+        SELECT s.execution_id, s.execution_id, s.run_id, s.created, s.now
+        FROM {schema}.start_v1(
+            ARRAY(SELECT p_execution_ids[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_tasks[f] FROM unnest(v_fresh) AS f),
+            ARRAY(SELECT p_inputs[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_versions[f] FROM unnest(v_fresh) AS f),
+            ARRAY(SELECT p_queues[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_priorities[f] FROM unnest(v_fresh) AS f),
+            ARRAY(SELECT p_tags[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_wake_at[f] FROM unnest(v_fresh) AS f),
+            ARRAY(SELECT p_delays[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_timeouts[f] FROM unnest(v_fresh) AS f),
+            ARRAY(SELECT p_deadlines[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_nonces[f] FROM unnest(v_fresh) AS f),
+            p_forever, ARRAY(SELECT p_keys[f] FROM unnest(v_fresh) AS f)) AS s;
+    END IF;
+    RETURN QUERY
+    SELECT j.given, j.joined, l.run_id, false, {schema}.now_v1()
+    FROM unnest(v_given, v_joined) AS j(given, joined)
+    CROSS JOIN LATERAL (
+        SELECT r.run_id FROM {schema}.runs AS r WHERE r.execution_id = j.joined ORDER BY r.run DESC LIMIT 1
+    ) AS l;
+END $$;

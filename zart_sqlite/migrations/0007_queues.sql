@@ -31,3 +31,16 @@ CREATE INDEX zart_active_ready ON zart_active (queue, task, priority DESC, wake_
     WHERE worker_id IS NULL AND wake_at IS NOT NULL AND line = 0;
 CREATE INDEX zart_active_line ON zart_active (queue, line, priority DESC, key, task, wake_at, run_id) WHERE line <> 0;
 CREATE INDEX zart_active_place ON zart_active (place, key) WHERE worker_id IS NOT NULL AND place IS NOT NULL;
+
+-- The latest execution that was started as the only one of its task and key ('singleton'), or debounced ('debounce'). Whether it still
+-- stands for the key is looked up in zart_active: so nothing that ends or begins it has to know of this row.
+CREATE TABLE zart_keyed_starts (
+    task         TEXT    NOT NULL,
+    key          TEXT    NOT NULL,
+    mode         TEXT    NOT NULL,
+    execution_id TEXT    NOT NULL,
+    first_at     INTEGER NOT NULL,
+    nonce        INTEGER,                      -- of the last call that it answered
+    PRIMARY KEY (task, key, mode)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX zart_keyed_starts_execution ON zart_keyed_starts (execution_id);

@@ -43,6 +43,7 @@ from zart_core.testing.contract.deadlines import DeadlineContract
 from zart_core.testing.contract.fencing import FencingContract
 from zart_core.testing.contract.finish import FinishContract
 from zart_core.testing.contract.flush import FlushContract
+from zart_core.testing.contract.keyed import KeyedStartContract
 from zart_core.testing.contract.leases import LeaseContract
 from zart_core.testing.contract.life import LifeContract
 from zart_core.testing.contract.limits import LimitContract
@@ -68,6 +69,7 @@ __all__ = ["Backend", "SchedulerContract"]
 class SchedulerContract(
     LifeContract,
     StartContract,
+    KeyedStartContract,
     QueueContract,
     LimitContract,
     ClaimContract,

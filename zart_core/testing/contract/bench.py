@@ -10,7 +10,7 @@ import unittest
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, ClassVar, Final, Self, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, Final, Literal, Self, TypedDict, TypeVar, Unpack
 
 from zart_core.records import (
     ClaimedRun,
@@ -118,6 +118,8 @@ class StartOptions(TypedDict, total=False):
     timeout: int | None
     nonce: int
     key: str | None
+    by_key: Literal["singleton", "debounce"] | None
+    longest: int | None
 
 
 @contextlib.contextmanager
