@@ -150,7 +150,8 @@ class DurableScheduler(Operations):
         ``execution_id`` is the idempotency key: starting an id that exists, finished or not, runs nothing again. With
         ``if_exists="attach"`` its handle is returned (``created`` is False), with ``"raise"`` ``ExecutionAlreadyExists`` is raised; an id
         that belongs to another task always raises that. ``delay`` or ``at`` (aware) set when it may first run; ``priority``: higher
-        runs first. ``key``: whom it belongs to, for limits by key of its queue (:class:`Queue`). A handler's class (with a ``name``) types the handle and checks ``data``; a name does neither.
+        runs first. ``key``: whom it belongs to, for limits by key of its queue (:class:`Queue`). A handler's class (with a ``name``) types the
+        handle and checks ``data``; a name does neither.
 
         ``singleton=True``: while an execution of this task that was started so with this ``key`` has not finished, the start attaches to
         it, or raises, as ``if_exists`` says; also when many start at once. ``debounce``: it begins so much later, unless another start of

@@ -46,9 +46,7 @@ class Queue(Struct, frozen=True):
     def limits(self) -> QueueLimits:
         """The record that is stored."""
         rate, period = self._rate()
-        return QueueLimits(
-            name=self.name, concurrency=self.concurrency, rate=rate, period=period, per_key=self.per_key
-        )
+        return QueueLimits(name=self.name, concurrency=self.concurrency, rate=rate, period=period, per_key=self.per_key)
 
     def _rate(self) -> tuple[int | None, int | None]:
         if self.rate is None:

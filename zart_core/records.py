@@ -132,8 +132,8 @@ class Start(Struct, frozen=True, kw_only=True):
     deadline: int | None = None  # never later than this, whatever ``timeout`` says: a child's, that of its parent
     key: str | None = None  # for the limits by key of its queue
     by_key: Literal["singleton", "debounce"] | None = None
-    """``singleton``: while an execution of this task that was started so with this key is live, it stands for this one, which is not stored.
-    ``debounce``: the same as long as it has not begun, and it gets this one's input, its timeout, and its ``delay`` from now on."""
+    """``singleton``: while an execution of this task that was started so with this key is live, it stands for this one, which is not
+    stored. ``debounce``: the same as long as it has not begun, and it gets this one's input, its timeout, and its ``delay`` from now on."""
     longest: int | None = None  # with debounce: how long after its first start it may begin at the latest
 
 

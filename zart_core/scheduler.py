@@ -97,8 +97,8 @@ class Scheduler(Protocol):
         An id that exists, finished or not, is left as it is and reported with ``created=False``; but with ``created=True`` when
         its ``nonce`` is the one given: then an earlier try of this call took effect whose answer was lost. The same new id
         twice in one call is created once. What is started ``by_key`` may be answered with the execution that stands for it, and
-        ``created=False``: of any number of such starts at once one is created. Raises ``ExecutionAlreadyExists`` when an id belongs to another task; nothing is
-        stored then.
+        ``created=False``: of any number of such starts at once one is created. Raises ``ExecutionAlreadyExists`` when an id
+        belongs to another task; nothing is stored then.
         """
         ...
 

@@ -199,7 +199,9 @@ class PostgresScheduler:
 
     async def start(self, starts_: Sequence[Start], tx: object = None) -> list[Started]:
         if tx is not None:
-            return await self._join(tx, lambda db: starts.start(db, starts_), lambda answers: _started(starts_, answers))
+            return await self._join(
+                tx, lambda db: starts.start(db, starts_), lambda answers: _started(starts_, answers)
+            )
 
         async def work(calls: Connections) -> list[Started]:
             # A call with a nonce recognizes what an earlier try of it created.

@@ -67,9 +67,7 @@ async def start(db: Session, starts: Sequence[Start]) -> list[Started]:
             raise
         execution_id, task = str(getattr(error, "detail", "")), str(getattr(error, "hint", ""))
         raise _belongs(execution_id, task, first[execution_id].task) from None
-    found: dict[str, tuple[int, bool, str]] = {
-        row[1]: (row[2], row[3], row[4] if by_key else row[1]) for row in rows
-    }
+    found: dict[str, tuple[int, bool, str]] = {row[1]: (row[2], row[3], row[4] if by_key else row[1]) for row in rows}
     if len(found) < len(first):  # Race: one of them was met by the insert, and purged before it was looked at
         return await start(db, starts)
     return [

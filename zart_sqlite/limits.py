@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from zart_core.records import Claim, QueueLimits
+from zart_core.duration import FOREVER
+from zart_core.records import Claim, QueueLimits, TaskOffer
 from zart_sqlite.rows import as_json
 from zart_sqlite.writer import Transaction
 
@@ -67,7 +68,14 @@ SELECT (SELECT json_group_array(json_array(due.run_id, due.offer, r.run < 0, r.p
         FROM level WHERE level.priority IS NOT NULL)
 """
 _STAND_IN_LINE: Final = """
-    UPDATE zart_active SET line = iif(epoch = 0, 1, 2) WHERE run_id IN (SELECT value FROM json_each(?))
+    UPDATE zart_active SET
+        line = iif(epoch = 0, 1, 2),
+        -- The one that its first claim would give it: it may pass before there is a place.
+        deadline = CASE epoch WHEN 0 THEN coalesce(deadline, min(wake_at + due.timeout, :forever)) ELSE deadline END
+    FROM (
+        SELECT json_extract(value, '$[0]') AS run_id, json_extract(value, '$[1]') AS timeout FROM json_each(:due)
+    ) AS due
+    WHERE zart_active.run_id = due.run_id
 """
 _AT_ONCE: Final = 1_000
 """How many runs go into the line in one claim."""
@@ -132,7 +140,7 @@ _COUNT_STARTS: Final = """
     INSERT INTO zart_queue_starts (queue, at, starts)
     SELECT a.place, ?1, count(*) FROM zart_active AS a
     WHERE a.run_id IN (SELECT value FROM json_each(?2)) AND a.epoch = 1
-      AND a.place IN (SELECT q.name FROM zart_queues AS q WHERE q.rate IS NOT NULL)
+      AND EXISTS (SELECT 1 FROM zart_queues AS q WHERE q.name = a.place AND q.rate IS NOT NULL)
     GROUP BY a.place
     ON CONFLICT (queue, at) DO UPDATE SET starts = starts + excluded.starts
 """
@@ -207,7 +215,7 @@ def pick(tx: Transaction, request: Claim, queues: Iterable[str], now: int) -> Pi
     tasks = as_json(offer.name for offer in request.tasks)
     for row in tx.db.execute(_LIMITS, (as_json(sorted(queues)),)).fetchall():
         queue = _Limits._make(row)
-        parts, next_wake = _stand_in_line(tx.db, queue.name, tasks, now)
+        parts, next_wake = _stand_in_line(tx.db, queue.name, request.tasks, now)
         picks += parts
         if next_wake is not None:
             wakes.append(next_wake)
@@ -246,15 +254,19 @@ def awaited(db: sqlite3.Connection, run_ids: str) -> bool:
     return bool(db.execute(_AWAITED, (run_ids,)).fetchone()[0])
 
 
-def _stand_in_line(db: sqlite3.Connection, queue: str, tasks: str, now: int) -> tuple[list[Pick], int | None]:
+def _stand_in_line(
+    db: sqlite3.Connection, queue: str, offers: Sequence[TaskOffer], now: int
+) -> tuple[list[Pick], int | None]:
     """Put what is due into the line. Parts are not: they belong to executions that have a place or need none; they are returned."""
+    tasks = as_json(offer.name for offer in offers)
     parameters = {"queue": queue, "tasks": tasks, "now": now, "most": _AT_ONCE}
     found, next_wake = db.execute(DUE, parameters).fetchone()
     due = _decode_due(found)
     if not due:
         return [], next_wake
     parts = [Pick(priority, rank, run_id, offer) for rank, (run_id, offer, part, priority) in enumerate(due) if part]
-    db.execute(_STAND_IN_LINE, (as_json(run_id for run_id, _, part, _ in due if not part),))
+    lines = as_json((run_id, offers[offer].timeout) for run_id, offer, part, _ in due if not part)
+    db.execute(_STAND_IN_LINE, {"due": lines, "forever": FOREVER})
     return parts, now if len(due) == _AT_ONCE else next_wake
 
 
@@ -295,9 +307,7 @@ class _Line:
         if not keys:
             return 0
         each = min(max(room for _, room in keys), (2 * need - 1) // len(keys) + 1)
-        found = self._db.execute(
-            FIRST, {**parameters, "keys": as_json(keys), "each": each, "need": need}
-        ).fetchone()[0]
+        found = self._db.execute(FIRST, {**parameters, "keys": as_json(keys), "each": each, "need": need}).fetchone()[0]
         first = _decode_first(found)
         rank = len(self.picks)
         self.picks += [

@@ -151,7 +151,19 @@ class Newcomers:
         parent = (call.run_id, call.name, call.ordinal) if call is not None and call.awaited else (None, None, None)
         lane, held = (None, False) if call is None else (call.lane, call.held)
         when = None if held else first
-        row = (run_id, new.queue, new.task, new.priority, when, new.version, deadline, *parent, lane, int(held), new.key or "")
+        row = (
+            run_id,
+            new.queue,
+            new.task,
+            new.priority,
+            when,
+            new.version,
+            deadline,
+            *parent,
+            lane,
+            int(held),
+            new.key or "",
+        )
         self._active.append(row)
 
     def store(self) -> None:

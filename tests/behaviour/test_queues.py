@@ -239,4 +239,3 @@ async def test_starts_by_key_that_make_no_sense_are_refused(world: World, option
     with pytest.raises(ValueError, match=words):
         await world.client.start("quick", "x", **options)
     assert (await world.client.list()).items == []
-

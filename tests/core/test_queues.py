@@ -24,7 +24,9 @@ def test_rates_are_starts_in_a_period(rate: str, count: int, period: int) -> Non
     assert (limits.rate, limits.period) == (count, period)
 
 
-@pytest.mark.parametrize("rate", ["", "100", "/1m", "0/1m", "-1/1m", "1/0s", "1/-1s", "1/", "x/1m", "1/x", "1.5/1m", "1/1m/2"])
+@pytest.mark.parametrize(
+    "rate", ["", "100", "/1m", "0/1m", "-1/1m", "1/0s", "1/-1s", "1/", "x/1m", "1/x", "1.5/1m", "1/1m/2"]
+)
 def test_what_is_no_rate_is_refused(rate: str) -> None:
     with pytest.raises(ValueError, match="queue 'q': rate"):
         Queue("q", rate=rate)

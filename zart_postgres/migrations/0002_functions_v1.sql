@@ -198,7 +198,7 @@ BEGIN
             SELECT q.name FROM unnest(p_queues) AS q(name) WHERE q.name NOT IN (SELECT x.name FROM {schema}.queues AS x));
         IF v_limited IS NOT NULL THEN
             v_now := {schema}.now_v1();
-            v_picked := {schema}.pick_limited_v1(v_limited, p_tasks, v_left, v_now);
+            v_picked := {schema}.pick_limited_v1(v_limited, p_tasks, p_timeouts, v_left, v_now, p_forever);
             v_waiting := v_picked.o_runs <> '{}' OR v_picked.o_parts <> '{}';
             IF v_overdue <= 0 THEN
                 -- Whose deadline has passed does not wait for a place.

@@ -201,7 +201,7 @@ END $$;
 -- nothing but such a claim takes any. Nothing is leased here. o_ranks: of the runs of one queue in their order. o_parts: parts
 -- that are due; they belong to executions that have a place or need none. o_next: when to ask again.
 CREATE FUNCTION {schema}.pick_limited_v1(
-    p_queues text[], p_tasks text[], p_limit integer, p_now bigint,
+    p_queues text[], p_tasks text[], p_timeouts bigint[], p_limit integer, p_now bigint, p_forever bigint,
     OUT o_runs bigint[], OUT o_offers integer[], OUT o_priorities bigint[], OUT o_ranks integer[], OUT o_places text[],
     OUT o_parts bigint[], OUT o_part_offers integer[], OUT o_next bigint)
 LANGUAGE plpgsql
@@ -270,8 +270,14 @@ BEGIN
                       FROM unnest(v_due, v_due_offers) WITH ORDINALITY AS d(run_id, offer, place)
                      WHERE d.run_id IN (SELECT unnest(v_parts));
                 END IF;
-                UPDATE {schema}.active AS a SET line = CASE a.epoch WHEN 0 THEN 1 ELSE 2 END
-                WHERE a.run_id = ANY (v_due) AND (v_parts IS NULL OR a.run_id NOT IN (SELECT unnest(v_parts)));
+                -- With the deadline that its first claim would give it: it may pass before there is a place.
+                UPDATE {schema}.active AS a SET
+                    line = CASE a.epoch WHEN 0 THEN 1 ELSE 2 END,
+                    deadline = CASE WHEN a.epoch = 0 AND a.deadline IS NULL AND p_timeouts[d.offer] IS NOT NULL
+                                    THEN least(a.wake_at + p_timeouts[d.offer], p_forever) ELSE a.deadline END
+                FROM unnest(v_due, v_due_offers) AS d(run_id, offer)
+                WHERE a.run_id = d.run_id AND a.run_id = ANY (v_due)
+                  AND (v_parts IS NULL OR a.run_id NOT IN (SELECT unnest(v_parts)));
                 IF cardinality(v_due) = 1000 THEN
                     o_next := p_now;
                 END IF;

@@ -130,7 +130,9 @@ class KeyedStartContract(Contract):
         hand = await bench.hand(views[1])
         for n in range(25):
             await bench.scheduler.start([debounced(f"{n}", 0, text=b"old")])
-            answers, claimed = await asyncio.gather(views[0].start([debounced(f"{n}-next", 0, text=b"new")]), hand.claim())
+            answers, claimed = await asyncio.gather(
+                views[0].start([debounced(f"{n}-next", 0, text=b"new")]), hand.claim()
+            )
             inputs = {run.execution_id: run.input for run in [*claimed, *await hand.claim()]}
             expected = {f"{n}": b"old", f"{n}-next": b"new"} if answers[0].created else {f"{n}": b"new"}
             assert inputs == expected

@@ -16,9 +16,9 @@ def limits(**values: int | None) -> tuple[QueueLimits, ...]:
     return (QueueLimits(name=QUEUE, **values),)
 
 
-async def keyed(bench: Bench, *keys: str, **options: int) -> None:
+async def keyed(bench: Bench, *keys: str) -> None:
     """An execution of each of these keys, named for it and its place among them: ``a-0``."""
-    await bench.scheduler.start([new(f"{key}-{n}", key=key, **options) for n, key in enumerate(keys)])
+    await bench.scheduler.start([new(f"{key}-{n}", key=key) for n, key in enumerate(keys)])
 
 
 class LimitContract(Contract):
@@ -275,6 +275,18 @@ class LimitContract(Contract):
         assert await hand.claim() == []
         await bench.pass_time(LAPSE + 1)
         await hand.take("late")
+
+    @on_bench
+    async def test_the_deadline_that_a_handler_gives_does_not_wait_for_a_place_either(
+        self, bench: Bench
+    ) -> None:  # B50
+        hand = await bench.hand(tasks=(TaskOffer("task", "1", 2 * LAPSE),), limits=limits(concurrency=1))
+        _, run = await bench.running("a", hand)
+        await bench.start("late")
+        assert await hand.claim() == []
+        await bench.pass_time(2 * LAPSE + 1)
+        assert (await hand.take("late")).deadline is not None
+        await hand.record(finish(run))
 
     @on_bench
     async def test_a_paused_run_leaves_the_line_and_comes_back(self, bench: Bench) -> None:
