@@ -18,7 +18,7 @@ _PUT: Final = """
         execution_id = excluded.execution_id, first_at = excluded.first_at, nonce = excluded.nonce
 """
 _LATEST: Final = """
-    SELECT r.run_id, a.run_id IS NOT NULL
+    SELECT r.run_id, a.run_id IS NOT NULL, r.run
     FROM zart_runs AS r LEFT JOIN zart_active AS a ON a.run_id = r.run_id
     WHERE r.execution_id = ? ORDER BY r.run DESC LIMIT 1
 """
@@ -43,12 +43,15 @@ class Standing:
         """The execution that ``new`` has joined, stored by an earlier call; ``None``: there is none to join."""
         if self.execution_id is None:
             return None
-        found: tuple[int, int] | None = self._tx.db.execute(_LATEST, (self.execution_id,)).fetchone()
+        found: tuple[int, int, int] | None = self._tx.db.execute(_LATEST, (self.execution_id,)).fetchone()
         if found is None:
             return None
-        run_id, live = found
+        run_id, live, run = found
         same_call = self._nonce is not None and self._nonce == self._new.nonce  # its answer was lost
-        if not same_call and (not live or (self._new.by_key == "debounce" and not self._put_off(run_id))):
+        # A restart has begun, whether it has run or not: what it is given is the operator's.
+        if self._new.by_key == "debounce" and not same_call:
+            live = live and run == 1 and self._put_off(run_id)
+        if not live and not same_call:
             return None
         return Started(self.execution_id, run_id, self._new.task, False)
 

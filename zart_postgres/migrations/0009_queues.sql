@@ -430,8 +430,13 @@ BEGIN
                 END IF;
             ELSIF v_one.nonce IS NULL OR v_row.nonce IS DISTINCT FROM v_one.nonce THEN
                 SELECT a.run_id INTO v_run
-                FROM (SELECT r.run_id FROM {schema}.runs AS r WHERE r.execution_id = v_row.execution_id ORDER BY r.run DESC LIMIT 1) AS l
-                JOIN {schema}.active AS a ON a.run_id = l.run_id;
+                FROM (
+                    SELECT r.run_id, r.run FROM {schema}.runs AS r
+                    WHERE r.execution_id = v_row.execution_id ORDER BY r.run DESC LIMIT 1
+                ) AS l
+                JOIN {schema}.active AS a ON a.run_id = l.run_id
+                -- A restart has begun, whether it has run or not: what it is given is the operator's.
+                WHERE v_one.mode = 1 OR l.run = 1;
                 IF v_run IS NOT NULL AND v_one.mode = 2 THEN
                     UPDATE {schema}.active AS a SET
                         wake_at = w.at, line = 0,

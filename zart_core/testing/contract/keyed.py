@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from zart_core.records import ContinueFact, Purge, Start
+from zart_core.records import ContinueFact, NewRun, Purge, Start
 from zart_core.testing.contract.bench import LONG, Bench, Contract, new, on_bench
 from zart_core.testing.contract.hand import finish
 
@@ -110,6 +110,16 @@ class KeyedStartContract(Contract):
         await hand.release()
         assert await ids(bench, debounced("c", 0, text=b"3")) == [("b", False)]
         assert run.input == b"1"
+
+    @on_bench
+    async def test_a_restarted_one_is_joined_by_nobody(self, bench: Bench) -> None:
+        await bench.scheduler.start([debounced("a", 0, text=b"1")])
+        hand = await bench.hand()
+        run = await hand.take("a")
+        await hand.record(finish(run))
+        await bench.scheduler.begin_run(NewRun(source=run.run_id, execution_id="a", trigger="restart", nonce=5, keep=()))
+        assert await ids(bench, debounced("b", 0, text=b"2")) == [("b", True)]
+        assert (await bench.row("a")).input == b"1"
 
     @on_bench
     async def test_two_debounced_starts_in_one_call_are_one_with_the_last_input(self, bench: Bench) -> None:
