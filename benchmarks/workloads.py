@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
-from benchmarks import backlog, crowded, process, takeover
+from benchmarks import backlog, crowded, keys, process, takeover
 from benchmarks.handlers import Family, Fan, Plain, Replayed, Steps, Waiting, registry
 from benchmarks.limits import Limits
 from benchmarks.readings import Goal, Reading, percentile
@@ -44,6 +44,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     claims: int = 1_000
     questions: int = 20
     takeovers: int = 20
+    keys: int = 10_000
 
 
 FULL: Final = Sizes()
@@ -62,6 +63,7 @@ QUICK: Final = Sizes(
     claims=200,
     questions=5,
     takeovers=2,
+    keys=1_000,
 )
 
 
@@ -482,6 +484,23 @@ async def _crowded(bench: Bench) -> AsyncIterator[Repetition]:
 
 
 @asynccontextmanager
+async def _keys(bench: Bench) -> AsyncIterator[Repetition]:
+    count, done = bench.sizes.keys, 0
+    async with bench.store("keys") as store:
+
+        async def repetition() -> list[Reading]:
+            nonlocal done
+            with_limit, without = await keys.rates(store, count)
+            done += 2 * count
+            goal = Goal("ratio", "least", 0.5)
+            label = f"one at once of each of {count:,} keys, to no limit"
+            return [Reading(label=label, unit="per s", ours=with_limit, limit=without, goal=goal)]
+
+        yield repetition
+        await store.check(completed=done)
+
+
+@asynccontextmanager
 async def _takeover(bench: Bench) -> AsyncIterator[Repetition]:
     lease = positive_micros(WorkerConfig().lease, what="lease") / SECOND
     async with bench.store("takeover") as store:
@@ -521,6 +540,7 @@ WORKLOADS: Final = (
     Workload("W7", _rest, once=True),
     Workload("W9", _takeover, once=True),
     Workload("lists", _crowded, once=True),
+    Workload("W10", _keys),
     Workload("W0-postgres", _jobs, backend="postgres"),
     Workload("W0-start-postgres", _starts, backend="postgres"),
     Workload("W1-postgres", _singles, backend="postgres"),
@@ -533,4 +553,5 @@ WORKLOADS: Final = (
     Workload("W8", _backlog, backend="postgres"),
     Workload("W9-postgres", _takeover, once=True, backend="postgres"),
     Workload("lists-postgres", _crowded, once=True, backend="postgres"),
+    Workload("W10-postgres", _keys, backend="postgres"),
 )

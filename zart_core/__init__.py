@@ -84,6 +84,7 @@ from zart_core.operations import RerunHandle
 from zart_core.outcomes import BusinessErr, Ok, ZartErr
 from zart_core.parallel_calls import StepHandle
 from zart_core.payload import Codec, Payloads
+from zart_core.queues import Queue
 from zart_core.records import ErrorInfo, ExecutionFailure
 from zart_core.registry import TaskRegistry
 from zart_core.retry import RetryConfig
@@ -124,6 +125,7 @@ __all__ = [
     "Pause",
     "PayloadError",
     "Payloads",
+    "Queue",
     "Recurrence",
     "RerunHandle",
     "RetryAfter",

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from zart_core.completions import Completions
 from zart_core.decorators import DurableFunction
-from zart_core.duration import FOREVER, Duration, instant, micros
+from zart_core.duration import FOREVER, Duration, instant, micros, positive_micros
 from zart_core.errors import (
     ExecutionAlreadyExists,
     ExecutionCancelled,
@@ -28,6 +28,7 @@ from zart_core.identity import check_execution_id, check_tags, check_text, new_i
 from zart_core.operations import Operations
 from zart_core.patience import patiently
 from zart_core.payload import Payloads
+from zart_core.queues import check_key, check_queue
 from zart_core.records import ExecutionRow, Offer, Start, Started
 from zart_core.scheduler import Scheduler
 from zart_core.task_reference import name_of, types_of
@@ -47,6 +48,10 @@ class StartRequest(Struct, frozen=True):
     queue: str = "default"
     priority: int = 0
     tags: dict[str, str] | None = None
+    key: str | None = None
+    singleton: bool = False
+    debounce: Duration | None = None
+    debounce_max: Duration | None = None
 
 
 class DurableScheduler(Operations):
@@ -75,6 +80,10 @@ class DurableScheduler(Operations):
         queue: str = ...,
         priority: int = ...,
         tags: dict[str, str] | None = ...,
+        key: str | None = ...,
+        singleton: bool = ...,
+        debounce: Duration | None = ...,
+        debounce_max: Duration | None = ...,
         tx: object = ...,
     ) -> ExecutionHandle[Output]: ...
 
@@ -91,6 +100,10 @@ class DurableScheduler(Operations):
         queue: str = ...,
         priority: int = ...,
         tags: dict[str, str] | None = ...,
+        key: str | None = ...,
+        singleton: bool = ...,
+        debounce: Duration | None = ...,
+        debounce_max: Duration | None = ...,
         tx: object = ...,
     ) -> ExecutionHandle[Output]: ...
 
@@ -107,6 +120,10 @@ class DurableScheduler(Operations):
         queue: str = ...,
         priority: int = ...,
         tags: dict[str, str] | None = ...,
+        key: str | None = ...,
+        singleton: bool = ...,
+        debounce: Duration | None = ...,
+        debounce_max: Duration | None = ...,
         tx: object = ...,
     ) -> ExecutionHandle[Any]: ...
 
@@ -122,6 +139,10 @@ class DurableScheduler(Operations):
         queue: str = "default",
         priority: int = 0,
         tags: dict[str, str] | None = None,
+        key: str | None = None,
+        singleton: bool = False,
+        debounce: Duration | None = None,
+        debounce_max: Duration | None = None,
         tx: object = None,
     ) -> ExecutionHandle[Any]:
         """Start an execution; it is stored durably on return.
@@ -129,7 +150,13 @@ class DurableScheduler(Operations):
         ``execution_id`` is the idempotency key: starting an id that exists, finished or not, runs nothing again. With
         ``if_exists="attach"`` its handle is returned (``created`` is False), with ``"raise"`` ``ExecutionAlreadyExists`` is raised; an id
         that belongs to another task always raises that. ``delay`` or ``at`` (aware) set when it may first run; ``priority``: higher
-        runs first. A handler's class (with a ``name``) types the handle and checks ``data``; a name does neither.
+        runs first. ``key``: whom it belongs to, for limits by key of its queue (:class:`Queue`). A handler's class (with a ``name``) types the
+        handle and checks ``data``; a name does neither.
+
+        ``singleton=True``: while an execution of this task that was started so with this ``key`` has not finished, the start attaches to
+        it, or raises, as ``if_exists`` says; also when many start at once. ``debounce``: it begins so much later, unless another start of
+        this task and ``key`` with ``debounce`` comes before it has begun: that joins it, its data take the place of the earlier ones, and
+        the time begins anew; at the latest it begins ``debounce_max`` after the first of them. Queue, priority and tags are the first's.
 
         ``tx``: an open connection of the same database (an ``asyncpg.Connection`` or a ``sqlite3.Connection``). The start is then part
         of your transaction: nobody sees it before you commit, and it is gone when you roll back.
@@ -138,11 +165,19 @@ class DurableScheduler(Operations):
         """
         if if_exists not in ("attach", "raise"):
             raise ValueError(f"if_exists must be 'attach' or 'raise', not {if_exists!r}")
-        request = StartRequest(task, data, execution_id, delay, at, queue, priority, tags)
+        if debounce is not None and if_exists == "raise":
+            raise ValueError("a debounced start joins the one before it: if_exists='raise' goes with singleton")
+        request = StartRequest(
+            task, data, execution_id, delay, at, queue, priority, tags, key, singleton, debounce, debounce_max
+        )
         record = self._record(request)
         (started,) = await self._start([record], tx)
         handle = self._handle(request, started)
         if not handle.created and if_exists == "raise":
+            if handle.execution_id != record.execution_id:
+                raise ExecutionAlreadyExists(
+                    f"execution {handle.execution_id!r} of task {record.task!r} and key {key!r} has not finished yet"
+                )
             raise ExecutionAlreadyExists(f"execution {record.execution_id!r} exists already")
         return handle
 
@@ -328,11 +363,12 @@ class DurableScheduler(Operations):
             raise ValueError(
                 f"execution {execution_id!r}: priority must be a number of at most 32767, not {request.priority!r}"
             )
-        if not isinstance(request.queue, str) or not request.queue.strip() or len(request.queue) > 200:
-            raise ValueError(f"execution {execution_id!r}: {request.queue!r} cannot name a queue")
-        check_text(request.queue, f"execution {execution_id!r}: the queue")
+        check_queue(request.queue, f"execution {execution_id!r}")
+        if request.key is not None:
+            check_key(request.key, f"execution {execution_id!r}")
         tags: Any = {} if request.tags is None else request.tags
         check_tags(tags, f"execution {execution_id!r}")
+        by_key, delay, longest = _by_key(request, f"execution {execution_id!r}")
         return Start(
             execution_id=execution_id,
             task=task,
@@ -341,8 +377,11 @@ class DurableScheduler(Operations):
             priority=request.priority,
             tags=tags,
             wake_at=None if request.at is None else max(0, min(instant(request.at, what="at"), FOREVER)),
-            delay=None if request.delay is None else max(0, micros(request.delay, what="delay")),
+            delay=delay,
             timeout=timeout,
+            key=request.key,
+            by_key=by_key,
+            longest=longest,
             nonce=1 + random.getrandbits(62),
         )
 
@@ -353,3 +392,27 @@ class DurableScheduler(Operations):
         if tx is not None:  # never repeated: whether a broken transaction goes on is the caller's to decide
             return await self._scheduler.start(records, tx)
         return await patiently(lambda: self._scheduler.start(records))
+
+
+def _by_key(request: StartRequest, what: str) -> tuple[Literal["singleton", "debounce"] | None, int | None, int | None]:
+    """How the start goes by its key, its delay, and the longest one."""
+    delay = None if request.delay is None else max(0, micros(request.delay, what="delay"))
+    if not isinstance(cast(object, request.singleton), bool):
+        raise TypeError(f"{what}: singleton must be True or False, not {request.singleton!r}")
+    if request.debounce_max is not None and request.debounce is None:
+        raise ValueError(f"{what}: debounce_max goes with debounce")
+    if not request.singleton and request.debounce is None:
+        return None, delay, None
+    if request.key is None:
+        raise ValueError(f"{what}: {'singleton' if request.singleton else 'debounce'} needs a key")
+    if request.debounce is None:
+        return "singleton", delay, None
+    if request.singleton:
+        raise ValueError(f"{what}: give singleton or debounce, not both")
+    if request.delay is not None or request.at is not None or request.execution_id is not None:
+        raise ValueError(f"{what}: debounce goes with neither delay, at nor execution_id")
+    wait = positive_micros(request.debounce, what="debounce")
+    if request.debounce_max is None:
+        return "debounce", wait, None
+    longest = positive_micros(request.debounce_max, what="debounce_max")
+    return "debounce", min(wait, longest), longest

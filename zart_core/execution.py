@@ -92,6 +92,8 @@ class Execution(Struct, frozen=True, kw_only=True):
     """What began this run: ``start``, ``continue``, ``restart``, ``rerun`` or ``fork``."""
     paused_by: Pause | None = None
     """The rule that holds it, while its status is ``paused``; ``None`` when it is quarantined."""
+    key: str | None = None
+    """What it was started with, for limits by key."""
 
 
 class ExecutionPage(Struct, frozen=True, kw_only=True):
@@ -252,6 +254,7 @@ def execution_view(row: ExecutionRow, payloads: Payloads) -> Execution:
         wake_at=optional_moment(row.wake_at),
         attempt=row.attempt,
         queue=row.queue,
+        key=row.key,
         priority=row.priority,
         tags=row.tags,
         parent_id=row.parent_id,

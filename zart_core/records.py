@@ -131,6 +131,11 @@ class Start(Struct, frozen=True, kw_only=True):
     )
     nonce: int = 0  # of the call that starts it: below 2**63, random; 0: none
     deadline: int | None = None  # never later than this, whatever ``timeout`` says: a child's, that of its parent
+    key: str | None = None  # for the limits by key of its queue
+    by_key: Literal["singleton", "debounce"] | None = None
+    """``singleton``: while an execution of this task that was started so with this key is live, it stands for this one, which is not
+    stored. ``debounce``: the same as long as it has not begun, and it gets this one's input, its timeout, and its ``delay`` from now on."""
+    longest: int | None = None  # with debounce: how long after its first start it may begin at the latest
 
 
 class Started(Struct, frozen=True):
@@ -179,8 +184,22 @@ class Revival(Struct, frozen=True, kw_only=True):
 # --- workers and claims ---------------------------------------------------------------------------------------------
 
 
+class QueueLimits(Struct, frozen=True, kw_only=True):
+    """What holds for a queue over all workers. ``None``: no such limit.
+
+    ``concurrency`` runs may be held at once, ``per_key`` of one key. Of ``rate`` runs the first claim may lie in any ``period``. Parts take no
+    place, and neither does what is claimed only because its deadline has passed.
+    """
+
+    name: str
+    concurrency: int | None = None
+    rate: int | None = None
+    period: int | None = None
+    per_key: int | None = None
+
+
 class WorkerInfo(Struct, frozen=True, kw_only=True):
-    """What a worker says of itself; for people who look."""
+    """What a worker says of itself; for people who look. ``limits`` are stored, and hold for all workers from then on."""
 
     name: str
     host: str
@@ -190,6 +209,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     library: str = ""  # the version of Zart
     versions: tuple[str | None, ...] = ()  # of the tasks' handlers, in their order
     concurrency: int = 0  # the number of its slots
+    limits: tuple[QueueLimits, ...] = ()
 
 
 class TaskOffer(Struct, frozen=True):
@@ -562,6 +582,7 @@ class ExecutionRow(Struct, frozen=True, kw_only=True):
     waits: list[PendingWait]
     trigger: RunTrigger = "start"  # what began this run
     paused_by: PauseRow | None = None  # the rule that holds it, while it is paused by one
+    key: str | None = None
 
 
 class Ended(Struct, frozen=True):

@@ -102,8 +102,9 @@ class Scheduler(Protocol):
 
         An id that exists, finished or not, is left as it is and reported with ``created=False``; but with ``created=True`` when
         its ``nonce`` is the one given: then an earlier try of this call took effect whose answer was lost. The same new id
-        twice in one call is created once. Raises ``ExecutionAlreadyExists`` when an id belongs to another task; nothing is
-        stored then.
+        twice in one call is created once. What is started ``by_key`` may be answered with the execution that stands for it, and
+        ``created=False``: of any number of such starts at once one is created. Raises ``ExecutionAlreadyExists`` when an id
+        belongs to another task; nothing is stored then.
         """
         ...
 
@@ -245,7 +246,10 @@ class Scheduler(Protocol):
     # --- workers ---------------------------------------------------------------------------------------------------
 
     async def register(self, info: WorkerInfo, lease: int) -> int:
-        """A new worker with a lease; returns its id, which is never used again: a worker that was declared dead gets another."""
+        """A new worker with a lease; returns its id, which is never used again: a worker that was declared dead gets another.
+
+        ``info.limits`` are stored, in place of what was known of these queues, and hold for every claim that begins later.
+        """
         ...
 
     async def heartbeat(self, worker_id: int, lease: int) -> None:
@@ -259,6 +263,10 @@ class Scheduler(Protocol):
         most ``overdue`` runs whose deadline has passed. Nothing that a pause holds is taken; a pause whose time is over ends here. Each
         claimed run's epoch is raised; a first claim records started_at, version and deadline. What it returns of a run was
         read after the run was leased, so it holds everything the previous owner made durable.
+
+        Of a queue with limits no more is taken than they leave, whoever else claims at the same time: see ``QueueLimits``. What is held by
+        a worker occupies a place, and nothing else does. Higher priority goes first there too, but what has run before goes before what has not,
+        and at one priority keys take turns: the one served longest ago is next. ``next_wake`` tells when the rate lets the next one begin.
         """
         ...
 

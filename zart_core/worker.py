@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, cast
 
 from msgspec import Struct
 
@@ -23,6 +23,7 @@ from zart_core.engine.watchdog import Watchdog
 from zart_core.errors import BackendUnavailable
 from zart_core.identity import library_version
 from zart_core.payload import Payloads
+from zart_core.queues import Queue, check_queue
 from zart_core.records import TaskOffer, WorkerInfo
 from zart_core.registration import register
 from zart_core.registry import TaskRegistry
@@ -37,7 +38,8 @@ _TRIES: Final = (0.05, 0.1, 0.2, 0.4)
 class WorkerConfig(Struct, frozen=True, kw_only=True):
     """How a worker works.
 
-    ``concurrency``: executions at once in this worker. ``queues``: where it looks for work. ``threads``: for plain (not async) step
+    ``concurrency``: executions at once in this worker. ``queues``: where it looks for work, by
+    name or as :class:`Queue`, whose limits hold over all workers from then on. ``threads``: for plain (not async) step
     functions. ``lease``: after this long without a heartbeat another worker takes over; a shorter one means a quicker takeover and less
     patience with a slow database. ``poll_interval``: the longest that a lost wake-up can delay anything. ``drain_timeout``: what steps
     get at a shutdown. ``linger``: how long a waiting execution stays in memory before it is suspended. ``max_deliveries``: how often
@@ -47,7 +49,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
     """
 
     concurrency: int = 100
-    queues: tuple[str, ...] = ("default",)
+    queues: tuple[str | Queue, ...] = ("default",)
     threads: int = 32
     lease: Duration = "10s"
     poll_interval: Duration = "1s"
@@ -62,8 +64,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if isinstance(self.queues, str) or not self.queues or not all(isinstance(queue, str) for queue in self.queues):
-            raise ValueError(f"queues must be a tuple of names, not {self.queues!r}")
+        _check_queues(self.queues)
         for name in ("lease", "poll_interval"):
             positive_micros(getattr(self, name), what=name)
         for name in ("drain_timeout", "linger"):
@@ -73,6 +74,22 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
             positive_micros(self.retention, what="retention")
         if self.replay not in ("cached", "always"):
             raise ValueError(f"replay must be 'cached' or 'always', not {self.replay!r}")
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        """The names of ``queues``."""
+        return tuple(queue.name if isinstance(queue, Queue) else queue for queue in self.queues)
+
+
+def _check_queues(queues: object) -> None:
+    if not isinstance(queues, tuple | list) or not queues:
+        raise ValueError(f"queues must be a tuple of names and Queues, not {queues!r}")
+    names: set[str] = set()
+    for queue in cast("tuple[object, ...]", queues):
+        name = queue.name if isinstance(queue, Queue) else check_queue(queue, "queues")
+        if name in names:
+            raise ValueError(f"queues: {name!r} is given twice")
+        names.add(name)
 
 
 class Worker:
@@ -287,10 +304,11 @@ class Worker:
             host=socket.gethostname(),
             pid=os.getpid(),
             tasks=tuple(self._registry),
-            queues=config.queues,
+            queues=config.queue_names,
             library=library_version(),
             versions=tuple(body.version for body in bodies),
             concurrency=config.concurrency,
+            limits=tuple(queue.limits() for queue in config.queues if isinstance(queue, Queue)),
         )
         worker_id = await self._scheduler.register(info, lease)
         if self._threads is None:
@@ -303,7 +321,7 @@ class Worker:
             tuple(TaskOffer(body.task, body.version, body.timeout) for body in bodies),
             TenureOptions(
                 concurrency=config.concurrency,
-                queues=config.queues,
+                queues=config.queue_names,
                 lease=lease,
                 poll_interval=positive_micros(config.poll_interval, what="poll_interval"),
                 linger=linger,

@@ -39,7 +39,7 @@ COLUMNS: Final = f"""
         WHERE q.parent_run = a.run_id AND q.quarantined LIMIT 1) END) END AS error,
     (SELECT p.execution_id FROM {{schema}}.runs AS p WHERE p.run_id = r.parent_run) AS parent_id,
     r.created_at, coalesce(e.started_at, a.started_at) AS started_at, e.finished_at,
-    coalesce(e.deadline, a.deadline) AS deadline, a.wake_at,
+    coalesce(e.deadline, a.deadline) AS deadline, a.wake_at, nullif(r.key, '') AS key,
     (SELECT w.name FROM {{schema}}.workers AS w WHERE w.worker_id = a.worker_id) AS worker,
     coalesce(a.cancel_requested, e.status = 'cancelled') AS cancel_requested, r.trigger,
     (SELECT {{schema}}.rule_v1(h)::text FROM {{schema}}.pauses AS h
@@ -205,6 +205,7 @@ def execution(row: asyncpg.Record, waits: list[PendingWait]) -> ExecutionRow:
         version=row["version"],
         status=row["status"],
         queue=row["queue"],
+        key=row["key"],
         priority=row["priority"],
         tags=_decode_tags(row["tags"]),
         attempt=row["attempt"],

@@ -23,6 +23,7 @@ _REGISTER: Final = """
     SELECT now, least(now + $1, $2), least($1, $2 - now), $3, $4, $5, $6, $7, $8, $9, $10 FROM {schema}.now_v1() AS now
     RETURNING registered_at, worker_id
 """
+_DEFINE: Final = "SELECT {schema}.define_queues_v1($1, $2, $3, $4, $5)"
 # A lease that has passed may still be renewed: until a reap has declared the worker dead, nobody has taken its runs. Both
 # update this row, so one of them is first and the other sees it.
 HEARTBEAT: Final = """
@@ -129,6 +130,15 @@ class HeldRun(NamedTuple):
 
 async def register(db: Session, info: WorkerInfo, lease: int) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.register`."""
+    if info.limits:
+        await db.rows(
+            _DEFINE,
+            [queue.name for queue in info.limits],
+            [queue.concurrency for queue in info.limits],
+            [queue.rate for queue in info.limits],
+            [queue.period for queue in info.limits],
+            [queue.per_key for queue in info.limits],
+        )
     row = await db.row(
         _REGISTER,
         min(lease, FOREVER),

@@ -208,13 +208,15 @@ class PostgresScheduler:
 
     async def start(self, starts_: Sequence[Start], tx: object = None) -> list[Started]:
         if tx is not None:
-            return await self._join(tx, lambda db: starts.start(db, starts_), _started)
+            return await self._join(
+                tx, lambda db: starts.start(db, starts_), lambda answers: _started(starts_, answers)
+            )
 
         async def work(calls: Connections) -> list[Started]:
             # A call with a nonce recognizes what an earlier try of it created.
             repeatable = all(start.nonce for start in starts_)
             started = await calls.client.run(lambda db: starts.start(db, starts_), repeatable=repeatable)
-            self._tell(calls, _started(started))
+            self._tell(calls, _started(starts_, started))
             return started
 
         return await self._do(work)
@@ -567,5 +569,6 @@ class PostgresScheduler:
         return await self._report(lambda db: lists.list_executions(db, query))
 
 
-def _started(answers: Sequence[Started]) -> Happened:
-    return Happened(ready=any(answer.created for answer in answers))
+def _started(starts_: Sequence[Start], answers: Sequence[Started]) -> Happened:
+    # A debounced one may have got an earlier time.
+    return Happened(ready=any(answer.created for answer in answers) or any(start.by_key for start in starts_))

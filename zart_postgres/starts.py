@@ -16,8 +16,13 @@ from zart_postgres.lanes import Session
 
 _START: Final = """
     SELECT now, execution_id, run_id, created
-    FROM {schema}.start_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    FROM {schema}.start_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
+_START_KEYED: Final = """
+    SELECT now, given, run_id, created, execution_id
+    FROM {schema}.start_keyed_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+"""
+_MODES: Final = {"singleton": 1, "debounce": 2, None: None}
 _OTHER_TASK: Final = "ZT001"
 
 _encode = msgspec.json.Encoder().encode
@@ -34,9 +39,13 @@ async def start(db: Session, starts: Sequence[Start]) -> list[Started]:
         if stands.task != given.task:
             raise _belongs(given.execution_id, stands.task, given.task)
     new = first.values()
+    by_key = any(given.by_key for given in new)
+    keyed: tuple[object, ...] = ()
+    if by_key:
+        keyed = ([_MODES[given.by_key] for given in new], [bounded(given.longest) for given in new])
     try:
         rows = await db.timed(
-            _START,
+            _START_KEYED if by_key else _START,
             list(first),
             [given.task for given in new],
             [given.input for given in new],
@@ -50,18 +59,20 @@ async def start(db: Session, starts: Sequence[Start]) -> list[Started]:
             [given.deadline for given in new],
             [given.nonce or None for given in new],
             FOREVER,
+            [given.key for given in new],
+            *keyed,
         )
     except asyncpg.exceptions.PostgresError as error:
         if sqlstate(error) != _OTHER_TASK:
             raise
         execution_id, task = str(getattr(error, "detail", "")), str(getattr(error, "hint", ""))
         raise _belongs(execution_id, task, first[execution_id].task) from None
-    found: dict[str, tuple[int, bool]] = {row[1]: (row[2], row[3]) for row in rows}
+    found: dict[str, tuple[int, bool, str]] = {row[1]: (row[2], row[3], row[4] if by_key else row[1]) for row in rows}
     if len(found) < len(first):  # Race: one of them was met by the insert, and purged before it was looked at
         return await start(db, starts)
     return [
         Started(
-            given.execution_id,
+            found[given.execution_id][2],
             found[given.execution_id][0],
             given.task,
             found[given.execution_id][1] and first[given.execution_id] is given,

@@ -161,6 +161,20 @@ _RULES: Final[tuple[tuple[str, str], ...]] = (
         """,
     ),
     (
+        "run {} stands in a line, and is leased or not due",
+        """
+        SELECT run_id FROM zart_active
+        WHERE line <> 0 AND (worker_id IS NOT NULL OR wake_at IS NULL OR wake_at > :now)
+        """,
+    ),
+    (
+        "run {} stands in the line of a queue that has none: nobody looks for it there",
+        """
+        SELECT a.run_id FROM zart_active AS a
+        WHERE a.line <> 0 AND a.queue <> '' AND NOT EXISTS (SELECT 1 FROM zart_queues AS q WHERE q.name = a.queue)
+        """,
+    ),
+    (
         "run {} is live, and a later one took its place",
         """
         SELECT a.run_id FROM zart_active AS a JOIN zart_runs AS r ON r.run_id = a.run_id

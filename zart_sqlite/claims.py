@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections import Counter
 from typing import Final
 
 import msgspec
 
 from zart_core.duration import later
 from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo
-from zart_sqlite import history
+from zart_sqlite import history, limits
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined
 from zart_sqlite.leases import renew
+from zart_sqlite.limits import Pick
 from zart_sqlite.pauses import heed, not_paused
 from zart_sqlite.rows import as_json
 from zart_sqlite.writer import Transaction
@@ -35,13 +37,13 @@ WITH RECURSIVE
     level (queue, task, offer, priority) AS (
         SELECT queue, task, offer, (
             SELECT a.priority FROM zart_active AS a
-            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = pair.queue AND a.task = pair.task
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = pair.queue AND a.task = pair.task
             ORDER BY a.priority DESC LIMIT 1)
         FROM pair
         UNION ALL
         SELECT queue, task, offer, (
             SELECT a.priority FROM zart_active AS a
-            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = level.queue AND a.task = level.task
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
               AND a.priority < level.priority
             ORDER BY a.priority DESC LIMIT 1)
         FROM level WHERE level.priority IS NOT NULL
@@ -49,12 +51,12 @@ WITH RECURSIVE
     head (queue, task, offer, priority, run_id, next_wake) AS MATERIALIZED (
         SELECT queue, task, offer, priority, (
             SELECT a.run_id FROM zart_active AS a
-            WHERE a.worker_id IS NULL AND a.wake_at <= :now
+            WHERE a.worker_id IS NULL AND a.wake_at <= :now AND a.line = 0
               AND a.queue = level.queue AND a.task = level.task AND a.priority = level.priority
             ORDER BY a.wake_at, a.run_id LIMIT 1
         ), (
             SELECT a.wake_at FROM zart_active AS a
-            WHERE a.worker_id IS NULL AND a.wake_at > :now
+            WHERE a.worker_id IS NULL AND a.wake_at > :now AND a.line = 0
               AND a.queue = level.queue AND a.task = level.task AND a.priority = level.priority
             ORDER BY a.wake_at LIMIT 1
         )
@@ -67,18 +69,18 @@ WITH RECURSIVE
         SELECT n.run_id, m.offer, m.queue, m.task, m.priority, n.wake_at
         FROM merged AS m CROSS JOIN zart_active AS n ON n.run_id = coalesce((
             SELECT a.run_id FROM zart_active AS a
-            WHERE a.worker_id IS NULL AND a.queue = m.queue AND a.task = m.task AND a.priority = m.priority
+            WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = m.queue AND a.task = m.task AND a.priority = m.priority
               AND a.wake_at = m.wake_at AND a.run_id > m.run_id
             ORDER BY a.run_id LIMIT 1
         ), (
             SELECT a.run_id FROM zart_active AS a
-            WHERE a.worker_id IS NULL AND a.queue = m.queue AND a.task = m.task AND a.priority = m.priority
+            WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = m.queue AND a.task = m.task AND a.priority = m.priority
               AND a.wake_at > m.wake_at AND a.wake_at <= :now
             ORDER BY a.wake_at, a.run_id LIMIT 1))
         ORDER BY 5 DESC, 6, 1
         LIMIT :limit
     )
-SELECT (SELECT json_group_array(json_array(run_id, offer)) FROM merged), (SELECT min(next_wake) FROM head)
+SELECT (SELECT json_group_array(json_array(run_id, offer, priority)) FROM merged), (SELECT min(next_wake) FROM head)
 """
 
 # Due runs whose deadline has passed, whatever their priority. A run that was never claimed and has no deadline of its own
@@ -92,13 +94,13 @@ WITH RECURSIVE
     level (queue, task, offer, timeout, priority) AS (
         SELECT queue, task, offer, timeout, (
             SELECT a.priority FROM zart_active AS a
-            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = pair.queue AND a.task = pair.task
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = pair.queue AND a.task = pair.task
             ORDER BY a.priority DESC LIMIT 1)
         FROM pair WHERE timeout IS NOT NULL
         UNION ALL
         SELECT queue, task, offer, timeout, (
             SELECT a.priority FROM zart_active AS a
-            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = level.queue AND a.task = level.task
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
               AND a.priority < level.priority
             ORDER BY a.priority DESC LIMIT 1)
         FROM level WHERE level.priority IS NOT NULL
@@ -113,7 +115,7 @@ WITH RECURSIVE
         FROM level CROSS JOIN zart_active AS a INDEXED BY zart_active_ready
             ON a.queue = level.queue AND a.task = level.task AND a.priority = level.priority
             AND a.wake_at <= :now - level.timeout
-        WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.epoch = 0 AND a.deadline IS NULL
+        WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.epoch = 0 AND a.deadline IS NULL
         LIMIT :limit
     )
 SELECT json_group_array(json_array(run_id, offer)) FROM late
@@ -127,6 +129,8 @@ _LEASE: Final = """
         epoch = epoch + 1,
         wake_at = NULL,
         waits = 0,
+        line = 0,
+        place = taken.place,
         cleanup = 1,
         error = NULL,
         started_at = coalesce(started_at, :now),
@@ -134,7 +138,7 @@ _LEASE: Final = """
         deadline = CASE epoch WHEN 0 THEN coalesce(deadline, min(wake_at + taken.timeout, :forever)) ELSE deadline END
     FROM (
         SELECT json_extract(value, '$[0]') AS run_id, json_extract(value, '$[1]') AS version,
-               json_extract(value, '$[2]') AS timeout
+               json_extract(value, '$[2]') AS timeout, json_extract(value, '$[3]') AS place
         FROM json_each(:taken)
     ) AS taken
     WHERE zart_active.run_id = taken.run_id
@@ -178,7 +182,8 @@ class _Loaded(msgspec.Struct, array_like=True, frozen=True):
     trigger: str
 
 
-_decode_found = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_decode_found = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
+_decode_late = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_loaded = msgspec.json.Decoder(list[_Loaded]).decode
 
 # Rows of a later version, or of another hand. OperationalError: SQLite cannot read the tags as JSON.
@@ -199,18 +204,31 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     if held:
         request = msgspec.structs.replace(request, tasks=not_paused(request.tasks, held))
     now = tx.clock.now()
+    queues = list(dict.fromkeys(request.queues))
+    limited = limits.defined(tx.db, queues)
     found, next_wake = tx.db.execute(
         FIND,
         {
-            "queues": as_json(dict.fromkeys(request.queues)),
+            "queues": as_json(queue for queue in queues if queue not in limited),
             "tasks": as_json(offer.name for offer in request.tasks),
             "now": now,
             "limit": max(0, request.limit),
         },
     ).fetchone()
-    taken = _decode_found(found)
+    picks = [Pick(priority, -1, run_id, offer) for run_id, offer, priority in _decode_found(found)]
+    if limited and request.limit > 0:
+        picks, wake = _with_limits(tx, request, limited, picks, now)
+        if wake is not None:
+            next_wake = wake if next_wake is None else min(wake, next_wake)
+    taken = [(pick.run_id, pick.offer) for pick in picks]
+    places = {pick.run_id: pick.place for pick in picks}
+    left = request.limit - len(taken)
     if request.overdue:
-        taken += _find_overdue(tx.db, request, now, {run_id for run_id, _ in taken})
+        taken += _find_overdue(tx.db, request, request.overdue, now, set(places))
+    elif limited and left > 0:
+        # Whose deadline has passed does not wait for a place.
+        late = msgspec.structs.replace(request, queues=tuple(limited))
+        taken += _find_overdue(tx.db, late, left, now, set(places))
     ends = [rule.expires_at for rule in held if rule.expires_at is not None]
     if ends:
         next_wake = min(next_wake, *ends) if next_wake is not None else min(ends)
@@ -223,9 +241,13 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
             "worker_id": request.worker_id,
             "now": now,
             "forever": _FOREVER,
-            "taken": as_json((run_id, offers[offer].version, offers[offer].timeout) for run_id, offer in taken),
+            "taken": as_json(
+                (run_id, offers[offer].version, offers[offer].timeout, places.get(run_id)) for run_id, offer in taken
+            ),
         },
     )
+    if limited:
+        limits.served(tx, picks, now)
     run_ids = [run_id for run_id, _ in taken]
     try:
         runs = _load(tx.db, run_ids)
@@ -234,7 +256,23 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     return Claimed(runs, next_wake, held)
 
 
-def _find_overdue(db: sqlite3.Connection, request: Claim, now: int, taken: set[int]) -> list[tuple[int, int]]:
+def _with_limits(
+    tx: Transaction, request: Claim, limited: set[str], others: list[Pick], now: int
+) -> tuple[list[Pick], int | None]:
+    """``others`` together with what queues with limits let have. One queue after the other, at one priority: neither those with limits nor
+    the rest keep the others waiting."""
+    picked = limits.pick(tx, request, limited, now)
+    ranks: Counter[int] = Counter()
+    for n, other in enumerate(others):
+        others[n] = other._replace(rank=ranks[other.priority])
+        ranks[other.priority] += 1
+    together = sorted([*others, *picked.picks], key=lambda pick: (-pick.priority, pick.rank, pick.run_id))
+    return together[: request.limit], picked.next_wake
+
+
+def _find_overdue(
+    db: sqlite3.Connection, request: Claim, most: int, now: int, taken: set[int]
+) -> list[tuple[int, int]]:
     """Runs past their deadline that could be claimed but for the limit."""
     found = db.execute(
         OVERDUE,
@@ -242,10 +280,10 @@ def _find_overdue(db: sqlite3.Connection, request: Claim, now: int, taken: set[i
             "queues": as_json(dict.fromkeys(request.queues)),
             "offers": as_json((offer.name, offer.timeout) for offer in request.tasks),
             "now": now,
-            "limit": request.overdue + len(taken),
+            "limit": most + len(taken),
         },
     ).fetchone()[0]
-    return [pick for pick in _decode_found(found) if pick[0] not in taken][: request.overdue]
+    return [pick for pick in _decode_late(found) if pick[0] not in taken][:most]
 
 
 def release(tx: Transaction, worker_id: int, claimed: Claimed) -> None:

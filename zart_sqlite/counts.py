@@ -42,10 +42,16 @@ COUNT_LIVE: Final = f"""
     GROUP BY a.task, own, state
 """
 _COUNT_KEPT: Final = "SELECT task, queue, status, count FROM zart_tallies WHERE count > 0"
+# What is due by its time, and what stands in the line of a queue with limits.
 COUNT_READY: Final = """
-    SELECT count(*), min(a.wake_at) FROM zart_active AS a INDEXED BY zart_active_ready
-    WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.wake_at <= ? AND a.queue <> '' AND NOT EXISTS (
-        SELECT 1 FROM zart_pauses AS rule WHERE rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL)
+    SELECT count(*), min(due.wake_at) FROM (
+        SELECT a.task, a.wake_at FROM zart_active AS a INDEXED BY zart_active_ready
+        WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.wake_at <= ? AND a.queue <> ''
+        UNION ALL
+        SELECT a.task, a.wake_at FROM zart_active AS a INDEXED BY zart_active_line WHERE a.line <> 0
+    ) AS due
+    WHERE NOT EXISTS (
+        SELECT 1 FROM zart_pauses AS rule WHERE rule.task = due.task AND rule.execution_id IS NULL AND rule.step IS NULL)
 """
 _WORKERS: Final = """
     SELECT w.worker_id, w.name, w.host, w.pid, w.tasks, w.queues, w.library, w.versions, w.concurrency, w.registered_at,

@@ -50,7 +50,7 @@ _ROWS: Final = f"""
          WHERE a.worker_id IS NULL AND NOT a.quarantined AND (
              (a.queue = '' AND rule.rule_id = a.held_by)
              OR (rule.task = a.task AND rule.execution_id IS NULL AND rule.step IS NULL))
-         ORDER BY rule.execution_id IS NULL AND rule.step IS NULL, rule.rule_id LIMIT 1))))
+         ORDER BY rule.execution_id IS NULL AND rule.step IS NULL, rule.rule_id LIMIT 1)), nullif(r.key, '')))
     FROM json_each(?1) AS wanted
     CROSS JOIN zart_runs AS r ON r.run_id = wanted.value
     LEFT JOIN zart_results AS e ON e.run_id = r.run_id
@@ -119,6 +119,7 @@ class _Stored(msgspec.Struct, array_like=True, frozen=True):
     cancel_requested: int
     trigger: RunTrigger
     paused_by: tuple[int, str | None, str | None, str | None, str | None, int, int | None] | None
+    key: str | None
 
 
 _decode_stored = msgspec.json.Decoder(list[_Stored]).decode
@@ -196,6 +197,7 @@ def load(db: sqlite3.Connection, run_ids: Iterable[int]) -> list[ExecutionRow]:
                 version=row.version,
                 status=row.status,
                 queue=row.queue,
+                key=row.key,
                 priority=row.priority,
                 tags=row.tags,
                 attempt=row.attempt,

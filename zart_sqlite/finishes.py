@@ -10,6 +10,7 @@ import msgspec
 
 from zart_core.records import ErrorInfo, ExecutionFailure, FinalStatus
 from zart_sqlite.counts import COUNT_ENDED
+from zart_sqlite.limits import awaited
 from zart_sqlite.rows import ManyRows, as_json
 from zart_sqlite.runs import CHILDREN
 from zart_sqlite.writer import Transaction
@@ -178,6 +179,7 @@ def _end(tx: Transaction, endings: Sequence[Ending]) -> None:
         tx.db.execute(_COUNT_DOWN, {"ended": ended, "now": now})
         tx.happened.ready = True
         tx.happened.signals.update(parent for _, parent, *_ in children)
+    tx.happened.ready = tx.happened.ready or awaited(tx.db, ended)
     tx.db.execute(_REMOVE, (ended,))
     tx.db.execute(_END_WAITS, (now, ended))
     if children:

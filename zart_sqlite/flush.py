@@ -21,6 +21,7 @@ from zart_core.records import (
 )
 from zart_sqlite.children import start_children
 from zart_sqlite.finishes import finish
+from zart_sqlite.limits import awaited
 from zart_sqlite.pauses import rules
 from zart_sqlite.rows import ManyRows, as_json
 from zart_sqlite.runs import CHILDREN, SIGNAL
@@ -332,6 +333,7 @@ def _suspend(tx: Transaction, facts: Iterable[SuspendFact], worker_id: int) -> s
     rows = list(parked.values())
     if any(wake_at is not None and wake_at <= now for _, wake_at, *_ in rows):
         tx.happened.ready = True
+    tx.happened.ready = tx.happened.ready or awaited(tx.db, as_json(parked.keys()))
     if SUSPEND.execute(tx.db, rows) == len(rows):
         return set()
     return set(_decode_ids(tx.db.execute(_STILL_HELD, (as_json(parked.keys()), worker_id)).fetchone()[0]))

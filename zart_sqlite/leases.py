@@ -12,6 +12,7 @@ from zart_core.errors import LeaseLost
 from zart_core.records import ErrorInfo, Reaped, WorkerInfo
 from zart_sqlite.clock import keep
 from zart_sqlite.finishes import finish_cancelled
+from zart_sqlite.limits import define
 from zart_sqlite.rows import as_json
 from zart_sqlite.runs import latest
 from zart_sqlite.writer import Transaction
@@ -77,6 +78,8 @@ def register(tx: Transaction, info: WorkerInfo, lease: int) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.register`."""
     now = tx.clock.now()
     keep(tx.db, tx.clock)
+    if info.limits:
+        define(tx, info.limits)
     cursor = tx.db.execute(
         _REGISTER,
         (

@@ -48,6 +48,8 @@ _DELETE: Final = tuple(
 )
 _DELETE_RULES: Final = "DELETE FROM zart_pauses WHERE execution_id IN (SELECT value FROM json_each(?))"
 
+_DELETE_KEYED: Final = "DELETE FROM zart_keyed_starts WHERE execution_id IN (SELECT value FROM json_each(?))"
+
 _decode_ended = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_named = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
 
@@ -85,6 +87,7 @@ def purge(tx: Transaction, request: Purge) -> Purged:
         tx.db.execute(statement, (run_ids,))
     if whole:
         tx.db.execute(_DELETE_RULES, (as_json(whole),))
+        tx.db.execute(_DELETE_KEYED, (as_json(whole),))
     return Purged(len(whole), after)
 
 

@@ -10,6 +10,7 @@ import msgspec
 from zart_core.duration import later
 from zart_core.errors import ExecutionAlreadyExists
 from zart_core.records import Start, Started
+from zart_sqlite.keyed import Standing
 from zart_sqlite.rows import ManyRows, as_json, mapping_as_json
 from zart_sqlite.runs import FIRST_RUN
 from zart_sqlite.writer import Transaction
@@ -24,19 +25,23 @@ _EXISTING: Final = """
 """
 _INSERT_RUNS: Final = ManyRows(
     """
-    INSERT INTO zart_runs (run_id, execution_id, run, task, queue, priority, created_at, tags, input, nonce, parent_run)
+    INSERT INTO zart_runs (run_id, execution_id, run, task, queue, priority, created_at, tags, input, nonce, parent_run, key)
     VALUES {rows}
     """,
-    columns=11,
+    columns=12,
 )
 _INSERT_ACTIVE: Final = ManyRows(
     """
     INSERT INTO zart_active (
-        run_id, queue, task, priority, wake_at, version, deadline, parent_run, parent_name, parent_ordinal, lane, held
+        run_id, queue, task, priority, wake_at, version, deadline, parent_run, parent_name, parent_ordinal, lane, held,
+        key
     ) VALUES {rows}
     """,
-    columns=12,
+    columns=13,
 )
+
+_INPUT: Final = 8
+"""Which column of a run is its input."""
 
 _decode_existing = msgspec.json.Decoder(list[tuple[str, int, str, int | None]]).decode
 
@@ -58,7 +63,7 @@ class Call(NamedTuple):
 def start(tx: Transaction, starts: Sequence[Start]) -> list[Started]:
     """See :meth:`zart_core.scheduler.Scheduler.start`."""
     news = Newcomers(tx, [new.execution_id for new in starts])
-    answers = [news.add(new) for new in starts]
+    answers = [news.add(new) if new.by_key is None else _by_key(tx, news, new) for new in starts]
     for new, answer in zip(starts, answers, strict=True):
         if answer.task != new.task:
             raise ExecutionAlreadyExists(
@@ -66,6 +71,19 @@ def start(tx: Transaction, starts: Sequence[Start]) -> list[Started]:
             )
     news.store()
     return answers
+
+
+def _by_key(tx: Transaction, news: Newcomers, new: Start) -> Started:
+    if new.execution_id in news:  # as ever; it may be from an earlier try of this call
+        return news.add(new)
+    standing = Standing(tx, new)
+    if standing.execution_id is not None and standing.execution_id in news:  # the same key before in this call
+        return news.join(standing.execution_id, new)
+    if joined := standing.joined():
+        tx.happened.ready = True
+        return joined
+    standing.take_over()
+    return news.add(new)
 
 
 class Newcomers:
@@ -81,6 +99,17 @@ class Newcomers:
         self._known = {name: (run_id, task, nonce) for name, run_id, task, nonce in _decode_existing(existing)}
         self._runs: list[tuple[object, ...]] = []
         self._active: list[tuple[object, ...]] = []
+
+    def __contains__(self, execution_id: str) -> bool:
+        return execution_id in self._known
+
+    def join(self, execution_id: str, new: Start) -> Started:
+        """Answer ``new`` with one of these; a debounced one gets its input."""
+        run_id, task, _ = self._known[execution_id]
+        for place, row in enumerate(self._runs):
+            if row[0] == run_id and new.by_key == "debounce":
+                self._runs[place] = tuple(new.input if n == _INPUT else value for n, value in enumerate(row))
+        return Started(execution_id, run_id, task, False)
 
     def add(self, new: Start, call: Call | None = None) -> Started:
         """Take ``new`` up, unless its id exists."""
@@ -115,13 +144,26 @@ class Newcomers:
                 new.input,
                 new.nonce or None,
                 None if call is None else call.run_id,
+                new.key or "",
             )
         )
         first = wake_at if deadline is None else min(wake_at, deadline)
         parent = (call.run_id, call.name, call.ordinal) if call is not None and call.awaited else (None, None, None)
         lane, held = (None, False) if call is None else (call.lane, call.held)
         when = None if held else first
-        row = (run_id, new.queue, new.task, new.priority, when, new.version, deadline, *parent, lane, int(held))
+        row = (
+            run_id,
+            new.queue,
+            new.task,
+            new.priority,
+            when,
+            new.version,
+            deadline,
+            *parent,
+            lane,
+            int(held),
+            new.key or "",
+        )
         self._active.append(row)
 
     def store(self) -> None:

@@ -30,17 +30,17 @@ _UNLINK: Final = """
 """
 _PARENTS_DEADLINE: Final = "SELECT deadline FROM zart_active WHERE run_id = ?"
 _INSERT_RUN: Final = """
-    INSERT INTO zart_runs (execution_id, run, task, queue, priority, parent_run, created_at, tags, input, nonce, trigger)
+    INSERT INTO zart_runs (execution_id, run, task, queue, priority, parent_run, created_at, tags, input, nonce, trigger, key)
     SELECT :execution_id, coalesce((SELECT max(n.run) FROM zart_runs AS n WHERE n.execution_id = :execution_id), 0) + 1,
            s.task, s.queue, s.priority, iif(s.execution_id = :execution_id, s.parent_run, NULL), :now, s.tags,
-           coalesce(:input, s.input), :nonce, :trigger
+           coalesce(:input, s.input), :nonce, :trigger, s.key
     FROM zart_runs AS s WHERE s.run_id = :source
 """
 # Signals go on to be counted where the source stopped: what is taken over of it keeps its numbers.
 _INSERT_ACTIVE: Final = """
     INSERT INTO zart_active (
-        run_id, queue, task, priority, wake_at, deadline, parent_run, parent_name, parent_ordinal, signal_seq)
-    SELECT r.run_id, r.queue, r.task, r.priority, :now, :deadline, :parent_run, :parent_name, :parent_ordinal,
+        run_id, queue, task, priority, wake_at, deadline, parent_run, parent_name, parent_ordinal, key, signal_seq)
+    SELECT r.run_id, r.queue, r.task, r.priority, :now, :deadline, :parent_run, :parent_name, :parent_ordinal, r.key,
            max(coalesce((SELECT max(v.seq) FROM zart_events AS v WHERE v.run_id = :source), 0),
                coalesce((SELECT max(s.event_seq) FROM zart_steps AS s WHERE s.run_id = :source), 0))
     FROM zart_runs AS r WHERE r.run_id = :run_id
@@ -101,11 +101,11 @@ _FAILED: Final = """
 # it has done something: a cancellation that comes before the next claim has to be heard by its handler.
 _REVIVE: Final = """
     INSERT INTO zart_active (
-        run_id, queue, task, priority, wake_at, epoch, signal_seq, attempt, version, started_at, deadline, cleanup)
+        run_id, queue, task, priority, wake_at, epoch, signal_seq, attempt, version, started_at, deadline, cleanup, key)
     SELECT r.run_id, r.queue, r.task, r.priority, :now, r.lives << 20,
            max(coalesce((SELECT max(v.seq) FROM zart_events AS v WHERE v.run_id = r.run_id), 0),
                coalesce((SELECT max(s.event_seq) FROM zart_steps AS s WHERE s.run_id = r.run_id), 0)),
-           e.attempt + 1, e.version, coalesce(e.started_at, :now), :deadline, 1
+           e.attempt + 1, e.version, coalesce(e.started_at, :now), :deadline, 1, r.key
     FROM zart_runs AS r JOIN zart_results AS e ON e.run_id = r.run_id WHERE r.run_id = :run_id
 """
 # Race: children and parts of an earlier life were cancelled with it, and some may still be at work. Their ends are no answers to the

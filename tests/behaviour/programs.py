@@ -150,6 +150,23 @@ class Retreat(TaskHandler[int, int]):
         return number
 
 
+class Metered(TaskHandler[str, None]):
+    """Writes ``enter KEY ID PID`` and ``leave KEY ID PID`` around a moment of work; ``data`` is the key."""
+
+    name = "metered"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: str) -> None:
+        await ctx.step("work", self.work, f"{data} {ctx.execution_id}")
+
+    async def work(self, whose: str) -> None:
+        self.place.ledger.write(f"enter {whose} {os.getpid()}")
+        await asyncio.sleep(0.02)
+        self.place.ledger.write(f"leave {whose} {os.getpid()}")
+
+
 class Gated(TaskHandler[None, int]):
     """A step that waits for the gate of its execution (``ID``) or of its process (``ID-PID``), between two quick ones."""
 
@@ -363,7 +380,7 @@ def _micros() -> int:
 def registry(place: Place) -> TaskRegistry:
     """Every handler of this module."""
     tasks = TaskRegistry()
-    for handler in (Counted, Brood, Spread, Retreat, Gated, Stuck, Blocking, Waiting, Napping, Mixed, Booking):
+    for handler in (Counted, Brood, Spread, Retreat, Gated, Stuck, Blocking, Waiting, Napping, Mixed, Booking, Metered):
         tasks.register(handler(place))
     return tasks
 

@@ -69,6 +69,8 @@ async def test_a_healthy_store_has_no_findings() -> None:  # B79
             "run 1 waits for an event that is there",
         ),
         ("UPDATE runs SET execution_id = 'one', run = 2 WHERE run_id = 2", "run 1 is live, and a later one"),
+        ("UPDATE active SET line = 2 WHERE run_id = 1", "run 1 stands in a line, and is leased or not due"),
+        ("UPDATE active SET line = 2 WHERE run_id = 1", "run 1 stands in the line of a queue that has none"),
         ("UPDATE steps SET event_seq = 5 WHERE run_id = 1", "run 1 has read an event that is not there"),
         ("INSERT INTO published VALUES (77, 'x', '')", "run 77 does not exist and has rows in published"),
         (

@@ -14,7 +14,7 @@ import pytest
 
 from tests.postgres.hand import Desk, desk
 from tests.postgres.server import connection_to, create_database, drop_database, fresh_database, named, server_url
-from zart_core.records import ClaimedRun, ListQuery, Offer
+from zart_core.records import ClaimedRun, ListQuery, Offer, QueueLimits, WorkerInfo
 from zart_core.testing.contract.bench import LONG, new
 from zart_core.testing.contract.hand import (
     Hand,
@@ -167,6 +167,43 @@ async def _a_day(d: Desk, hand: Hand, name: str) -> None:
     assert len(runs) == 4
     await _everything(d, hand, runs)
     await _a_family(d, hand, name)
+
+
+async def test_a_claim_does_not_walk_the_backlog_of_a_key_without_room() -> None:
+    async with fresh_database() as url, opened(url) as d:
+        for table in ("runs", "active", "queues", "queue_starts"):
+            await d.sql.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+        hand = await d.hand()
+        # Plans are made while all is empty, and the rate counts every start.
+        limits = (QueueLimits(name="default", concurrency=50, rate=10_000, period=LONG, per_key=1),)
+        info = WorkerInfo(name="w", host="h", pid=1, tasks=("task",), queues=("default",), limits=limits)
+        await d.scheduler.register(info, LONG)
+        for n in range(8):
+            await d.scheduler.start([new(f"early-{n}-{m}", key=f"{m}") for m in range(4)])
+            runs = await hand.claim()
+            assert len(runs) == 4
+            await hand.record(*(finish(run) for run in runs))
+        await d.sql.execute(BACKLOG)
+        assert [run.execution_id for run in await hand.claim()] == ["backlog-1"]
+        scans, _ = await reads(d)
+        for n in range(8):
+            await d.scheduler.start([new(f"late-{n}-{m}", key=f"{m}") for m in range(4)])
+            _, before = await reads(d)
+            runs = await hand.claim()
+            assert len(runs) == 4
+            scans_after, after = await reads(d)
+            assert after - before < 300
+            assert scans_after == scans
+            await hand.record(*(finish(run) for run in runs))
+
+
+BACKLOG = """
+    INSERT INTO runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input, key)
+    SELECT 1000000 + i, 0, 0, 1, 'backlog-' || i, 'task', 'default', '{}', 'null', '3-full' FROM generate_series(1, 100000) AS i;
+    INSERT INTO active (run_id, wake_at, priority, queue, task, version, key, line)
+    SELECT 1000000 + i, i, 0, 'default', 'task', '1', '3-full', 1 FROM generate_series(1, 100000) AS i;
+"""
+"""As claims leave it: they have put it into the line, and passed it over."""
 
 
 async def test_a_heartbeat_touches_no_index() -> None:

@@ -50,6 +50,8 @@ async def test_a_healthy_store_has_no_findings() -> None:
         ("INSERT INTO zart_events VALUES (1, 1, 'go', NULL, 1, x'00')", "run 1 waits for an event that is there"),
         ("UPDATE zart_runs SET execution_id = 'one', run = 2 WHERE run_id = 2", "run 1 is live, and a later one"),
         ("UPDATE zart_steps SET event_seq = 5 WHERE run_id = 1", "run 1 has read an event that is not there"),
+        ("UPDATE zart_active SET line = 2 WHERE run_id = 1", "run 1 stands in a line, and is leased or not due"),
+        ("UPDATE zart_active SET line = 2 WHERE run_id = 1", "run 1 stands in the line of a queue that has none"),
         ("INSERT INTO zart_published VALUES (77, 'x', x'00')", "run 77 does not exist and has rows in zart_published"),
         (
             "INSERT INTO zart_recurrences (name, revision, task, definition, created_at, stopped, input, last_execution)"

@@ -15,7 +15,7 @@ import pytest
 
 from tests.sqlite.hand import claim, finish, new, register
 from zart_core.listing import Source
-from zart_core.records import Claim, TaskOffer
+from zart_core.records import Claim, QueueLimits, TaskOffer, WorkerInfo
 from zart_sqlite import (
     SqliteScheduler,
     claims,
@@ -24,7 +24,9 @@ from zart_sqlite import (
     finishes,
     flush,
     history,
+    keyed,
     leases,
+    limits,
     lists,
     purges,
     signals,
@@ -46,7 +48,9 @@ def statements() -> Iterator[tuple[str, str]]:
         finishes,
         flush,
         history,
+        keyed,
         leases,
+        limits,
         lists,
         purges,
         signals,
@@ -155,6 +159,43 @@ def test_a_claims_work_does_not_grow_with_what_it_cannot_take(db: sqlite3.Connec
     db.execute("UPDATE zart_active SET wake_at = wake_at + 36000000000 WHERE task = 'task' AND wake_at < 2e15")
     db.execute("DELETE FROM zart_active WHERE task = 'foreign'")
     assert work_of(db, '["task"]', 100) < 20
+
+
+def test_a_queue_with_limits_is_looked_through_by_seeks_alone(db: sqlite3.Connection) -> None:
+    bounds = [line[line.index("(") :] for line in plan(db, limits.WALK) if "zart_active_line" in line]
+    assert bounds == [
+        "(queue=? AND line=? AND priority=? AND key>? AND key<?)",
+        "(queue=? AND line=? AND priority=? AND key>? AND key<?)",
+        "(queue=? AND line=? AND priority=? AND key=? AND task=?)",
+    ]
+    [first] = [line for line in plan(db, limits.FIRST) if "zart_active_line" in line]
+    assert first.endswith("(queue=? AND line=? AND priority=? AND key=? AND task=?)")
+    assert [line for line in plan(db, limits.WALK) if "zart_active_place (place=? AND key=?)" in line]
+
+
+async def test_a_claim_does_not_walk_the_backlog_of_a_key_without_room(tmp_path: Path) -> None:
+    async with SqliteScheduler(tmp_path / "zart.db") as scheduler:
+        worker_id = await register(scheduler)
+        defined = (QueueLimits(name="default", per_key=1),)
+        info = WorkerInfo(name="w", host="h", pid=1, tasks=("task",), queues=("default",), limits=defined)
+        await scheduler.register(info, HOUR)
+        await scheduler.start([new(f"full-{n}", key="3-full") for n in range(30_000)])
+        assert len(await claim(scheduler, worker_id)) == 1
+        for _ in range(31):  # each puts a thousand into the line
+            assert await claim(scheduler, worker_id) == []
+        ticks = 0
+
+        def tick() -> int:
+            nonlocal ticks
+            ticks += 1
+            return 0
+
+        for n in range(3):
+            await scheduler.start([new(f"late-{n}-{m}", key=f"{n}-{m}") for m in range(4)])
+            await scheduler._write(lambda tx: tx.db.set_progress_handler(tick, 100))
+            assert len(await claim(scheduler, worker_id)) == 4
+            await scheduler._write(lambda tx: tx.db.set_progress_handler(None, 0))
+        assert ticks < 300
 
 
 async def test_higher_priority_first_then_the_longest_due_over_all_queues_and_tasks() -> None:

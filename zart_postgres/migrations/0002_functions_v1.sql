@@ -24,7 +24,7 @@ $$;
 CREATE FUNCTION {schema}.start_v1(
     p_execution_ids text[], p_tasks text[], p_inputs bytea[], p_versions text[], p_queues text[], p_priorities bigint[],
     p_tags text[], p_wake_at bigint[], p_delays bigint[], p_timeouts bigint[], p_deadlines bigint[], p_nonces bigint[],
-    p_forever bigint)
+    p_forever bigint, p_keys text[] DEFAULT NULL)
 RETURNS TABLE (execution_id text, run_id bigint, created boolean, now bigint)
 LANGUAGE plpgsql
 -- Thousands may come at once, and the planner takes an array for ten: what was added is found among what was given by a hash
@@ -46,14 +46,15 @@ BEGIN
         FROM (
             SELECT * FROM unnest(
                 p_execution_ids, p_tasks, p_inputs, p_versions, p_queues, p_priorities, p_tags, p_wake_at, p_delays,
-                p_timeouts, p_deadlines, p_nonces) WITH ORDINALITY
-            AS u(execution_id, task, input, version, queue, priority, tags, wake_at, delay, timeout, latest, nonce, place)
+                p_timeouts, p_deadlines, p_nonces, p_keys) WITH ORDINALITY
+            AS u(execution_id, task, input, version, queue, priority, tags, wake_at, delay, timeout, latest, nonce, key, place)
             ORDER BY u.place
         ) AS g
     ), added AS (
         -- In the order of the ids: two batches that overlap wait for each other's unique entries in one order only.
-        INSERT INTO {schema}.runs AS r (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce)
-        SELECT g.run_id, v_now, g.priority, 1, g.execution_id, g.task, g.queue, g.tags::jsonb, g.input, g.nonce
+        INSERT INTO {schema}.runs AS r (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce, key)
+        SELECT g.run_id, v_now, g.priority, 1, g.execution_id, g.task, g.queue, g.tags::jsonb, g.input, g.nonce,
+               coalesce(g.key, '')
         FROM given AS g ORDER BY g.execution_id COLLATE "C"
         ON CONFLICT (execution_id, run) DO NOTHING
         RETURNING r.run_id
@@ -62,8 +63,9 @@ BEGIN
                                          THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END) AS deadline
         FROM given AS g JOIN added ON added.run_id = g.run_id
     ), queued AS (
-        INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, bytes, priority, queue, task, version)
-        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, octet_length(t.input), t.priority, t.queue, t.task, t.version
+        INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, bytes, priority, queue, task, version, key)
+        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, octet_length(t.input), t.priority, t.queue, t.task, t.version,
+               coalesce(t.key, '')
         FROM timed AS t
         RETURNING a.run_id
     )
@@ -99,15 +101,15 @@ END $$;
 -- another epoch. A first claim (epoch 0) fixes the deadline; only then wake_at is still what the start asked for.
 CREATE FUNCTION {schema}.lease_v1(
     p_worker bigint, p_now bigint, p_runs bigint[], p_offers integer[], p_versions text[], p_timeouts bigint[],
-    p_forever bigint, OUT o_taken bigint[], OUT o_bytes bigint)
+    p_forever bigint, p_places text[], OUT o_taken bigint[], OUT o_bytes bigint)
 LANGUAGE plpgsql
 -- As in start_v1: a nested loop over two lists of 1,000 takes longer than all the rest.
 SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
     WITH pick AS MATERIALIZED (
-        SELECT a.run_id, t.place, p_versions[t.offer] AS version, p_timeouts[t.offer] AS timeout
-        FROM unnest(p_runs, p_offers) WITH ORDINALITY AS t(run_id, offer, place)
+        SELECT a.run_id, t.place, p_versions[t.offer] AS version, p_timeouts[t.offer] AS timeout, t.queue AS occupied
+        FROM unnest(p_runs, p_offers, p_places) WITH ORDINALITY AS t(run_id, offer, queue, place)
         JOIN {schema}.active AS a ON a.run_id = t.run_id
         WHERE a.run_id = ANY (p_runs) AND a.worker_id IS NULL AND a.wake_at <= p_now
         FOR NO KEY UPDATE OF a SKIP LOCKED
@@ -117,6 +119,8 @@ BEGIN
             epoch = a.epoch + 1,
             wake_at = NULL,
             waits = 0,
+            line = 0,
+            place = pick.occupied,
             cleanup = true,
             error = NULL,
             started_at = coalesce(a.started_at, p_now),
@@ -166,6 +170,10 @@ DECLARE
     v_taken bigint[] := '{}';
     v_bytes bigint := 0;                                                         -- of these, but for small results
     v_left integer := greatest(p_limit, 0);
+    v_limited text[]; v_plain text[] := p_queues;                                -- queues with limits, and without
+    v_picked record;                                                             -- what those with limits let have
+    v_waiting boolean := false;                                                  -- that they let have anything
+    v_overdue integer := p_overdue; v_late text[] := p_queues;
 BEGIN
     -- First the lease. Race: a reap declares this worker dead. Both update its row: if the reap is first, this finds no
     -- lease; if this is first, the reap finds one that has not passed, or frees what is claimed here.
@@ -179,15 +187,35 @@ BEGIN
         RETURN;
     END IF;
 
+    -- Queues with limits are locked, in the order of their names, and looked at by themselves: see pick_limited_v1. There are
+    -- hardly ever any. The time is read after the locks, so that of two claims the later one has the later time.
+    IF EXISTS (SELECT 1 FROM {schema}.queues AS q WHERE q.name = ANY (p_queues)) THEN
+        SELECT array_agg(q.name) INTO v_limited
+        FROM (
+            SELECT x.name FROM {schema}.queues AS x WHERE x.name = ANY (p_queues) AND v_left > 0 ORDER BY x.name FOR NO KEY UPDATE
+        ) AS q;
+        v_plain := ARRAY(
+            SELECT q.name FROM unnest(p_queues) AS q(name) WHERE q.name NOT IN (SELECT x.name FROM {schema}.queues AS x));
+        IF v_limited IS NOT NULL THEN
+            v_now := {schema}.now_v1();
+            v_picked := {schema}.pick_limited_v1(v_limited, p_tasks, p_timeouts, v_left, v_now, p_forever);
+            v_waiting := v_picked.o_runs <> '{}' OR v_picked.o_parts <> '{}';
+            IF v_overdue <= 0 THEN
+                -- Whose deadline has passed does not wait for a place.
+                v_overdue := v_left; v_late := v_limited;
+            END IF;
+        END IF;
+    END IF;
+
     -- The levels: every queue with every task, and the priorities that occur there, by skip-scan: each step seeks the next
     -- lower one.
     WITH RECURSIVE level AS (
         SELECT q.queue, t.task, t.offer::integer AS offer, l.priority
-        FROM unnest(p_queues) AS q(queue)
+        FROM unnest(v_plain) AS q(queue)
         CROSS JOIN unnest(p_tasks) WITH ORDINALITY AS t(task, offer)
         CROSS JOIN LATERAL (
             SELECT a.priority FROM {schema}.active AS a
-            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = q.queue AND a.task = t.task
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = q.queue AND a.task = t.task
             ORDER BY a.priority DESC LIMIT 1
         ) AS l
         UNION ALL
@@ -195,7 +223,7 @@ BEGIN
         FROM level
         CROSS JOIN LATERAL (
             SELECT a.priority FROM {schema}.active AS a
-            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.queue = level.queue AND a.task = level.task
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
               AND a.priority < level.priority
             ORDER BY a.priority DESC LIMIT 1
         ) AS l
@@ -209,13 +237,54 @@ BEGIN
         FROM unnest(v_queues, v_tasks, v_priorities) AS level(queue, task, priority)
         CROSS JOIN LATERAL (
             SELECT a.wake_at FROM {schema}.active AS a
-            WHERE a.worker_id IS NULL AND a.queue = level.queue AND a.task = level.task
+            WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
               AND a.priority = level.priority AND a.wake_at > v_now
             ORDER BY a.wake_at LIMIT 1
         ) AS n;
     END IF;
 
-    IF v_queues IS NOT NULL AND v_left > 0 THEN
+    IF v_waiting THEN
+        IF v_queues IS NOT NULL THEN
+            -- One queue after the other, at one priority: neither those with limits nor the rest keep the others waiting.
+            SELECT array_agg(f.run_id ORDER BY f.priority DESC, f.rank, f.run_id),
+                   array_agg(f.offer ORDER BY f.priority DESC, f.rank, f.run_id)
+              INTO v_runs, v_picks
+              FROM (
+                SELECT c.run_id, level.offer, level.priority,
+                       row_number() OVER (PARTITION BY level.priority ORDER BY c.wake_at, c.run_id) AS rank
+                FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+                CROSS JOIN LATERAL (
+                    SELECT a.run_id, a.wake_at FROM {schema}.active AS a
+                    WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
+                      AND a.priority = level.priority AND a.wake_at <= v_now
+                    ORDER BY a.wake_at, a.run_id LIMIT v_left
+                ) AS c
+            ) AS f;
+        END IF;
+        SELECT l.o_taken, l.o_bytes INTO v_taken, v_bytes
+        FROM (
+            SELECT array_agg(g.run_id ORDER BY g.priority DESC, g.rank, g.run_id) AS runs,
+                   array_agg(g.offer ORDER BY g.priority DESC, g.rank, g.run_id) AS offers,
+                   array_agg(g.place ORDER BY g.priority DESC, g.rank, g.run_id) AS places
+            FROM (
+                SELECT m.* FROM (
+                    SELECT x.* FROM unnest(v_picked.o_runs, v_picked.o_offers, v_picked.o_priorities, v_picked.o_ranks, v_picked.o_places)
+                        AS x(run_id, offer, priority, rank, place)
+                    UNION ALL
+                    SELECT x.run_id, x.offer, a.priority, x.rank, NULL
+                    FROM unnest(v_runs || v_picked.o_parts, v_picks || v_picked.o_part_offers) WITH ORDINALITY AS x(run_id, offer, rank)
+                    JOIN {schema}.active AS a ON a.run_id = x.run_id AND a.run_id = ANY (v_runs || v_picked.o_parts)
+                ) AS m
+                ORDER BY m.priority DESC, m.rank, m.run_id LIMIT v_left
+            ) AS g
+        ) AS k
+        CROSS JOIN LATERAL {schema}.lease_v1(
+            p_worker, v_now, k.runs, k.offers, p_versions, p_timeouts, p_forever, k.places) AS l;
+        v_left := v_left - cardinality(v_taken);
+        IF v_picked.o_runs <> '{}' AND v_taken <> '{}' THEN
+            PERFORM {schema}.served_v1(v_taken, v_now);
+        END IF;
+    ELSIF v_queues IS NOT NULL AND v_left > 0 THEN
         -- The first of each level, merged. Nothing is locked yet, so that what is not taken stays free for others.
         SELECT array_agg(f.run_id ORDER BY f.priority DESC, f.wake_at, f.run_id),
                array_agg(f.offer ORDER BY f.priority DESC, f.wake_at, f.run_id)
@@ -225,7 +294,7 @@ BEGIN
             FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
             CROSS JOIN LATERAL (
                 SELECT a.run_id, a.wake_at FROM {schema}.active AS a
-                WHERE a.worker_id IS NULL AND a.queue = level.queue AND a.task = level.task
+                WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
                   AND a.priority = level.priority AND a.wake_at <= v_now
                 ORDER BY a.wake_at, a.run_id LIMIT v_left
             ) AS c
@@ -233,7 +302,7 @@ BEGIN
         ) AS f;
         IF v_runs IS NOT NULL THEN
             SELECT l.o_taken, l.o_bytes INTO v_taken, v_bytes
-            FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever) AS l;
+            FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever, '{}') AS l;
             v_left := v_left - cardinality(v_taken);
             IF v_left > 0 AND cardinality(v_runs) = p_limit THEN
                 -- Other claims were after the same runs, and there are more. Now each level's first free ones are locked,
@@ -246,7 +315,7 @@ BEGIN
                     FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
                     CROSS JOIN LATERAL (
                         SELECT a.run_id, a.wake_at FROM {schema}.active AS a
-                        WHERE a.worker_id IS NULL AND a.queue = level.queue AND a.task = level.task
+                        WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
                           AND a.priority = level.priority AND a.wake_at <= v_now
                         ORDER BY a.wake_at, a.run_id LIMIT v_left
                         FOR NO KEY UPDATE SKIP LOCKED
@@ -255,19 +324,20 @@ BEGIN
                 ) AS f;
                 IF v_runs IS NOT NULL THEN
                     SELECT v_taken || l.o_taken, v_bytes + l.o_bytes INTO v_taken, v_bytes
-                    FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever) AS l;
+                    FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever, '{}') AS l;
                 END IF;
             END IF;
         END IF;
     END IF;
 
-    IF v_queues IS NOT NULL AND p_overdue > 0 THEN
+    v_overdue := least(v_overdue, CASE WHEN p_overdue > 0 THEN p_overdue ELSE v_left END);
+    IF (v_queues IS NOT NULL OR cardinality(v_plain) < cardinality(p_queues)) AND v_overdue > 0 THEN
         -- Due runs whose deadline has passed, whatever their priority. A run that was never claimed and has no deadline of
         -- its own gets its handler's when it is claimed; for those the oldest of each level are looked at.
         SELECT array_agg(late.run_id), array_agg(late.offer) INTO v_runs, v_picks
         FROM (
             SELECT c.run_id, t.offer::integer AS offer
-            FROM unnest(p_queues) AS q(queue)
+            FROM unnest(v_late) AS q(queue)
             CROSS JOIN unnest(p_tasks) WITH ORDINALITY AS t(task, offer)
             CROSS JOIN LATERAL (
                 SELECT a.run_id FROM {schema}.active AS a
@@ -275,7 +345,7 @@ BEGIN
                   AND a.queue = q.queue AND a.task = t.task AND a.deadline <= v_now
                   -- Not `wake_at <= v_now`: that would make the other index look good, where all that sleep are walked.
                   AND coalesce(a.wake_at, p_forever) <= v_now
-                ORDER BY a.deadline LIMIT p_overdue
+                ORDER BY a.deadline LIMIT v_overdue
                 FOR NO KEY UPDATE SKIP LOCKED
             ) AS c
             UNION ALL
@@ -283,21 +353,24 @@ BEGIN
             FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
             CROSS JOIN LATERAL (
                 SELECT a.run_id FROM {schema}.active AS a
-                WHERE a.worker_id IS NULL AND a.queue = level.queue AND a.task = level.task
+                WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
                   AND a.priority = level.priority AND a.wake_at <= v_now - p_timeouts[level.offer]
                   AND a.epoch = 0 AND a.deadline IS NULL
-                ORDER BY a.wake_at LIMIT p_overdue
+                ORDER BY a.wake_at LIMIT v_overdue
                 FOR NO KEY UPDATE SKIP LOCKED
             ) AS c
-            LIMIT p_overdue
+            LIMIT v_overdue
         ) AS late;
         IF v_runs IS NOT NULL THEN
             SELECT v_taken || l.o_taken, v_bytes + l.o_bytes INTO v_taken, v_bytes
-            FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever) AS l;
+            FROM {schema}.lease_v1(p_worker, v_now, v_runs, v_picks, p_versions, p_timeouts, p_forever, '{}') AS l;
         END IF;
     END IF;
 
     now := v_now; turn := v_turn; next_wake := v_next;
+    IF v_limited IS NOT NULL THEN
+        next_wake := least(v_next, v_picked.o_next);
+    END IF;
     RETURN NEXT;
     IF v_taken = '{}' THEN RETURN; END IF;
 

@@ -314,6 +314,7 @@ DECLARE
     v_parts bigint[];              -- those that are parts: of them nothing stays but the row of the call
     v_fathers bigint[]; v_lanes text[]; v_left integer[];  -- lanes, and how many leave each
     v_next bigint[];
+    v_places text[];               -- queues with limits of which places are given back
 BEGIN
     o_ready := false; o_signals := '{}';
     IF p_children THEN
@@ -360,7 +361,7 @@ BEGIN
         DELETE FROM {schema}.active AS a
         USING unnest(p_runs, p_statuses, p_outputs, p_errors) AS f(run_id, status, output, error)
         WHERE a.run_id = f.run_id AND a.run_id = ANY (p_runs)
-        RETURNING a.run_id, a.parent_run, a.started_at, a.deadline, a.attempt, a.version, a.open_children,
+        RETURNING a.run_id, a.parent_run, a.started_at, a.deadline, a.attempt, a.version, a.open_children, a.place,
                   a.task, a.queue, f.status, f.output, f.error
     ), kept AS (
         INSERT INTO {schema}.results
@@ -380,8 +381,9 @@ BEGIN
         WHERE g.parent_run IS NOT NULL GROUP BY g.parent_run
     )
     SELECT array_agg(c.parent_run), array_agg(c.children), array_agg(c.bytes),
-           (SELECT array_agg(g.run_id) FROM gone AS g WHERE g.open_children > 0)
-      INTO v_parents, v_children, v_bytes, o_orphaned
+           (SELECT array_agg(g.run_id) FROM gone AS g WHERE g.open_children > 0),
+           (SELECT array_agg(g.place) FROM gone AS g WHERE g.place IS NOT NULL)
+      INTO v_parents, v_children, v_bytes, o_orphaned, v_places
       FROM counted AS c;
 
     -- A parent that waits for its children is woken once: by the one that leaves no more open than it waits for. Races: the
@@ -436,6 +438,9 @@ BEGIN
         DELETE FROM {schema}.runs AS r WHERE r.run_id = ANY (v_parts);
     END IF;
 
+    IF v_places IS NOT NULL AND NOT o_ready THEN
+        o_ready := {schema}.awaited_v1(v_places);
+    END IF;
     SELECT coalesce(array_agg(r.execution_id), '{}') INTO o_finished
     FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs);
 END $$;
@@ -634,6 +639,7 @@ DECLARE
     v_orphaned bigint[];
     v_forestalled bigint[];        -- runs that end in no other way than as cancelled
     v_parked bigint;
+    v_places text[];
 BEGIN
     -- Every lock of this call, and the fence.
     IF p_patience > 0 THEN
@@ -784,6 +790,10 @@ BEGIN
           AND (u.waits & 2 = 0 OR a.signal_seq = u.seen)
           AND (u.waits & 4 = 0 OR a.open_children > u.children_left);
         GET DIAGNOSTICS v_parked = ROW_COUNT;
+        SELECT array_agg(a.place) INTO v_places FROM {schema}.active AS a WHERE a.run_id = ANY (u_run) AND a.place IS NOT NULL;
+        IF v_places IS NOT NULL AND NOT o_ready THEN
+            o_ready := {schema}.awaited_v1(v_places);
+        END IF;
         IF v_parked < cardinality(u_run) THEN
             SELECT o_refused || coalesce(array_agg(a.run_id), '{}') INTO o_refused
             FROM {schema}.active AS a

@@ -77,10 +77,10 @@ DECLARE
 BEGIN
     SELECT r.* INTO v_source FROM {schema}.runs AS r WHERE r.run_id = p_source;
     INSERT INTO {schema}.runs AS r (
-        run_id, parent_run, created_at, priority, run, execution_id, task, queue, tags, input, nonce, trigger)
+        run_id, parent_run, created_at, priority, run, execution_id, task, queue, tags, input, nonce, trigger, key)
     SELECT v_run, CASE WHEN v_source.execution_id = p_execution_id THEN v_source.parent_run END, p_now, v_source.priority,
            CASE WHEN v_source.execution_id = p_execution_id THEN v_source.run + 1 ELSE 1 END,
-           p_execution_id, v_source.task, v_source.queue, v_source.tags, coalesce(p_input, v_source.input), p_nonce, p_trigger
+           p_execution_id, v_source.task, v_source.queue, v_source.tags, coalesce(p_input, v_source.input), p_nonce, p_trigger, v_source.key
     ON CONFLICT (execution_id, run) DO NOTHING
     RETURNING r.* INTO v_new;
     IF v_new.run_id IS NULL THEN RETURN NULL; END IF;
@@ -92,14 +92,14 @@ BEGIN
 
     -- Signals go on to be counted where the source stopped: what is taken over of it keeps its numbers.
     INSERT INTO {schema}.active (
-        run_id, wake_at, deadline, priority, queue, task, parent_run, parent_name, parent_ordinal, signal_seq)
+        run_id, wake_at, deadline, priority, queue, task, parent_run, parent_name, parent_ordinal, signal_seq, key)
     VALUES (
         v_run, p_now,
         -- A NULL is no limit: least() passes over it.
         least(CASE WHEN p_timeout IS NOT NULL THEN least(p_now + p_timeout, p_forever) END,
               (SELECT p.deadline FROM {schema}.active AS p WHERE p.run_id = p_parent_run)),
         v_new.priority, v_new.queue, v_new.task, p_parent_run, p_parent_name, p_parent_ordinal,
-        {schema}.last_signal_v1(p_source));
+        {schema}.last_signal_v1(p_source), v_new.key);
     PERFORM {schema}.hold_next_v1(v_run, p_execution_id, p_now);
 
     IF p_keep IS NULL OR cardinality(p_keep) > 0 THEN
@@ -277,7 +277,7 @@ BEGIN
     ON CONFLICT (run_id, name, ordinal, handler_attempt, attempt) DO NOTHING;
     -- A million claims for each life: an epoch of an earlier one, in a write that is still on its way, is none of this one's.
     INSERT INTO {schema}.active (
-        run_id, wake_at, deadline, started_at, priority, epoch, signal_seq, attempt, queue, task, version, cleanup)
+        run_id, wake_at, deadline, started_at, priority, epoch, signal_seq, attempt, queue, task, version, cleanup, key)
     VALUES (
         p_run, o_now,
         CASE WHEN v_end.deadline IS NOT NULL
@@ -285,7 +285,7 @@ BEGIN
         coalesce(v_end.started_at, o_now), v_run.priority, least(v_run.lives, 2047) << 20, {schema}.last_signal_v1(p_run),
         v_end.attempt + 1, v_run.queue, v_run.task, v_end.version,
         -- It has done something: a cancellation that comes before the next claim has to be heard by its handler.
-        true);
+        true, v_run.key);
     UPDATE {schema}.runs AS r SET lives = r.lives + 1, alive_since = o_now WHERE r.run_id = p_run;
     PERFORM {schema}.weigh_v1(p_run);
     PERFORM {schema}.hold_next_v1(p_run, p_execution_id, o_now);

@@ -115,6 +115,7 @@ BEGIN
     DELETE FROM {schema}.runs AS x WHERE x.run_id = ANY (v_going);
     IF v_whole IS NOT NULL THEN
         DELETE FROM {schema}.pauses AS x WHERE x.execution_id = ANY (v_whole);
+        DELETE FROM {schema}.keyed_starts AS x WHERE x.execution_id = ANY (v_whole);
         o_executions := cardinality(v_whole);
     END IF;
 END $$;

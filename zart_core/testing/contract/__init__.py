@@ -44,8 +44,10 @@ from zart_core.testing.contract.deadlines import DeadlineContract
 from zart_core.testing.contract.fencing import FencingContract
 from zart_core.testing.contract.finish import FinishContract
 from zart_core.testing.contract.flush import FlushContract
+from zart_core.testing.contract.keyed import KeyedStartContract
 from zart_core.testing.contract.leases import LeaseContract
 from zart_core.testing.contract.life import LifeContract
+from zart_core.testing.contract.limits import LimitContract
 from zart_core.testing.contract.listing import ListingContract
 from zart_core.testing.contract.notifications import NotificationContract
 from zart_core.testing.contract.parts import PartContract
@@ -69,7 +71,9 @@ __all__ = ["Backend", "SchedulerContract"]
 class SchedulerContract(
     LifeContract,
     StartContract,
+    KeyedStartContract,
     QueueContract,
+    LimitContract,
     ClaimContract,
     DeadlineContract,
     FlushContract,

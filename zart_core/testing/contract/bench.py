@@ -10,9 +10,19 @@ import unittest
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, ClassVar, Final, Self, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, Final, Literal, Self, TypedDict, TypeVar, Unpack
 
-from zart_core.records import ClaimedRun, ExecutionRow, HistoryRow, Offer, Start, Started, TaskOffer, WorkerInfo
+from zart_core.records import (
+    ClaimedRun,
+    ExecutionRow,
+    HistoryRow,
+    Offer,
+    QueueLimits,
+    Start,
+    Started,
+    TaskOffer,
+    WorkerInfo,
+)
 from zart_core.scheduler import Scheduler
 from zart_core.testing.clock import VirtualClock
 from zart_core.testing.contract.hand import TASK, Hand
@@ -107,6 +117,9 @@ class StartOptions(TypedDict, total=False):
     delay: int | None
     timeout: int | None
     nonce: int
+    key: str | None
+    by_key: Literal["singleton", "debounce"] | None
+    longest: int | None
 
 
 @contextlib.contextmanager
@@ -203,10 +216,13 @@ class Bench:
         lease: int = LONG,
         tasks: tuple[TaskOffer, ...] = (TASK,),
         queues: tuple[str, ...] = ("default",),
+        limits: tuple[QueueLimits, ...] = (),
     ) -> Hand:
         """A registered worker. One that is to die gets ``lease=LAPSE`` and a :meth:`burial <bury>`."""
         scheduler = scheduler or self.scheduler
-        info = WorkerInfo(name=name, host="bench", pid=1, tasks=tuple(task.name for task in tasks), queues=queues)
+        info = WorkerInfo(
+            name=name, host="bench", pid=1, tasks=tuple(task.name for task in tasks), queues=queues, limits=limits
+        )
         worker_id = await scheduler.register(info, lease)
         return Hand(scheduler, worker_id, name=name, lease=lease, tasks=tasks, queues=queues)
 

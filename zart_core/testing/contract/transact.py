@@ -336,6 +336,19 @@ class TransactContract(Contract):
         assert again.created
 
     @on_bench
+    async def test_a_start_by_key_is_part_of_the_transaction(self, bench: Bench) -> None:  # B6
+        user = Caller(await bench.connection())
+        tx = await user.begin()
+        await bench.scheduler.start([new("a", key="k", by_key="singleton")], tx)
+        await user.rollback()
+        [other] = await bench.scheduler.start([new("b", key="k", by_key="singleton")])
+        assert (other.execution_id, other.created) == ("b", True)
+        tx = await user.begin()
+        [joined] = await bench.scheduler.start([new("c", key="k", by_key="singleton")], tx)
+        await user.commit()
+        assert (joined.execution_id, joined.created) == ("b", False)
+
+    @on_bench
     async def test_a_transaction_may_be_begun_by_a_statement(self, bench: Bench) -> None:  # B6
         user = Caller(await bench.connection())
         await user.does("BEGIN")
