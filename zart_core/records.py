@@ -246,7 +246,7 @@ class Reaped(Struct, frozen=True):
 
 class Claimed(Struct, frozen=True):
     """``next_wake`` is the earliest time at which a run that this claim could have taken becomes due, as far as is known, or at which a
-    pause ends. ``pauses``: the rules that hold now."""
+    pause ends. ``pauses``: the rules that concern the worker, see :meth:`Scheduler.pauses`."""
 
     runs: list[ClaimedRun]
     next_wake: int | None
@@ -316,18 +316,22 @@ class DetailsFact(Struct, frozen=True, gc=False):
 
 
 class PublishFact(Struct, frozen=True, gc=False):
-    """Set a published value; the last one of a key wins."""
+    """Set a published value; the last one of a key wins, which is the one of the highest epoch and ``number``: a flush that is carried
+    out late does not bring an earlier one back."""
 
     run_id: int
     epoch: int
     key: str
     value: bytes
+    number: int = 0  # counts the values that this claim has published; below 2**32
 
 
 class RetryFact(Struct, frozen=True, gc=False):
     """Begin the handler's next attempt: set ``attempt`` and drop the rows of failed steps, which will run again.
 
     ``drop`` names further rows to drop, by (name, ordinal): steps that were undone, and what says that a saga was kept.
+    Once the run is in that attempt, or a later one, all of its facts in a flush with this one are known, and left alone: that flush is a
+    repeated one, and may come late.
     """
 
     run_id: int
@@ -472,17 +476,20 @@ class Flushed(Struct, frozen=True):
 
 
 class Watch(Struct, frozen=True):
-    """A run this worker holds in memory, with the last signal it knows of."""
+    """A run this worker holds in memory, with the last signal it knows of, and its deadline as it knows it (``None``: it does not
+    want to hear of that)."""
 
     run_id: int
     epoch: int
     seen: int
+    deadline: int | None = None
 
 
 class Signals(Struct, frozen=True, kw_only=True):
     """What happened to a watched run since ``seen``. ``lost``: its lease is not this worker's any more.
 
-    ``children``: the rows of awaited children that have ended since, in that order.
+    ``children``: the rows of awaited children that have ended since, in that order. ``deadline``: the run's now; it moves when a pause
+    ends that has held the run.
     """
 
     run_id: int
@@ -493,18 +500,20 @@ class Signals(Struct, frozen=True, kw_only=True):
     events: list[EventRow]
     lost: bool = False
     children: list[StepRow] = []
+    deadline: int | None = None
 
 
 class Notification(Struct, frozen=True, kw_only=True):
     """A hint that something happened; never more than a hint: whoever hears it looks at the tables.
 
     ``ready``: runs may be claimable now. ``signals``: these runs got an event or a cancellation (``None``: unknown, any may
-    have). ``finished``: these executions finished (``None``: any may have).
+    have). ``finished``: these executions finished (``None``: any may have). ``pauses``: rules may have come or gone.
     """
 
     ready: bool = False
     signals: frozenset[int] | None = frozenset()
     finished: frozenset[str] | None = frozenset()
+    pauses: bool = False
 
 
 # --- clients --------------------------------------------------------------------------------------------------------

@@ -140,8 +140,12 @@ class Scheduler(Protocol):
         """End rules; returns how many. What no other rule holds is claimable again, its deadline as far away as it was."""
         ...
 
-    async def pauses(self) -> Sequence[PauseRow]:
-        """The rules that there are, the oldest first."""
+    async def pauses(self, worker_id: int | None = None) -> Sequence[PauseRow]:
+        """The rules that there are, the oldest first.
+
+        With ``worker_id`` only those that concern that worker: rules of single executions of which it holds no run are not among them.
+        There may be thousands of these, and workers ask often.
+        """
         ...
 
     async def purge(self, purge: Purge) -> Purged:
@@ -268,7 +272,7 @@ class Scheduler(Protocol):
         ...
 
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> Sequence[Signals]:
-        """What is new for runs this worker holds; only those with something new (or lost) are in the answer."""
+        """What is new for runs this worker holds; only those with something new (a signal, another deadline, or lost) are in the answer."""
         ...
 
     async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:

@@ -33,12 +33,14 @@ class Note(msgspec.Struct, array_like=True, frozen=True):
     ready: bool = False
     signals: list[int] | None = []
     finished: list[str] | None = []
+    pauses: bool = False
 
     def notification(self) -> Notification:
         return Notification(
             ready=self.ready,
             signals=None if self.signals is None else frozenset(self.signals),
             finished=None if self.finished is None else frozenset(self.finished),
+            pauses=self.pauses,
         )
 
 
@@ -49,11 +51,17 @@ def channel(schema: str) -> str:
 
 def written(sender: str, happened: Happened) -> str:
     """The payload: as much as fits."""
-    note = Note(sender, happened.ready, sorted(happened.signals), sorted(happened.finished))
+    note = Note(sender, happened.ready, sorted(happened.signals), sorted(happened.finished), happened.pauses)
     text = msgspec.json.encode(note)
     if len(text) > _LONGEST:
         # Which of the two is the long one does not matter: whoever listens looks at the tables.
-        note = Note(sender, happened.ready, None if happened.signals else [], None if happened.finished else [])
+        note = Note(
+            sender,
+            happened.ready,
+            None if happened.signals else [],
+            None if happened.finished else [],
+            happened.pauses,
+        )
         text = msgspec.json.encode(note)
     return text.decode()
 

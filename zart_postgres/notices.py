@@ -14,30 +14,41 @@ logger: Final = logging.getLogger("zart")
 
 Listener = Callable[[Notification], None]
 
-ANYTHING: Final = Notification(ready=True, signals=None, finished=None)
+ANYTHING: Final = Notification(ready=True, signals=None, finished=None, pauses=True)
 """Something may have happened that nobody told of."""
 
 
 class Happened:
     """What is to be told, gathered until it is."""
 
-    __slots__ = ("finished", "ready", "signals")
+    __slots__ = ("finished", "pauses", "ready", "signals")
 
-    def __init__(self, *, ready: bool = False, signals: Iterable[int] = (), finished: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        ready: bool = False,
+        signals: Iterable[int] = (),
+        finished: Iterable[str] = (),
+        pauses: bool = False,
+    ) -> None:
         self.ready = ready
+        self.pauses = pauses
         self.signals = set(signals)
         self.finished = set(finished)
 
     def __bool__(self) -> bool:
-        return bool(self.ready or self.signals or self.finished)
+        return bool(self.ready or self.signals or self.finished or self.pauses)
 
     def add(self, other: Happened) -> None:
         self.ready = self.ready or other.ready
+        self.pauses = self.pauses or other.pauses
         self.signals |= other.signals
         self.finished |= other.finished
 
     def notification(self) -> Notification:
-        return Notification(ready=self.ready, signals=frozenset(self.signals), finished=frozenset(self.finished))
+        return Notification(
+            ready=self.ready, signals=frozenset(self.signals), finished=frozenset(self.finished), pauses=self.pauses
+        )
 
 
 class Notices:

@@ -13,7 +13,7 @@ from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo
 from zart_sqlite import history
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined
 from zart_sqlite.leases import renew
-from zart_sqlite.pauses import heed, not_paused
+from zart_sqlite.pauses import concerning, heed, not_paused
 from zart_sqlite.rows import as_json
 from zart_sqlite.writer import Transaction
 
@@ -195,9 +195,9 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     # First the lease, so that a worker declared dead gets nothing. Reaping needs the write lock too: it is either
     # before this transaction and seen here, or after it and finds these runs.
     renew(tx, request.worker_id, request.lease)
-    held = heed(tx)
-    if held:
-        request = msgspec.structs.replace(request, tasks=not_paused(request.tasks, held))
+    rules = heed(tx)
+    if rules.general:
+        request = msgspec.structs.replace(request, tasks=not_paused(request.tasks, rules.general))
     now = tx.clock.now()
     found, next_wake = tx.db.execute(
         FIND,
@@ -211,11 +211,10 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     taken = _decode_found(found)
     if request.overdue:
         taken += _find_overdue(tx.db, request, now, {run_id for run_id, _ in taken})
-    ends = [rule.expires_at for rule in held if rule.expires_at is not None]
-    if ends:
-        next_wake = min(next_wake, *ends) if next_wake is not None else min(ends)
+    if rules.first_end is not None:
+        next_wake = rules.first_end if next_wake is None else min(next_wake, rules.first_end)
     if not taken:
-        return Claimed([], next_wake, held)
+        return Claimed([], next_wake, concerning(tx.db, rules, request.worker_id))
     offers = request.tasks
     tx.db.execute(
         _LEASE,
@@ -231,7 +230,7 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
         runs = _load(tx.db, run_ids)
     except _DOES_NOT_LOAD:
         runs = _load_apart(tx, run_ids, now)
-    return Claimed(runs, next_wake, held)
+    return Claimed(runs, next_wake, concerning(tx.db, rules, request.worker_id))
 
 
 def _find_overdue(db: sqlite3.Connection, request: Claim, now: int, taken: set[int]) -> list[tuple[int, int]]:

@@ -236,7 +236,7 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         timeout=options.timeout,
         per_attempt=options.scope == "per_attempt",
         at_most_once=options.at_most_once,
-        bounded=not run.compensating and claimed.deadline is not None,
+        bounded=not run.compensating and run.deadline.at is not None,
         typed=options.returns is None,
         undone=options.generation or 0,
     )
@@ -249,7 +249,7 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         queue=claimed.queue,
         priority=claimed.priority,
         # Without any, a first claim would give it the handler's.
-        deadline=FOREVER if run.compensating or claimed.deadline is None else claimed.deadline,
+        deadline=FOREVER if run.compensating or run.deadline.at is None else run.deadline.at,
         nonce=1 + random.getrandbits(62),
     )
     row = StepRow(

@@ -102,6 +102,7 @@ class Tenure:
             poll_interval=options.poll_interval,
             runs=lambda: list(self.runs.values()),
             ready=self._ready,
+            pauses_changed=self._pauses_changed,
         )
         self.sweeper = Sweeper(
             scheduler,
@@ -281,6 +282,10 @@ class Tenure:
     def _ready(self) -> None:
         self.changed.set()
         self.claims.wake()
+
+    def _pauses_changed(self) -> None:
+        self.changed.set()
+        self.claims.pauses_changed()
 
     def _run_changed(self) -> None:
         """A run became idle. Idle runs keep their slot only while nobody needs it."""
