@@ -148,7 +148,8 @@ class NewRun(Struct, frozen=True, kw_only=True):
     With an id that is new it is the first run of another execution, and the source goes on as it is.
 
     The rows taken over are completed ones of ordinal 0 and more, that were not undone and do not say that a saga has ended well: all those in
-    ``keep`` (``None``: every one), but for those in ``drop``, with their failed attempts and the events that they have read.
+    ``keep`` (``None``: every one), but for those in ``drop``, with their failed attempts and the events that they have read. A fork takes none
+    over either whose undo is under way.
     """
 
     source: int

@@ -164,7 +164,8 @@ class Scheduler(Protocol):
         written for it any more. Its open children are cancelled, and a parent that awaits it waits for the new run. Events that the source
         has not read go to the new run, unless that is another execution's.
 
-        ``None`` when the source is not the latest run of its execution any more: nothing was changed, unless an earlier try of the same call
+        ``None`` when the source is not the latest run of its execution any more, or is live and has an undo under way that a rerun would cut
+        off: nothing was changed, unless an earlier try of the same call
         (one of the same nonce) took effect, which is answered with its run. Raises ``ExecutionNotFound`` when there is no source, and
         ``ExecutionAlreadyExists`` when a new execution's id is taken.
         """

@@ -207,6 +207,10 @@ class Saga:
             return False
         if isinstance(error, asyncio.CancelledError) and run.shutting_down:
             return False
+        if (
+            run.continuation is not None
+        ):  # another branch has continued as a new run: a ``TaskGroup`` cancels this one for it
+            return False
         return may_undo(error)
 
     async def _protected(self, work: Any) -> None:

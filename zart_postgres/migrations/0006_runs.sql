@@ -114,7 +114,8 @@ BEGIN
           -- The ordinal of an undo counts how often its step had been undone, and the step's details say how often that was.
           AND NOT EXISTS (
               SELECT 1 FROM {schema}.steps AS u
-              WHERE u.run_id = p_source AND u.name = 'undo:' || s.name AND u.kind = 'undo' AND u.status = 'completed'
+              WHERE u.run_id = p_source AND u.name = 'undo:' || s.name AND u.kind = 'undo'
+                AND (u.status = 'completed' OR u.status = 'pending' AND p_trigger = 'fork')
                 AND coalesce(s.details, 'undo:0') = convert_to('undo:' || (u.ordinal - s.ordinal), 'UTF8'));
         INSERT INTO {schema}.attempts (
             run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
@@ -184,6 +185,13 @@ BEGIN
         END IF;
         SELECT a.worker_id INTO v_worker FROM {schema}.active AS a WHERE a.run_id = p_source;
         IF FOUND THEN
+            IF p_trigger = 'rerun' AND EXISTS (
+                SELECT 1 FROM {schema}.steps AS s
+                WHERE s.run_id = p_source AND s.kind = 'undo' AND s.status = 'pending' AND s.finished_at IS NULL
+            ) THEN
+                o_outcome := 'replaced';  -- an undo would be cut off: whoever asks looks again
+                RETURN;
+            END IF;
             SELECT e.o_parent_run, e.o_parent_name, e.o_parent_ordinal, e.o_signals, e.o_finished
               INTO v_parent_run, v_parent_name, v_parent_ordinal, o_signals, o_finished
               FROM {schema}.end_for_next_v1(p_source, 'cancelled', p_ended, p_reason, o_now, p_failure) AS e;
