@@ -121,8 +121,8 @@ class Operations(Pausing):
         """Start another execution with the input of this one, and with the results that it had when ``from_step`` began.
 
         ``from_step`` and whatever began after it run in the new execution; a step can be named once it has a record. This one is left as
-        it is, live or finished; what a saga of it is just undoing is done anew in the new one. The new one has the same task, queue, priority and tags, and an id of its own unless ``new_execution_id``
-        is given.
+        it is, live or finished; what a saga of it is just undoing is done anew in the new one. That has the same task, queue, priority and
+        tags, and an id of its own unless ``new_execution_id`` is given.
 
         Returns once it is stored. Raises ``ExecutionNotFound``, ``StepNotFound``, ``ExecutionAlreadyExists``.
         """

@@ -285,7 +285,7 @@ def besiege(place: Place, *, seed: int, seconds: float) -> None:
     print(dict(siege.done))
     assert findings == [], f"seed {seed}, the ledger is in {place.folder}:\n" + "\n".join(findings[:20])
     # A siege in which nothing happened proves nothing.
-    assert siege.done["killed"] >= seconds / 4
+    assert siege.done["killed"] >= seconds / 10
     assert all(siege.done[verb] for verb in ("pause", "restart", "rerun", "retry", "cancel", "purge"))
 
 
