@@ -106,7 +106,11 @@ class Attempt(Struct, frozen=True, kw_only=True):
 
 
 class Step(Struct, frozen=True, kw_only=True):
-    """One durable call. ``attempts`` counts the attempts that ended; ``failures`` are those that failed, in order."""
+    """One durable call. ``attempts`` counts the attempts that ended; ``failures`` are those that failed, in order.
+
+    A wait or a sleep that was cut off, by the end of its run or before ``on_failure``, stays ``pending``, with the time at which nobody
+    waited any more as ``finished_at``.
+    """
 
     name: str
     kind: StepKind

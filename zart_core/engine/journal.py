@@ -305,7 +305,7 @@ class Journal:
         # A run that has not come back long after its pause is over has ended well, or is another worker's.
         self._refusals = {known: refused for known, refused in self._refusals.items() if refused[1] >= now}
         count, _ = self._refusals.get(run_id, (0, 0.0))
-        pause = _SET_ASIDE * 2 ** min(count, _DOUBLINGS)
+        pause: int = _SET_ASIDE * 2 ** min(count, _DOUBLINGS)
         self._refusals[run_id] = (count + 1, now + 2 * pause / 1_000_000 + _FORGIVEN)
         return pause
 
