@@ -186,9 +186,8 @@ class Ending:
         self._interrupt()
         for parked in list(self._parked):
             if parked.rule is not None and parked.rule.step is None:
-                self._let_go(
-                    parked
-                )  # an undo, or a step of on_failure: a cancellation gets through pauses of the execution
+                # An undo, or a step of on_failure: a cancellation gets through pauses of the execution.
+                self._let_go(parked)
 
     def hear_of_cancellation(self) -> None:
         """A flush says that a cancellation was accepted. Nothing new begins; parked calls raise it once its reason is here."""

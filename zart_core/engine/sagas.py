@@ -207,9 +207,8 @@ class Saga:
             return False
         if isinstance(error, asyncio.CancelledError) and run.shutting_down:
             return False
-        if (
-            run.continuation is not None
-        ):  # another branch has continued as a new run: a ``TaskGroup`` cancels this one for it
+        # Another branch has continued as a new run: a ``TaskGroup`` cancels this one for it.
+        if run.continuation is not None:
             return False
         return may_undo(error)
 
