@@ -114,7 +114,11 @@ class Attempt(Struct, frozen=True, kw_only=True):
 
 
 class Step(Struct, frozen=True, kw_only=True):
-    """One durable call. ``attempts`` counts the attempts that ended; ``failures`` are those that failed, in order."""
+    """One durable call. ``attempts`` counts the attempts that ended; ``failures`` are those that failed, in order.
+
+    A wait or a sleep that was cut off, by the end of its run or before ``on_failure``, stays ``pending``, with the time at which nobody
+    waited any more as ``finished_at``.
+    """
 
     name: str
     kind: StepKind
@@ -361,7 +365,12 @@ def _step(
         error, output = failures.decode_failure(output).error, None
     if row.event_seq is not None and row.event_seq in events:
         output = events[row.event_seq].payload
-    sleeping = row.kind == "sleep" and history.execution.finished_at is None and _sleeps(row, history)
+    sleeping, finished_at = False, row.finished_at
+    if row.kind == "sleep":
+        sleeping = history.execution.finished_at is None and _sleeps(row, history)
+        finished_at = None if sleeping else row.finished_at
+        if (cut_off := _cut_off(row, history)) is not None:
+            sleeping, finished_at = True, cut_off
     return Step(
         name=row.name,
         kind="step" if row.kind == "parallel" else row.kind,
@@ -370,7 +379,7 @@ def _step(
         output=None if output is None else payloads.decode(output, Any, what=f"the result of step {row.name!r}"),
         error=error,
         started_at=moment(row.started_at),
-        finished_at=None if sleeping else optional_moment(row.finished_at),
+        finished_at=optional_moment(finished_at),
         wake_at=optional_moment(row.wake_at),
         worker=_worker(row.worker_id, history.workers),
         failures=attempts.get((row.name, row.ordinal), []),
@@ -390,6 +399,15 @@ def _step_error(kind: StepKind, data: bytes, name: str) -> ErrorInfo:
 
 def _sleeps(row: StepRow, history: HistoryRow) -> bool:
     return any(wait.kind == "sleep" and wait.name == row.name for wait in history.execution.waits)
+
+
+def _cut_off(row: StepRow, history: HistoryRow) -> int | None:
+    """When a sleep ended that was to last longer: with the run, or with its handler, before ``on_failure``."""
+    ends = [step.started_at for step in history.steps if step.kind == "failure" and row.ordinal >= 0]
+    if history.execution.finished_at is not None:
+        ends.append(history.execution.finished_at)
+    end = min(ends, default=None)
+    return end if end is not None and row.wake_at is not None and end < row.wake_at else None
 
 
 def _attempt(row: AttemptRow, workers: dict[int, str]) -> Attempt:

@@ -96,7 +96,8 @@ class Operations(Recurring):
         waits with their events. What was undone by a saga, and all of ``on_failure``, happens anew. The handle's ``stale`` names the kept
         calls that may have used a result which is now made again; name those too if they did. A live run ends, as by :meth:`restart`.
 
-        Returns once the new run is stored. Raises ``ExecutionNotFound``, and ``StepNotFound`` for a name or a pattern that meets nothing.
+        Returns once the new run is stored. Raises ``ExecutionNotFound``, ``StepNotFound`` for a name or a pattern that meets nothing, and
+        ``StepStatusMismatch`` while a saga of a live run is being undone: nobody knows then what has happened and what has not.
         """
         check_execution_id(execution_id)
         patterns = _patterns(steps)
@@ -105,6 +106,7 @@ class Operations(Recurring):
 
         async def begin() -> Started | None:
             history = await self._stored(execution_id)
+            _refuse_while_undoing(history)
             dropped = _matched(history, patterns)
             seen[:] = [(history, dropped)]
             new = _next_run(history.execution, "rerun", nonce, drop=tuple(sorted(dropped)), everything=True)
@@ -121,8 +123,8 @@ class Operations(Recurring):
         """Start another execution with the input of this one, and with the results that it had when ``from_step`` began.
 
         ``from_step`` and whatever began after it run in the new execution; a step can be named once it has a record. This one is left as
-        it is, live or finished. The new one has the same task, queue, priority and tags, and an id of its own unless ``new_execution_id``
-        is given.
+        it is, live or finished; what a saga of it is just undoing is done anew in the new one. That has the same task, queue, priority and
+        tags, and an id of its own unless ``new_execution_id`` is given.
 
         Returns once it is stored. Raises ``ExecutionNotFound``, ``StepNotFound``, ``ExecutionAlreadyExists``.
         """
@@ -261,6 +263,16 @@ def _undone(history: HistoryRow) -> frozenset[_Key]:
         for row in history.steps
         if row.status == "completed" and undo_key(row.name, row.ordinal, generation_of(row) or 0) in undos
     )
+
+
+def _refuse_while_undoing(history: HistoryRow) -> None:
+    row = history.execution
+    undo = next((step for step in history.steps if step.kind == "undo" and step.status == "pending"), None)
+    if undo is not None and row.finished_at is None:
+        raise StepStatusMismatch(
+            f"execution {row.execution_id!r} is undoing what its saga has done ({undo.name!r}): whether that step has happened is not "
+            "known before its end; wait for that, or restart the execution"
+        )
 
 
 def _is_kept(row: StepRow) -> bool:

@@ -215,7 +215,8 @@ class ParallelCalls:
         """Wait until all have ended; how each did, in the order of the handles. A failed one is an element, it does not raise.
 
         ``Ok(value)``; ``BusinessErr(error)`` with what a step's own code raised; ``ZartErr(error)`` for everything else: retries
-        used up, a timeout, a child that failed, an event that did not come, a lost race. Waiting holds no worker slot.
+        used up, a timeout, a child that failed, an event that did not come, a lost race. Waiting holds no worker slot. Give it all handles
+        at once: a loop that waits for one after the other may be woken, and replayed, by the end of each.
         ``name`` is only checked; a wait for all has nothing to decide, so nothing of it is stored.
         """
         return self._wait(handles, name)

@@ -154,7 +154,8 @@ class NewRun(Struct, frozen=True, kw_only=True):
     With an id that is new it is the first run of another execution, and the source goes on as it is.
 
     The rows taken over are completed ones of ordinal 0 and more, that were not undone and do not say that a saga has ended well: all those in
-    ``keep`` (``None``: every one), but for those in ``drop``, with their failed attempts and the events that they have read.
+    ``keep`` (``None``: every one), but for those in ``drop``, with their failed attempts and the events that they have read. A fork takes none
+    over either whose undo is under way.
     """
 
     source: int
@@ -272,7 +273,7 @@ class Reaped(Struct, frozen=True):
 
 class Claimed(Struct, frozen=True):
     """``next_wake`` is the earliest time at which a run that this claim could have taken becomes due, as far as is known, or at which a
-    pause ends. ``pauses``: the rules that hold now."""
+    pause ends. ``pauses``: the rules that concern the worker, see :meth:`Scheduler.pauses`."""
 
     runs: list[ClaimedRun]
     next_wake: int | None
@@ -342,18 +343,22 @@ class DetailsFact(Struct, frozen=True, gc=False):
 
 
 class PublishFact(Struct, frozen=True, gc=False):
-    """Set a published value; the last one of a key wins."""
+    """Set a published value; the last one of a key wins, which is the one of the highest epoch and ``number``: a flush that is carried
+    out late does not bring an earlier one back."""
 
     run_id: int
     epoch: int
     key: str
     value: bytes
+    number: int = 0  # counts the values that this claim has published; below 2**32
 
 
 class RetryFact(Struct, frozen=True, gc=False):
     """Begin the handler's next attempt: set ``attempt`` and drop the rows of failed steps, which will run again.
 
     ``drop`` names further rows to drop, by (name, ordinal): steps that were undone, and what says that a saga was kept.
+    Once the run is in that attempt, or a later one, all of its facts in a flush with this one are known, and left alone: that flush is a
+    repeated one, and may come late.
     """
 
     run_id: int
@@ -498,17 +503,20 @@ class Flushed(Struct, frozen=True):
 
 
 class Watch(Struct, frozen=True):
-    """A run this worker holds in memory, with the last signal it knows of."""
+    """A run this worker holds in memory, with the last signal it knows of, and its deadline as it knows it (``None``: it does not
+    want to hear of that)."""
 
     run_id: int
     epoch: int
     seen: int
+    deadline: int | None = None
 
 
 class Signals(Struct, frozen=True, kw_only=True):
     """What happened to a watched run since ``seen``. ``lost``: its lease is not this worker's any more.
 
-    ``children``: the rows of awaited children that have ended since, in that order.
+    ``children``: the rows of awaited children that have ended since, in that order. ``deadline``: the run's now; it moves when a pause
+    ends that has held the run.
     """
 
     run_id: int
@@ -519,6 +527,7 @@ class Signals(Struct, frozen=True, kw_only=True):
     events: list[EventRow]
     lost: bool = False
     children: list[StepRow] = []
+    deadline: int | None = None
 
 
 class Notification(Struct, frozen=True, kw_only=True):
@@ -526,13 +535,14 @@ class Notification(Struct, frozen=True, kw_only=True):
 
     ``ready``: runs may be claimable now. ``signals``: these runs got an event or a cancellation (``None``: unknown, any may
     have). ``finished``: these executions finished (``None``: any may have). ``ticks``: a recurrence was stored, and may be due sooner
-    than any that was known.
+    than any that was known. ``pauses``: rules may have come or gone.
     """
 
     ready: bool = False
     signals: frozenset[int] | None = frozenset()
     finished: frozenset[str] | None = frozenset()
     ticks: bool = False
+    pauses: bool = False
 
 
 # --- clients --------------------------------------------------------------------------------------------------------

@@ -147,8 +147,12 @@ class Scheduler(Protocol):
         """End rules; returns how many. What no other rule holds is claimable again, its deadline as far away as it was."""
         ...
 
-    async def pauses(self) -> Sequence[PauseRow]:
-        """The rules that there are, the oldest first."""
+    async def pauses(self, worker_id: int | None = None) -> Sequence[PauseRow]:
+        """The rules that there are, the oldest first.
+
+        With ``worker_id`` only those that concern that worker: rules of single executions of which it holds no run are not among them.
+        There may be thousands of these, and workers ask often.
+        """
         ...
 
     async def purge(self, purge: Purge) -> Purged:
@@ -195,7 +199,8 @@ class Scheduler(Protocol):
         written for it any more. Its open children are cancelled, and a parent that awaits it waits for the new run. Events that the source
         has not read go to the new run, unless that is another execution's.
 
-        ``None`` when the source is not the latest run of its execution any more: nothing was changed, unless an earlier try of the same call
+        ``None`` when the source is not the latest run of its execution any more, or is live and has an undo under way that a rerun would cut
+        off: nothing was changed, unless an earlier try of the same call
         (one of the same nonce) took effect, which is answered with its run. Raises ``ExecutionNotFound`` when there is no source, and
         ``ExecutionAlreadyExists`` when a new execution's id is taken.
         """
@@ -316,7 +321,7 @@ class Scheduler(Protocol):
         ...
 
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> Sequence[Signals]:
-        """What is new for runs this worker holds; only those with something new (or lost) are in the answer."""
+        """What is new for runs this worker holds; only those with something new (a signal, another deadline, or lost) are in the answer."""
         ...
 
     async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:

@@ -20,7 +20,8 @@ from zart_postgres.pauses import read_rules
 logger: Final = logging.getLogger("zart")
 
 CLAIM: Final = """
-    SELECT c.*, h.o_rules AS pauses
+    SELECT c.*, h.o_rules AS pauses, h.o_first_end AS first_end,
+           CASE WHEN c.run_id IS NULL AND h.o_others THEN {schema}.rules_of_held_v1($1) END AS own_pauses
     FROM {schema}.heed_v1($5, $6, $7) AS h
     CROSS JOIN LATERAL {schema}.claim_v1(
         $1, $2, $3, $4, h.o_tasks, h.o_versions, h.o_timeouts, $8, $9, $10, $11, $12) AS c
@@ -87,8 +88,8 @@ async def claim(db: Session, request: Claim, turns: Turns, parked: Parked) -> Cl
         if head["turn"] is None:
             raise LeaseLost(lost(request.worker_id))
         if head["turn"] == turn:
-            rules = read_rules(head["pauses"])
-            times = [head["next_wake"], *(rule.expires_at for rule in rules)]
+            rules = read_rules(head["pauses"], head["own_pauses"])
+            times = (head["next_wake"], head["first_end"])
             next_wake = min((time for time in times if time is not None), default=None)
             return Claimed(await _loaded(db, request.worker_id, rows, parked), next_wake, rules)
         # Another scheduler object released for this worker. The claim was refused; this one is not late.

@@ -10,16 +10,16 @@ import asyncpg
 import msgspec
 
 from zart_core.duration import FOREVER
-from zart_core.records import Flush, Flushed, StepRow, SuspendFact
+from zart_core.records import Flush, Flushed, PublishFact, StepRow, SuspendFact
 from zart_postgres import completions
 from zart_postgres.cancellations import CANCELLED
 from zart_postgres.children import COLUMNS, child_columns, once_each
 from zart_postgres.lanes import Session
 
-_PARAMETERS: Final = 62
-_ENDING: Final = 47
+_PARAMETERS: Final = 63
+_ENDING: Final = 48
 """The parameter that names the runs which finish."""
-_PATIENCE: Final = 60
+_PATIENCE: Final = 61
 
 
 def _numbered(first: int, count: int) -> str:
@@ -87,6 +87,11 @@ async def flush(db: Session, request: Flush) -> Outcome:
         return _together([await flush(db, request.of((run_id,))) for run_id in epochs])
 
 
+def number_of(fact: PublishFact) -> int:
+    """What tells a later value from an earlier one, over the claims of a run."""
+    return (fact.epoch << 32) + fact.number if 0 <= fact.epoch < 2**31 else 0
+
+
 def _busy(runs: Iterable[int]) -> Outcome:
     return Outcome(Flushed(busy=frozenset(runs)), ready=False, signals=[], finished=[])
 
@@ -106,7 +111,7 @@ async def _flush(db: Session, request: Flush, patience: int | None) -> Outcome:
         return Outcome(Flushed(), ready=False, signals=[], finished=[])
     steps, beats = _steps(request)
     attempts = request.attempts
-    published = {(fact.run_id, fact.key): fact.value for fact in request.published}
+    published = {(fact.run_id, fact.key): fact for fact in request.published}
     retries = {fact.run_id: fact.attempt for fact in request.retries}
     drops = [(fact.run_id, name, ordinal) for fact in request.retries for name, ordinal in fact.drop]
     finishes = {fact.run_id: fact for fact in request.finishes}
@@ -134,7 +139,8 @@ async def _flush(db: Session, request: Flush, patience: int | None) -> Outcome:
         *_beat_columns(beats),
         [run_id for run_id, _ in published],
         [key for _, key in published],
-        list(published.values()),
+        [fact.value for fact in published.values()],
+        [number_of(fact) for fact in published.values()],
         list(retries),
         list(retries.values()),
         [run_id for run_id, _, _ in drops],

@@ -34,6 +34,7 @@ class Note(msgspec.Struct, array_like=True, frozen=True):
     signals: list[int] | None = []
     finished: list[str] | None = []
     ticks: bool = False
+    pauses: bool = False
 
     def notification(self) -> Notification:
         return Notification(
@@ -41,6 +42,7 @@ class Note(msgspec.Struct, array_like=True, frozen=True):
             signals=None if self.signals is None else frozenset(self.signals),
             finished=None if self.finished is None else frozenset(self.finished),
             ticks=self.ticks,
+            pauses=self.pauses,
         )
 
 
@@ -51,7 +53,9 @@ def channel(schema: str) -> str:
 
 def written(sender: str, happened: Happened) -> str:
     """The payload: as much as fits."""
-    note = Note(sender, happened.ready, sorted(happened.signals), sorted(happened.finished), happened.ticks)
+    note = Note(
+        sender, happened.ready, sorted(happened.signals), sorted(happened.finished), happened.ticks, happened.pauses
+    )
     text = msgspec.json.encode(note)
     if len(text) > _LONGEST:
         # Which of the two is the long one does not matter: whoever listens looks at the tables.

@@ -111,7 +111,7 @@ class Listener:
             # Ours were told here right after the commit.
             self._echo.set()
         elif (
-            note.ready or note.signals != [] or note.finished != [] or note.ticks
+            note.ready or note.signals != [] or note.finished != [] or note.ticks or note.pauses
         ):  # else it is another's first, which tells of nothing
             self._tell(note.notification())
 

@@ -14,14 +14,14 @@ logger: Final = logging.getLogger("zart")
 
 Listener = Callable[[Notification], None]
 
-ANYTHING: Final = Notification(ready=True, signals=None, finished=None)
+ANYTHING: Final = Notification(ready=True, signals=None, finished=None, pauses=True)
 """Something may have happened that nobody told of."""
 
 
 class Happened:
     """What is to be told, gathered until it is."""
 
-    __slots__ = ("finished", "ready", "signals", "ticks")
+    __slots__ = ("finished", "pauses", "ready", "signals", "ticks")
 
     def __init__(
         self,
@@ -30,17 +30,20 @@ class Happened:
         signals: Iterable[int] = (),
         finished: Iterable[str] = (),
         ticks: bool = False,
+        pauses: bool = False,
     ) -> None:
         self.ready = ready
+        self.pauses = pauses
         self.signals = set(signals)
         self.finished = set(finished)
         self.ticks = ticks
 
     def __bool__(self) -> bool:
-        return bool(self.ready or self.signals or self.finished or self.ticks)
+        return bool(self.ready or self.signals or self.finished or self.ticks or self.pauses)
 
     def add(self, other: Happened) -> None:
         self.ready = self.ready or other.ready
+        self.pauses = self.pauses or other.pauses
         self.signals |= other.signals
         self.finished |= other.finished
         self.ticks = self.ticks or other.ticks
@@ -51,6 +54,7 @@ class Happened:
             signals=frozenset(self.signals),
             finished=frozenset(self.finished),
             ticks=self.ticks,
+            pauses=self.pauses,
         )
 
 

@@ -10,13 +10,15 @@ import msgspec
 from zart_core.errors import ExecutionFinished, ExecutionNotFound
 from zart_core.records import Flush, Flushed, NewPause, PauseFilter, PauseRow, SuspendFact
 from zart_postgres.lanes import Session
+from zart_postgres.notices import Happened
 
 _PAUSE: Final = "SELECT o_now, o_outcome, o_rule FROM {schema}.pause_v1($1, $2, $3, $4, $5, $6)"
-_RULES: Final = "SELECT {schema}.rules_v1()"
+_RULES: Final = "SELECT {schema}.rules_v1(false), NULL"
+_CONCERNING: Final = "SELECT {schema}.rules_v1(true), {schema}.rules_of_held_v1($1)"
 _LIFT: Final = "SELECT {schema}.lift_v1($1)"
 HOLD: Final = """
-    SELECT o_now, o_lost, o_refused, o_cancelled, o_ready
-    FROM {schema}.hold_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+    SELECT o_now, o_lost, o_refused, o_cancelled, o_ready, o_busy
+    FROM {schema}.hold_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 """
 
 _Rule = tuple[int, str | None, str | None, str | None, str | None, int, int | None]
@@ -36,9 +38,10 @@ async def pause(db: Session, new: NewPause) -> int:
     return number
 
 
-async def rules(db: Session) -> list[PauseRow]:
+async def rules(db: Session, worker_id: int | None = None) -> list[PauseRow]:
     """See :meth:`zart_core.scheduler.Scheduler.pauses`."""
-    return read_rules((await db.rows(_RULES))[0][0])
+    found = await (db.rows(_RULES) if worker_id is None else db.rows(_CONCERNING, worker_id))
+    return read_rules(*found[0])
 
 
 async def lift(db: Session, wanted: PauseFilter) -> int:
@@ -50,8 +53,10 @@ async def lift(db: Session, wanted: PauseFilter) -> int:
     return lifted
 
 
-async def hold(db: Session, worker_id: int, facts: Sequence[SuspendFact]) -> tuple[Flushed, bool]:
-    """Suspend runs of which a rule holds a call; the answer, and whether one of them is due."""
+async def hold(
+    db: Session, worker_id: int, facts: Sequence[SuspendFact], patience: int | None
+) -> tuple[Flushed, Happened]:
+    """Suspend runs of which a rule holds a call. ``patience``: in milliseconds."""
     once = {fact.run_id: fact for fact in facts}
     ordered = [once[run_id] for run_id in sorted(once)]
     row = await db.row(
@@ -68,9 +73,10 @@ async def hold(db: Session, worker_id: int, facts: Sequence[SuspendFact]) -> tup
         [fact.children_left for fact in ordered],
         [fact.held_by for fact in ordered],
         [fact.only_held for fact in ordered],
+        patience,
     )
-    _, lost, refused, cancelled, ready = row
-    return Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled)), ready
+    _, lost, refused, cancelled, ready, busy = row
+    return Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled), frozenset(busy)), Happened(ready=ready)
 
 
 def held(flush: Flush) -> list[SuspendFact]:
@@ -78,9 +84,10 @@ def held(flush: Flush) -> list[SuspendFact]:
     return [fact for fact in flush.suspends if fact.held_by is not None]
 
 
-def read_rules(stored: str | None) -> list[PauseRow]:
-    """The rules as a claim gets them."""
-    return [] if stored is None else [PauseRow(*rule) for rule in _decode_rules(stored)]
+def read_rules(*stored: str | None) -> list[PauseRow]:
+    """The rules as a claim gets them, the oldest first."""
+    found = [PauseRow(*rule) for part in stored if part is not None for rule in _decode_rules(part)]
+    return sorted(found, key=lambda rule: rule.rule_id)
 
 
 def read_rule(stored: str | None) -> PauseRow | None:

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import functools
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Literal, Self, TypeVar
+
+import asyncpg
 
 from zart_core.duration import SECOND, Duration, positive_micros
 from zart_core.records import (
@@ -64,10 +66,11 @@ from zart_postgres.clock import DatabaseClock
 from zart_postgres.connections import Connections
 from zart_postgres.database import Database
 from zart_postgres.flush import flush as write_facts
-from zart_postgres.lanes import Work
+from zart_postgres.lanes import Session, Work
 from zart_postgres.notices import Happened, Notices
 
 T = TypeVar("T")
+_Told = tuple[Flushed, Happened]
 
 
 class PostgresScheduler:
@@ -262,7 +265,7 @@ class PostgresScheduler:
     async def pause(self, new: NewPause) -> int:
         async def work(calls: Connections) -> int:
             rule_id = await calls.client.run(lambda db: pauses.pause(db, new), repeatable=True)
-            self._tell(calls, Happened(ready=True))  # claims hear of it
+            self._tell(calls, Happened(ready=True, pauses=True))
             return rule_id
 
         return await self._do(work)
@@ -270,13 +273,13 @@ class PostgresScheduler:
     async def lift(self, wanted: PauseFilter) -> int:
         async def work(calls: Connections) -> int:
             lifted = await calls.client.run(lambda db: pauses.lift(db, wanted))
-            self._tell(calls, Happened(ready=lifted > 0))
+            self._tell(calls, Happened(ready=lifted > 0, pauses=lifted > 0))
             return lifted
 
         return await self._do(work)
 
-    async def pauses(self) -> Sequence[PauseRow]:
-        return await self._read(pauses.rules)
+    async def pauses(self, worker_id: int | None = None) -> Sequence[PauseRow]:
+        return await self._read(lambda db: pauses.rules(db, worker_id))
 
     async def purge(self, purge: Purge) -> Purged:
         return await self._report(lambda db: purges.purge(db, purge))
@@ -386,27 +389,40 @@ class PostgresScheduler:
 
     async def _flush_and_hold(self, flush: Flush) -> Flushed:
         held = pauses.held(flush)
-
         before = await self.flush(succession.without(flush, held))
         ready = [fact for fact in held if fact.run_id not in before.busy]
-
-        async def work(calls: Connections) -> Flushed:
-            flushed, woken = await calls.flush.run(lambda db: pauses.hold(db, flush.worker_id, ready))
-            self._tell(calls, Happened(ready=woken))
-            return flushed
-
-        return succession.together(before, await self._do(work)) if ready else before
+        if not ready:
+            return before
+        after = await self._last(flush, lambda db, patience: pauses.hold(db, flush.worker_id, ready, patience))
+        return succession.together(before, after)
 
     async def _flush_and_continue(self, flush: Flush) -> Flushed:
         before = await self.flush(succession.without(flush, flush.continues))
         ready = [fact for fact in flush.continues if fact.run_id not in before.busy]
+        if not ready:
+            return before
+        after = await self._last(
+            flush, lambda db, patience: succession.continue_runs(db, flush.worker_id, ready, patience)
+        )
+        return succession.together(before, after)
+
+    async def _last(self, flush: Flush, write: Callable[[Session, int | None], Awaitable[_Told]]) -> Flushed:
+        """The facts of ``flush`` that have a commit of their own, after the others; with its patience, and on its lane."""
+        patience = None if flush.patience is None else max(0, flush.patience // 1_000)
+
+        async def once(db: Session) -> _Told:
+            try:
+                return await write(db, patience)
+            except asyncpg.LockNotAvailableError:
+                return await write(db, 0)  # waited in vain: whatever is free now is written
 
         async def work(calls: Connections) -> Flushed:
-            flushed, happened = await calls.flush.run(lambda db: succession.continue_runs(db, flush.worker_id, ready))
+            lane = calls.patient if flush.patience else calls.flush
+            flushed, happened = await lane.run(once)
             self._tell(calls, happened)
             return flushed
 
-        return succession.together(before, await self._do(work)) if ready else before
+        return await self._do(work)
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         """``work`` gets an asyncpg connection. Its transaction is READ COMMITTED; nested ones are savepoints."""

@@ -24,10 +24,11 @@ _CANCEL_CALLS: Final = """
 # signal_seq of that, so that it asks again; those behind it are left out, as if there was none, until they are asked for again.
 _SIGNALS: Final = """
     WITH watched AS MATERIALIZED (
-        SELECT watch.run_id, watch.seen, a.run_id IS NOT NULL AS held, a.signal_seq, a.open_children, a.cancel_requested,
+        SELECT watch.run_id, watch.seen, a.run_id IS NOT NULL AS held, a.deadline, a.signal_seq, a.open_children, a.cancel_requested,
                a.cancel_reason, n.upto, n.upto < n.last AS cut, coalesce(n.bytes, 0) AS bytes,
                sum(n.bytes) OVER (ORDER BY watch.place) AS so_far
-        FROM unnest($1::bigint[], $2::integer[], $3::integer[]) WITH ORDINALITY AS watch(run_id, epoch, seen, place)
+        FROM unnest($1::bigint[], $2::integer[], $3::integer[], $6::bigint[]) WITH ORDINALITY
+             AS watch(run_id, epoch, seen, deadline, place)
         LEFT JOIN {schema}.active AS a
             ON a.run_id = watch.run_id AND a.run_id = ANY ($1) AND a.worker_id IS NOT DISTINCT FROM $4 AND a.epoch = watch.epoch
         LEFT JOIN LATERAL (
@@ -45,10 +46,10 @@ _SIGNALS: Final = """
                 ) AS x
             ) AS y
         ) AS n ON true
-        WHERE a.run_id IS NULL OR a.signal_seq > watch.seen
+        WHERE a.run_id IS NULL OR a.signal_seq > watch.seen OR a.deadline <> watch.deadline
     )
     SELECT watched.run_id, watched.seen, watched.held, CASE WHEN watched.cut THEN watched.upto ELSE watched.signal_seq END AS signal_seq,
-           watched.open_children, watched.cancel_requested, watched.cancel_reason, e.seqs, e.names, e.payloads, e.sent_at,
+           watched.deadline, watched.open_children, watched.cancel_requested, watched.cancel_reason, e.seqs, e.names, e.payloads, e.sent_at,
            c.step_names, c.ordinals, c.kinds, c.statuses, c.attempts, c.started_ats, c.finished_ats, c.wake_ats, c.deadlines,
            c.event_seqs, c.outputs, c.errors, c.details, c.workers
     FROM watched
@@ -119,6 +120,7 @@ async def signals(db: Session, watches: Sequence[Watch], worker_id: int) -> list
         [watch.seen for watch in watches],
         worker_id,
         _AT_ONCE,
+        [watch.deadline for watch in watches],
     )
     return [
         Signals(
@@ -130,6 +132,7 @@ async def signals(db: Session, watches: Sequence[Watch], worker_id: int) -> list
             events=_events(row),
             lost=not row["held"],
             children=_children(row),
+            deadline=row["deadline"],
         )
         for row in rows
     ]

@@ -29,8 +29,8 @@ BEGIN_RUN: Final = """
     FROM {schema}.begin_run_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 """
 CONTINUE: Final = """
-    SELECT o_now, o_lost, o_refused, o_cancelled, o_ready, o_signals, o_finished
-    FROM {schema}.continue_v1($1, $2, $3, $4, $5, $6, $7)
+    SELECT o_now, o_lost, o_refused, o_cancelled, o_ready, o_signals, o_finished, o_busy
+    FROM {schema}.continue_v1($1, $2, $3, $4, $5, $6, $7, $8)
 """
 REVIVE: Final = """
     SELECT o_now, o_revived FROM {schema}.revive_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
@@ -73,8 +73,10 @@ async def begin_run(db: Session, new: NewRun) -> tuple[Started | None, Happened]
     return started, Happened(ready=ready, signals=told, finished=finished)
 
 
-async def continue_runs(db: Session, worker_id: int, facts: Sequence[ContinueFact]) -> tuple[Flushed, Happened]:
-    """Finish runs and begin the next of their executions, all in one commit."""
+async def continue_runs(
+    db: Session, worker_id: int, facts: Sequence[ContinueFact], patience: int | None
+) -> tuple[Flushed, Happened]:
+    """Finish runs and begin the next of their executions, all in one commit. ``patience``: in milliseconds."""
     once = {fact.run_id: fact for fact in facts}
     ordered = [once[run_id] for run_id in sorted(once)]
     row = await db.row(
@@ -86,9 +88,10 @@ async def continue_runs(db: Session, worker_id: int, facts: Sequence[ContinueFac
         [None if fact.timeout is None else min(fact.timeout, FOREVER) for fact in ordered],
         _CANCELLED,
         FOREVER,
+        patience,
     )
-    _, lost, refused, cancelled, ready, told, finished = row
-    flushed = Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled))
+    _, lost, refused, cancelled, ready, told, finished, busy = row
+    flushed = Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled), frozenset(busy))
     return flushed, Happened(ready=ready, signals=told, finished=finished)
 
 

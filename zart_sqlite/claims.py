@@ -15,7 +15,7 @@ from zart_sqlite import history, limits
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined
 from zart_sqlite.leases import renew
 from zart_sqlite.limits import Pick
-from zart_sqlite.pauses import heed, not_paused
+from zart_sqlite.pauses import concerning, heed, not_paused
 from zart_sqlite.rows import as_json
 from zart_sqlite.writer import Transaction
 
@@ -200,9 +200,9 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     # First the lease, so that a worker declared dead gets nothing. Reaping needs the write lock too: it is either
     # before this transaction and seen here, or after it and finds these runs.
     renew(tx, request.worker_id, request.lease)
-    held = heed(tx)
-    if held:
-        request = msgspec.structs.replace(request, tasks=not_paused(request.tasks, held))
+    rules = heed(tx)
+    if rules.general:
+        request = msgspec.structs.replace(request, tasks=not_paused(request.tasks, rules.general))
     now = tx.clock.now()
     queues = list(dict.fromkeys(request.queues))
     limited = limits.defined(tx.db, queues)
@@ -229,11 +229,10 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
         # Whose deadline has passed does not wait for a place.
         late = msgspec.structs.replace(request, queues=tuple(limited))
         taken += _find_overdue(tx.db, late, left, now, set(places))
-    ends = [rule.expires_at for rule in held if rule.expires_at is not None]
-    if ends:
-        next_wake = min(next_wake, *ends) if next_wake is not None else min(ends)
+    if rules.first_end is not None:
+        next_wake = rules.first_end if next_wake is None else min(next_wake, rules.first_end)
     if not taken:
-        return Claimed([], next_wake, held)
+        return Claimed([], next_wake, concerning(tx.db, rules, request.worker_id))
     offers = request.tasks
     tx.db.execute(
         _LEASE,
@@ -253,7 +252,7 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
         runs = _load(tx.db, run_ids)
     except _DOES_NOT_LOAD:
         runs = _load_apart(tx, run_ids, now)
-    return Claimed(runs, next_wake, held)
+    return Claimed(runs, next_wake, concerning(tx.db, rules, request.worker_id))
 
 
 def _with_limits(

@@ -108,7 +108,11 @@ _MARK_CANCELLED: Final = """
         cancel_requested = 1,
         cancel_reason = :reason,
         signal_seq = signal_seq + 1,
-        wake_at = CASE WHEN worker_id IS NULL THEN min(:now, coalesce(wake_at, :now)) END
+        wake_at = CASE WHEN worker_id IS NULL THEN min(:now, coalesce(wake_at, :now)) END,
+        -- It gets through pauses of its execution: only rules for undos, and for the whole task, hold what it has to clean up.
+        queue = iif(queue = '', (SELECT r.queue FROM zart_runs AS r WHERE r.run_id = zart_active.run_id), queue),
+        held_by = NULL,
+        held_at = NULL
     WHERE run_id IN (SELECT value FROM json_each(:run_ids))
 """
 _REMOVE: Final = "DELETE FROM zart_active WHERE run_id IN (SELECT value FROM json_each(?))"

@@ -22,7 +22,7 @@ from zart_core.records import (
 from zart_sqlite.children import start_children
 from zart_sqlite.finishes import finish
 from zart_sqlite.limits import awaited
-from zart_sqlite.pauses import rules
+from zart_sqlite.pauses import there
 from zart_sqlite.rows import ManyRows, as_json
 from zart_sqlite.runs import CHILDREN, SIGNAL
 from zart_sqlite.succession import continue_runs
@@ -32,7 +32,7 @@ from zart_sqlite.writer import Transaction
 # until the commit: nobody can take a run between this check and the writes below. (+: by run_id, not by all that the
 # worker holds.)
 FENCE: Final = """
-    SELECT json_group_array(json_array(run_id, epoch, cancel_requested)) FROM zart_active
+    SELECT json_group_array(json_array(run_id, epoch, cancel_requested, attempt)) FROM zart_active
     WHERE run_id IN (SELECT value FROM json_each(?)) AND +worker_id = ?
 """
 
@@ -87,10 +87,11 @@ _DETAILS: Final = ManyRows(
 )
 _PUBLISHED: Final = ManyRows(
     """
-    INSERT INTO zart_published (run_id, key, value) VALUES {rows}
-    ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value
+    INSERT INTO zart_published (run_id, key, value, number) VALUES {rows}
+    ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value, number = excluded.number
+    WHERE zart_published.number <= excluded.number
     """,
-    columns=3,
+    columns=4,
 )
 _DROP_FAILED: Final = """
     DELETE FROM zart_steps WHERE status = 'failed' AND run_id IN (SELECT value FROM json_each(?))
@@ -149,7 +150,7 @@ _STILL_HELD: Final = """
     WHERE run_id IN (SELECT value FROM json_each(?)) AND +worker_id = ?
 """
 
-_decode_held = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
+_decode_held = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 _decode_ids = msgspec.json.Decoder(list[int]).decode
 
 
@@ -182,12 +183,16 @@ def flush(tx: Transaction, request: Flush) -> Flushed:
     ]
     named = {fact.run_id for kind in facts for fact in kind}
     held = _decode_held(tx.db.execute(FENCE, (as_json(named), request.worker_id)).fetchone()[0])
-    epochs = {run_id: epoch for run_id, epoch, _ in held}
+    epochs = {run_id: epoch for run_id, epoch, *_ in held}
     lost = {fact.run_id for kind in facts for fact in kind if epochs.get(fact.run_id) != fact.epoch}
-    cancelled = frozenset(run_id for run_id, _, cancel_requested in held if cancel_requested) - lost
+    cancelled = frozenset(run_id for run_id, _, cancel_requested, _ in held if cancel_requested) - lost
+    unwanted = lost
+    if request.retries:
+        attempts = {run_id: attempt for run_id, *_, attempt in held}
+        unwanted = lost | {fact.run_id for fact in request.retries if attempts.get(fact.run_id, 0) >= fact.attempt}
 
     def kept(of_a_kind: Sequence[FactT]) -> Sequence[FactT]:
-        return [fact for fact in of_a_kind if fact.run_id not in lost] if lost else of_a_kind
+        return [fact for fact in of_a_kind if fact.run_id not in unwanted] if unwanted else of_a_kind
 
     # Each in the order of Flush's fields.
     STEPS.execute(tx.db, step_rows(kept(request.steps)))
@@ -277,13 +282,12 @@ def _write_attempts(db: sqlite3.Connection, facts: Iterable[AttemptFact]) -> Non
 
 
 def _publish(db: sqlite3.Connection, facts: Iterable[PublishFact]) -> None:
-    _PUBLISHED.execute(db, [(fact.run_id, fact.key, fact.value) for fact in facts])
+    _PUBLISHED.execute(db, [(fact.run_id, fact.key, fact.value, (fact.epoch << 32) + fact.number) for fact in facts])
 
 
 def _retry(db: sqlite3.Connection, facts: Sequence[RetryFact]) -> None:
     attempts = {fact.run_id: fact.attempt for fact in facts}
     if attempts:
-        # Also when the attempt stands there already: a repeated flush has just written the failed row once more.
         db.execute(_DROP_FAILED, (as_json(attempts.keys()),))
         if dropped := [(fact.run_id, name, ordinal) for fact in facts for name, ordinal in fact.drop]:
             db.execute(_DROP_NAMED, (as_json(dropped),))
@@ -310,7 +314,8 @@ def _suspend(tx: Transaction, facts: Iterable[SuspendFact], worker_id: int) -> s
     """Give leases up; returns the runs that go on because what they would wait for has happened."""
     facts = list(facts)
     now = tx.clock.now()
-    holding = {rule.rule_id for rule in rules(tx.db)} if any(fact.held_by is not None for fact in facts) else set[int]()
+    rules = [fact.held_by for fact in facts if fact.held_by is not None]
+    holding = there(tx.db, rules) if rules else set[int]()
     parked = {
         fact.run_id: (
             fact.run_id,

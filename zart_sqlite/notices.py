@@ -14,29 +14,31 @@ logger: Final = logging.getLogger("zart")
 
 Listener = Callable[[Notification], None]
 
-ANYTHING: Final = Notification(ready=True, signals=None, finished=None)
+ANYTHING: Final = Notification(ready=True, signals=None, finished=None, pauses=True)
 """Another process changed the file: nobody knows what."""
 
 
 class Happened:
     """What the jobs of one transaction did, gathered until it is committed."""
 
-    __slots__ = ("finished", "ready", "signals", "ticks")
+    __slots__ = ("finished", "pauses", "ready", "signals", "ticks")
 
     def __init__(self) -> None:
         self.ready = False
+        self.pauses = False
         self.signals: set[int] = set()
         self.finished: set[str] = set()
         self.ticks = False
 
     def notification(self) -> Notification | None:
-        if not (self.ready or self.signals or self.finished or self.ticks):
+        if not (self.ready or self.signals or self.finished or self.ticks or self.pauses):
             return None
         return Notification(
             ready=self.ready,
             signals=frozenset(self.signals),
             finished=frozenset(self.finished),
             ticks=self.ticks,
+            pauses=self.pauses,
         )
 
 

@@ -201,8 +201,8 @@ class SqliteScheduler:
     async def lift(self, wanted: PauseFilter) -> int:
         return await self._write(lambda tx: pauses.lift(tx, wanted))
 
-    async def pauses(self) -> Sequence[PauseRow]:
-        return await self._read(pauses.rules)
+    async def pauses(self, worker_id: int | None = None) -> Sequence[PauseRow]:
+        return await self._read(lambda db: pauses.rules(db, worker_id))
 
     async def purge(self, purge: Purge) -> Purged:
         return await self._write(lambda tx: purges.purge(tx, purge))

@@ -35,20 +35,21 @@ _WAKE: Final = "UPDATE zart_active SET signal_seq = ?, wake_at = min(?3, coalesc
 _WATCHED: Final = """
     SELECT json_group_array(json_array(
         watch.run_id, watch.seen, coalesce(a.worker_id = :worker_id AND a.epoch = watch.epoch, 0), a.signal_seq,
-        a.open_children, a.cancel_requested, a.cancel_reason))
+        a.open_children, a.cancel_requested, a.cancel_reason, a.deadline))
     FROM (
         SELECT json_extract(value, '$[0]') AS run_id, json_extract(value, '$[1]') AS epoch,
-               json_extract(value, '$[2]') AS seen
+               json_extract(value, '$[2]') AS seen, json_extract(value, '$[3]') AS deadline
         FROM json_each(:watches)
     ) AS watch
     LEFT JOIN zart_active AS a ON a.run_id = watch.run_id
     WHERE a.run_id IS NULL OR a.worker_id IS NOT :worker_id OR a.epoch <> watch.epoch OR a.signal_seq > watch.seen
+       OR a.deadline <> watch.deadline
 """
 
 _IS_HELD: Final = "SELECT 1 FROM zart_active WHERE run_id = ? AND worker_id = ? AND epoch = ?"
 
 _decode_watched = msgspec.json.Decoder(
-    list[tuple[int, int, int, int | None, int | None, int | None, str | None]]
+    list[tuple[int, int, int, int | None, int | None, int | None, str | None, int | None]]
 ).decode
 
 
@@ -100,7 +101,10 @@ def signals(db: sqlite3.Connection, watches: Sequence[Watch], worker_id: int) ->
     """See :meth:`zart_core.scheduler.Scheduler.signals`."""
     rows = db.execute(
         _WATCHED,
-        {"watches": as_json((watch.run_id, watch.epoch, watch.seen) for watch in watches), "worker_id": worker_id},
+        {
+            "watches": as_json((watch.run_id, watch.epoch, watch.seen, watch.deadline) for watch in watches),
+            "worker_id": worker_id,
+        },
     ).fetchone()[0]
     found = _decode_watched(rows)
     if not found:
@@ -118,6 +122,7 @@ def signals(db: sqlite3.Connection, watches: Sequence[Watch], worker_id: int) ->
             events=events.get(run_id, []),
             lost=not held,
             children=ended.get(run_id, []),
+            deadline=deadline if held else None,
         )
-        for run_id, seen, held, seq, children, cancel_requested, reason in found
+        for run_id, seen, held, seq, children, cancel_requested, reason, deadline in found
     ]

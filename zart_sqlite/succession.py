@@ -29,6 +29,9 @@ _UNLINK: Final = """
     UPDATE zart_active SET parent_run = NULL, parent_name = NULL, parent_ordinal = NULL WHERE run_id = ?
 """
 _PARENTS_DEADLINE: Final = "SELECT deadline FROM zart_active WHERE run_id = ?"
+_UNDOES: Final = (
+    "SELECT 1 FROM zart_steps WHERE run_id = ? AND kind = 'undo' AND status = 'pending' AND finished_at IS NULL"
+)
 _INSERT_RUN: Final = """
     INSERT INTO zart_runs (execution_id, run, task, queue, priority, parent_run, created_at, tags, input, nonce, trigger, key)
     SELECT :execution_id, coalesce((SELECT max(n.run) FROM zart_runs AS n WHERE n.execution_id = :execution_id), 0) + 1,
@@ -62,7 +65,8 @@ _TAKE_STEPS: Final = """
       AND NOT (s.kind = 'choice' AND substr(s.name, 1, 5) = 'kept:')
       AND NOT EXISTS (
           SELECT 1 FROM zart_steps AS u
-          WHERE u.run_id = :source AND u.name = 'undo:' || s.name AND u.kind = 'undo' AND u.status = 'completed'
+          WHERE u.run_id = :source AND u.name = 'undo:' || s.name AND u.kind = 'undo'
+            AND (u.status = 'completed' OR u.status = 'pending' AND :fork)
             AND coalesce(s.details, CAST('undo:0' AS BLOB)) = CAST('undo:' || (u.ordinal - s.ordinal) AS BLOB))
     ORDER BY s.rowid
 """
@@ -146,6 +150,8 @@ def begin_run(tx: Transaction, new: NewRun) -> Started | None:
     elif replaced:
         return None
     elif live:
+        if new.trigger == "rerun" and tx.db.execute(_UNDOES, (new.source,)).fetchone():
+            return None
         # Race: whoever runs it writes something right now. Both need the write lock: what comes before this stays in its history, what
         # comes later finds no live run.
         link = _unlinked(tx, new.source)
@@ -241,7 +247,7 @@ def _follow(tx: Transaction, new: NewRun, link: _Link, *, timeout: int | None) -
     )
     if new.keep is None or new.keep:
         keep = None if new.keep is None else as_json(new.keep)
-        tx.db.execute(_TAKE_STEPS, {**pair, "keep": keep, "drop": as_json(new.drop)})
+        tx.db.execute(_TAKE_STEPS, {**pair, "keep": keep, "drop": as_json(new.drop), "fork": new.trigger == "fork"})
         tx.db.execute(_TAKE_ATTEMPTS, pair)
     tx.db.execute(_TAKE_EVENTS, {**pair, "unread": new.trigger != "fork"})
     if new.trigger != "restart":

@@ -331,6 +331,48 @@ class Mixed(TaskHandler[list[Act], int]):
         return f"{os.getpid()}-{time.monotonic_ns()}"
 
 
+class Chore(TaskHandler[int, int]):
+    """``data`` steps, the first two in a saga; two for any worker, a short sleep, and a step that fails in the first run until the gate
+    ``mend-ID`` is open. Its output is the number of its steps.
+
+    Lines ``begin ID RUN STEP TIME PID`` and ``end ID RUN STEP TIME PID`` in each body, ``undo ID RUN STEP TIME PID``, and
+    ``leave ID RUN PID`` at its end.
+    """
+
+    name = "chore"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: int) -> int:
+        total, here = 0, (ctx.execution_id, ctx.run)
+        async with ctx.saga():
+            for number in range(2):
+                total += await ctx.step(f"s{number}", self.work, *here, f"s{number}", undo=self.undo)
+            await ctx.sleep("rest", 0.05)
+        parts = [ctx.schedule(f"p{number}", self.work, *here, f"p{number}") for number in range(2)]
+        total += sum(await ctx.wait_all(parts))
+        total += await ctx.step("shaky", self.shaky, *here)
+        for number in range(2, data):
+            total += await ctx.step(f"s{number}", self.work, *here, f"s{number}")
+        self.place.write("leave", *here)
+        return total
+
+    async def work(self, execution_id: str, run: int, step: str) -> int:
+        self.place.write("begin", execution_id, run, step, _micros())
+        await asyncio.sleep(0.03)
+        self.place.write("end", execution_id, run, step, _micros())
+        return 1
+
+    async def shaky(self, execution_id: str, run: int) -> int:
+        if run == 1 and not self.place.gate(f"mend-{execution_id}").exists():
+            raise ConnectionError("not mended yet")
+        return await self.work(execution_id, run, "shaky")
+
+    async def undo(self) -> None:
+        self.place.write("undo", context().execution_id, context().step_name, _micros())
+
+
 class Booking(TaskHandler[int, list[int]]):
     """``data`` transactions ``book-N``, each a row of the table ``bookings``, whose rowid it returns; a step after each.
 
@@ -380,7 +422,21 @@ def _micros() -> int:
 def registry(place: Place) -> TaskRegistry:
     """Every handler of this module."""
     tasks = TaskRegistry()
-    for handler in (Counted, Brood, Spread, Retreat, Gated, Stuck, Blocking, Waiting, Napping, Mixed, Booking, Metered):
+    for handler in (
+        Counted,
+        Brood,
+        Spread,
+        Retreat,
+        Gated,
+        Stuck,
+        Blocking,
+        Waiting,
+        Napping,
+        Mixed,
+        Chore,
+        Booking,
+        Metered,
+    ):
         tasks.register(handler(place))
     return tasks
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -446,6 +447,20 @@ async def test_a_run_that_is_set_aside_again_waits_twice_as_long() -> None:  # B
             assert aside.wake_at is not None
             waits.append((aside.wake_at - NOW) // 1_000_000)
         assert waits == [5, 10, 20]
+
+
+async def test_what_was_refused_of_runs_that_are_gone_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:  # B61
+    now = 0.0
+    monkeypatch.setattr("zart_core.engine.journal.time", SimpleNamespace(monotonic=lambda: now))
+    async with bench() as at:
+        at.store.refuses = "bad"
+        for run_id in range(2, 50):
+            await at.journal.step(step(run_id, "bad"))
+        now = 3_600.0
+        await at.journal.step(step(2, "bad"))
+        [aside] = at.store.flushes[-1].suspends
+        assert aside.wake_at == NOW + 5_000_000
+        assert list(at.journal._refusals) == [2]
 
 
 async def test_neither_a_cancellation_nor_a_deadline_brings_back_at_once_what_is_set_aside() -> None:  # B61

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from tests.postgres.hand import Desk, desk, until
 from tests.postgres.server import connection_to
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
-from zart_core.records import ClaimedRun, Flushed, Offer
+from zart_core.records import ClaimedRun, Flushed, NewPause, Offer, PauseFilter
 from zart_core.testing.contract.bench import new
 from zart_core.testing.contract.hand import Fact, Hand, child, completed, finish, suspend, watch
+from zart_core.testing.contract.succession import continued
 
 SOON = 5.0
 """Seconds within which must be answered what does not wait: a wait would end with the test."""
@@ -76,6 +77,58 @@ async def test_a_flush_with_patience_waits_that_long_and_no_longer() -> None:
         assert await soon(second) == Flushed()
         assert await names(d) == ["x", "y"]
         await hand.record(finish(a), finish(b))
+
+
+async def test_a_suspension_at_a_pause_waits_for_nobody() -> None:  # B68
+    async with desk() as d:
+        hand, a, b = await two(d)
+        rule = await d.scheduler.pause(NewPause(nonce=1, step="s"))
+
+        def held(run: ClaimedRun) -> Fact:
+            return suspend(run, 0, held_by=rule, only_held=True)
+
+        async with users_transaction(d, "a"):
+            first = await soon(flushing(hand, completed(a, "x"), held(a), completed(b, "y"), held(b)))
+            assert first == Flushed(busy=frozenset([a.run_id]))
+            assert await names(d) == ["y"]
+            # A run of which there is nothing else to be written.
+            assert await soon(flushing(hand, held(a))) == Flushed(busy=frozenset([a.run_id]))
+            assert (await soon(flushing(hand, held(a), patience=100_000))).busy == {a.run_id}
+        assert await soon(flushing(hand, completed(a, "x"), held(a))) == Flushed()
+        assert await d.scheduler.lift(PauseFilter(rule_id=rule)) == 1
+        for run in await hand.claim():
+            await hand.record(finish(run))
+
+
+async def test_a_suspension_at_a_pause_does_not_wait_for_its_end() -> None:  # B68
+    async with desk() as d:
+        hand, a, b = await two(d)
+        rule = await d.scheduler.pause(NewPause(nonce=1, step="s"))
+        await hand.record(suspend(a, 0, held_by=rule, only_held=True))
+        async with users_transaction(d, "a"):
+            lifting = asyncio.create_task(d.scheduler.lift(PauseFilter(rule_id=rule)))  # waits for the user
+            await d.blocked()
+            held = suspend(b, 0, held_by=rule, only_held=True)
+            assert await soon(flushing(hand, held)) == Flushed(busy=frozenset([b.run_id]))
+        assert await lifting == 1
+        assert await soon(flushing(hand, held)) == Flushed()
+        for run in await hand.claim():  # at once: nobody would wake it for a rule that is gone
+            await hand.record(finish(run))
+
+
+async def test_a_continuation_waits_for_nobody() -> None:  # B34
+    async with desk() as d:
+        hand, a, b = await two(d)
+        async with users_transaction(d, "a"):
+            both = flushing(hand, completed(a, "x"), continued(a), completed(b, "y"), continued(b))
+            assert await soon(both) == Flushed(busy=frozenset([a.run_id]))
+            assert await soon(flushing(hand, continued(a))) == Flushed(busy=frozenset([a.run_id]))
+            assert (await soon(flushing(hand, continued(a), patience=100_000))).busy == {a.run_id}
+        assert await soon(flushing(hand, completed(a, "x"), continued(a))) == Flushed()
+        runs = await hand.claim()
+        assert sorted((run.execution_id, run.run) for run in runs) == [("a", 2), ("b", 2)]
+        for run in runs:
+            await hand.record(finish(run))
 
 
 async def test_a_run_that_is_not_held_any_more_is_lost_and_not_busy() -> None:  # B57

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from zart_core import failure as failures
 from zart_core.duration import FOREVER
@@ -24,7 +25,7 @@ from zart_core.engine.replay import REMOTE, Key, undoable
 from zart_core.engine.steps import Attempts, note_unknown, stored_value
 from zart_core.engine.waits import event_of, wait_for
 from zart_core.errors import DeadlineExceeded, NonDeterminismError, OpaqueError, StepError, StepFailed, ZartError
-from zart_core.records import ChildFact, ExecutionFailure, Start, StepFact, StepKind, StepRow
+from zart_core.records import ChildFact, ErrorInfo, ExecutionFailure, Start, StepFact, StepKind, StepRow
 
 if TYPE_CHECKING:
     from zart_core.engine.replay import Site
@@ -93,6 +94,24 @@ class Branch:
 
     async def rest(self) -> None:
         """Return when no task of this process makes the call any more."""
+
+    def has_lost(self, kind: StepKind) -> bool:
+        """Whether it has lost a race in an earlier attempt of the handler, or in the run of which this one is a rerun.
+
+        What it had recorded as a loser was dropped with all failures, the choice was not. So it is not begun: it has lost again.
+        """
+        run = self.run
+        if self.key not in run.replay.lost or self.row is not None:
+            return False
+        lost = self._lost_row(kind)
+        if kind == "child":  # it has not failed itself: its execution would have been cancelled
+            text = f"child {self.name!r} was not started: {LOST_RACE}"
+            error = ErrorInfo(type="ExecutionCancelled", message=text)
+            failure = ExecutionFailure(kind="cancelled", error=error, reason=LOST_RACE)
+            lost = replace(lost, error=failures.encode_failure(failure))
+        run.journal.step(StepFact(run.run_id, run.epoch, lost))
+        run.replay.keep(lost)
+        return True
 
     def _lost_row(self, kind: StepKind) -> StepRow:
         """The row of a call that has lost a race."""
@@ -192,7 +211,7 @@ def schedule_child(run: Run, site: Site, name: str, order: ChildOrder, returns: 
     row = run.meet(name, run.own(0), "child", site)
     branch = RemoteBranch(run, name)
     branch.decode = lambda row: output_of(run, row, returns)
-    if row is None:
+    if row is None and not branch.has_lost("child"):
         _begin(run)
         branch.store(child_fact(run, name, order, awaited=True))
     return branch
@@ -209,7 +228,9 @@ def schedule_part(
 ) -> Branch:
     """A step for any worker."""
     row = run.meet(name, run.own(0), "parallel", site)
-    if row is None:
+    if row is None and (name, run.own(0)) in run.replay.lost:
+        fact = None
+    elif row is None:
         _begin(run)
         # Encoded before anything is remembered of it: what cannot be sent is the caller's error.
         fact = _part_fact(run, name, fn, args, part)
@@ -219,6 +240,8 @@ def schedule_part(
     branch.decode = lambda row: _part_value(run, row, fn, part.options, scopes)
     if fact is not None:
         branch.store(fact)
+    else:
+        branch.has_lost("parallel")
     return branch
 
 
@@ -236,7 +259,7 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         timeout=options.timeout,
         per_attempt=options.scope == "per_attempt",
         at_most_once=options.at_most_once,
-        bounded=not run.compensating and claimed.deadline is not None,
+        bounded=not run.compensating and run.deadline.at is not None,
         typed=options.returns is None,
         undone=options.generation or 0,
     )
@@ -249,7 +272,7 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         queue=claimed.queue,
         priority=claimed.priority,
         # Without any, a first claim would give it the handler's.
-        deadline=FOREVER if run.compensating or claimed.deadline is None else claimed.deadline,
+        deadline=FOREVER if run.compensating or run.deadline.at is None else run.deadline.at,
         nonce=1 + random.getrandbits(62),
     )
     row = StepRow(
@@ -337,6 +360,7 @@ class TaskBranch(Branch):
         self._task: asyncio.Task[None] | None = None
         self._verdict: StepRow | None = None
         """What was recorded when it lost a race, whatever its body does afterwards."""
+        self.has_lost(self.kind)
         row = super().row
         self._done = row is not None and row.status != "pending"
         self._broken: BaseException | None = None
@@ -438,7 +462,7 @@ def schedule_local(
 ) -> TaskBranch:
     """A step that runs in this worker, beside the handler. It has to be started."""
     row = run.meet(name, run.own(0), "step", site)
-    if row is None:
+    if row is None and (name, run.own(0)) not in run.replay.lost:
         _begin(run)
 
     async def work() -> None:
@@ -462,7 +486,7 @@ def schedule_event(run: Run, site: Site, name: str, type_: Any, timeout: int | N
     """A wait for an event that begins now."""
     ordinal = run.own(run.replay.occurrence(name))
     row = run.meet(name, ordinal, "event", site)
-    if row is None:
+    if row is None and (name, ordinal) not in run.replay.lost:
         _begin(run)
 
     async def work() -> None:

@@ -115,7 +115,7 @@ def child_fact(run: Run, name: str, order: ChildOrder, *, awaited: bool) -> Chil
         queue=claimed.queue,  # somebody works on that one
         priority=claimed.priority,
         timeout=order.timeout,
-        deadline=None if run.compensating or not awaited else claimed.deadline,
+        deadline=None if run.compensating or not awaited else run.deadline.at,
         nonce=1 + random.getrandbits(62),
     )
     text = f"execution {order.execution_id!r} exists already, so child {name!r} of {run.execution_id!r} was not started"

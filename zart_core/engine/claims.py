@@ -53,6 +53,7 @@ class Claims:
         self._heed = heed
         self._unsure = False
         self._polling = False  # the poll interval has passed: look even without a free slot, for passed deadlines
+        self._unheard = False  # rules may have come or gone since they were last read
         self._wanted = asyncio.Event()
         self._timer: Timer | None = None
         self.next_wake: int | None = None
@@ -62,10 +63,15 @@ class Claims:
     @property
     def busy(self) -> bool:
         """Whether a claim is under way, or wanted and possible."""
-        return self._asking or (self._wanted.is_set() and self._free() > 0)
+        return self._asking or (self._wanted.is_set() and (self._free() > 0 or self._unheard))
 
     def wake(self) -> None:
         """There may be work, or a slot became free."""
+        self._wanted.set()
+
+    def pauses_changed(self) -> None:
+        """Rules may have come or gone: what runs has to hear of them, with or without a free slot."""
+        self._unheard = True
         self._wanted.set()
 
     def doubt(self) -> None:
@@ -110,8 +116,11 @@ class Claims:
         limit = max(0, self._free())
         overdue = 0 if limit else _OVERDUE
         if not limit and not self._polling:
+            if self._unheard:
+                await self._hear()
             return False
         self._asking = True
+        self._unheard = False  # before it is asked: what comes meanwhile is read once more
         asked_at = time.monotonic()
         try:
             if self._unsure:
@@ -136,6 +145,9 @@ class Claims:
         except LeaseLost:
             self._lease.lose()
             return False
+        except BaseException:
+            self._unheard = True
+            raise
         finally:
             self._asking = False
         self._lease.renewed(asked_at)
@@ -143,6 +155,17 @@ class Claims:
         self._heed(claimed.pauses)
         self._begin(claimed.runs)
         return 0 < limit <= len(claimed.runs)
+
+    async def _hear(self) -> None:
+        """Read the rules alone: there is no slot to claim anything for."""
+        self._unheard, self._asking = False, True
+        try:
+            self._heed(await self._scheduler.pauses(self._lease.worker_id))
+        except BaseException:
+            self._unheard = True
+            raise
+        finally:
+            self._asking = False
 
     async def _pause(self) -> None:
         """Until woken, the next known timer, or the poll interval (spread, so that workers do not poll in step)."""

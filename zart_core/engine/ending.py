@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable
 from typing import Any, Final
 
 from zart_core.engine.blocks import Blocks
+from zart_core.engine.deadline import Deadline
 from zart_core.engine.halt import Abandoned, Continued, Halt
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import LOST, Durable
@@ -78,6 +79,8 @@ class Ending:
         self._closed = False
         self._concurrent = False  # calls were made in tasks other than the handler's own
         self._calls: int = 0
+        self.published = 0
+        """Values that this claim has published."""
         self.bodies = 0
         """Step bodies that run now."""
         self.blocks = Blocks()
@@ -100,15 +103,12 @@ class Ending:
         self._suspending: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._stale = False  # a suspension was refused for a signal that is not here yet
-        self._asked: tuple[asyncio.Future[None] | None, bool, bool] = (
-            None,
-            False,
-            False,
-        )  # what the question under way answers
+        # What the question under way answers.
+        self._asked: tuple[asyncio.Future[None] | None, bool, bool, int | None] = (None, False, False, None)
         self.seen = claimed.signal_seq
         self._idle_check: asyncio.Handle | None = None
         self._linger: Timer | None = None
-        self._deadline: Timer | None = None
+        self.deadline = Deadline(self.clock, claimed.deadline, self.deadline_passed)
         self._grace: asyncio.TimerHandle | None = None
         self.root: asyncio.Task[Any] | None = None
 
@@ -184,6 +184,10 @@ class Ending:
         self.cancel_reason = reason
         self._regate()
         self._interrupt()
+        for parked in list(self._parked):
+            if parked.rule is not None and parked.rule.step is None:
+                # An undo, or a step of on_failure: a cancellation gets through pauses of the execution.
+                self._let_go(parked)
 
     def hear_of_cancellation(self) -> None:
         """A flush says that a cancellation was accepted. Nothing new begins; parked calls raise it once its reason is here."""
@@ -204,7 +208,7 @@ class Ending:
         await asyncio.shield(self._news)
 
     def _caught_up(self) -> None:
-        news, stale, _ = self._asked
+        news, stale, *_ = self._asked
         if stale:
             self._stale = False
         if news is not None and news is self._news:
@@ -218,6 +222,7 @@ class Ending:
         self.overdue = True
         self._regate()
         self._interrupt()
+        self.deadline.strike()
         # A body that waits for something else than our calls is cancelled, once it had a moment to end by itself.
         self.loop.call_later(1.0, self._expel)
 
@@ -252,15 +257,21 @@ class Ending:
     def heed(self, rules: Iterable[PauseRow]) -> None:
         """These pauses hold now: from here on no call begins that one of them holds, and what only others held goes on."""
         self._pauses = concerning(rules, self.execution_id, self.claimed.task)
+        if self.deadline.hold(any(rule.step is None for rule in self._pauses)):
+            self.services.refresh(self)
         self._regate()
         hold = {rule.rule_id for rule in self._pauses}
         for parked in list(self._parked):
             if parked.rule is not None and parked.rule.rule_id not in hold:
-                # Race: the pause ends while the run is being suspended because of it. The answer to the suspension decides.
-                if self._suspending is None:
-                    parked.wake()
-                else:
-                    parked.due = True
+                self._let_go(parked)
+
+    def _let_go(self, parked: Parked) -> None:
+        """A pause does not hold this call any more."""
+        # Race: it ends while the run is being suspended because of it. The answer to the suspension decides.
+        if self._suspending is None:
+            parked.wake()
+        else:
+            parked.due = True
 
     def _regate(self) -> None:
         self.gated = (
@@ -314,10 +325,10 @@ class Ending:
 
     def _forget_timers(self) -> None:
         self._no_longer_idle()
-        for timer in (self._deadline, *(parked.timer for parked in self._parked)):
-            if timer is not None:
-                timer.cancel()
-        self._deadline = None
+        self.deadline.disarm()
+        for parked in self._parked:
+            if parked.timer is not None:
+                parked.timer.cancel()
 
     def _hush(self) -> None:
         quiet, self._quiet = self._quiet, None

@@ -49,6 +49,8 @@ _BREATH: Final = 0.001
 _SET_ASIDE: Final = 5_000_000
 """How long a run waits, in microseconds, whose facts the backend refuses; twice as long each time."""
 _DOUBLINGS: Final = 7
+_FORGIVEN: Final = 60.0
+"""Seconds after twice its pause, when what was refused of a run is forgotten."""
 _OF_USERS: Final = ("step", "parallel", "capture", "undo")
 """Kinds of rows whose output is what a user's code has returned."""
 
@@ -73,7 +75,9 @@ class Journal:
         self._bytes = 0  # of the pending payloads that may be large
         self._waiting: Waiting = []
         self._detour = Detour(worker_id, self._flush, self._settle, self._wake)
-        self._refusals: Counter[int] = Counter()
+        self._refusals: dict[
+            int, tuple[int, float]
+        ] = {}  # how often each run was set aside, and until when that counts
         self._details: dict[tuple[int, str, int], DetailsFact] = {}
         self._work: asyncio.Future[None] | None = None
         self._fenced = False
@@ -292,9 +296,18 @@ class Journal:
         except Exception:
             logger.exception("the store refuses the failure of a step of run %d, too", run_id)
         logger.error("run %d is set aside: the store refuses what it has recorded", run_id, exc_info=error)
-        pause = _SET_ASIDE * 2 ** min(self._refusals[run_id], _DOUBLINGS)
-        self._refusals[run_id] += 1
+        pause = self._pause_after_refusal(run_id)
         return await self._give_up(flush, run_id, [], self._aside(run_id, epoch, error, pause))
+
+    def _pause_after_refusal(self, run_id: int) -> int:
+        """How long, in microseconds, a run is set aside: twice as long each time."""
+        now = time.monotonic()
+        # A run that has not come back long after its pause is over has ended well, or is another worker's.
+        self._refusals = {known: refused for known, refused in self._refusals.items() if refused[1] >= now}
+        count, _ = self._refusals.get(run_id, (0, 0.0))
+        pause: int = _SET_ASIDE * 2 ** min(count, _DOUBLINGS)
+        self._refusals[run_id] = (count + 1, now + 2 * pause / 1_000_000 + _FORGIVEN)
+        return pause
 
     async def _one_by_one(self, flush: Flush, refusal: Exception) -> tuple[Flushed | None, list[StepFact]]:
         """Flush each result of one run by itself. Those that are refused come back as failed."""

@@ -55,10 +55,18 @@ class Parking(Ending):
             raise error
         if self._draining:
             await self.hold(name or "")
-        rule = holding(self._pauses, name)
+        rule = self._holding(name)
         if rule is not None:
             await self._pause(name or "", rule)
             await self.ready(name)  # it is over; whatever else has happened meanwhile
+
+    def _holding(self, name: str | None) -> PauseRow | None:
+        """The rule that keeps the call ``name`` from starting, if one does."""
+        rules = self._pauses
+        if self.cancelled:
+            # It was cancelled after it was paused, or paused in vain: what is left to be cleaned up is not held by rules for all of it.
+            rules = tuple(rule for rule in rules if rule.execution_id is None or rule.step is not None)
+        return holding(rules, name)
 
     async def _ended(self, name: str | None) -> BaseException | None:
         """What has ended this pass for the call ``name``, once a replay has come as far. Raises where its saga has failed."""
@@ -159,7 +167,7 @@ class Parking(Ending):
         """Have a child started, by a call that does not wait."""
         row = fact.row
         # A part can be started: whoever claims it is held at its step.
-        held = row.kind == "child" and holding(self._pauses, row.name) is not None
+        held = row.kind == "child" and self._holding(row.name) is not None
         if self._suspending is None and not held:
             return self.journal.child(fact)
         # Race: the run is being suspended. In the same flush the child would be started before that, and the suspension, which
@@ -365,8 +373,7 @@ class Parking(Ending):
         return all(parked.rule is not None for parked in self._parked)
 
     def _suspend(self) -> None:
-        deadline = self.claimed.deadline
-        if deadline is not None and not (self.compensating or self.overdue) and deadline <= self.clock.now():
+        if not (self.compensating or self.overdue) and self.deadline.is_over:
             self.deadline_passed()  # its timer is about to say so
             return
         self._no_longer_idle()

@@ -82,8 +82,9 @@ class PartLife(Life):
         what = f"a step of execution {run.execution_id!r}"
         order = decode_order(run.claimed.input, run.payloads, what=what)
         # From here on it is the run that the step is of, for whoever asks inside the step.
-        deadline = run.claimed.deadline if order.bounded else None
-        run.claimed = replace(run.claimed, run=order.run, deadline=deadline)
+        run.claimed = replace(run.claimed, run=order.run)
+        if not order.bounded:
+            run.deadline.unbind()
         run.attempt = order.attempt
         data = order.data if order.data is not None else await run.services.input_of(run.execution_id, order.run)
         run.body.begin(run, data or b"null")

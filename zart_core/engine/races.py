@@ -82,6 +82,11 @@ async def _decide(run: Run, name: str, ordinal: int, branches: list[Branch], cou
         started,
         run.clock.now(),
         output=run.payloads.encode([branches[index].key for index in places], what=f"the winners {name!r}"),
+        # The handler's next attempt, and a rerun, begin none of these again: see branches.py.
+        details=run.payloads.encode(
+            [branch.key for index, branch in enumerate(branches) if index not in places and branch.finished_at is None],
+            what=f"the losers {name!r}",
+        ),
         worker_id=run.services.worker_id,
     )
     # Appended together, so in one flush: no replay finds the choice without what it has ended in this process.

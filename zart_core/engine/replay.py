@@ -41,6 +41,7 @@ class Replay:
         "_waits",
         "execution_id",
         "kept",
+        "lost",
         "open_children",
         "owed",
         "undoing",
@@ -56,6 +57,8 @@ class Replay:
         self._waits: dict[str, int] = {}
         self.kept = self._kept()
         """The steps of sagas whose block has ended well."""
+        self.lost = self._lost()
+        """Calls that have lost a race whose choice is on record: they are not begun again."""
         self.owed: dict[Key, int] = self._owed()
         """When each step began that is recorded, may have to be undone, and was not met in this pass."""
         self._due = self._in_order_of_begin()
@@ -151,6 +154,13 @@ class Replay:
                     )
         return kept
 
+    def _lost(self) -> set[Key]:
+        lost: set[Key] = set()
+        for row in self._rows.values():
+            if row.kind == "choice" and row.details is not None:
+                lost.update(msgspec.json.decode(row.details, type=list[Key]))
+        return lost
+
     def _owed(self) -> dict[Key, int]:
         return {
             key: row.started_at
@@ -243,6 +253,7 @@ class Replay:
         self._used.clear()
         self._waits.clear()
         self.kept = self._kept()
+        self.lost = self._lost()
         self.owed = self._owed()
         self._due = self._in_order_of_begin()
         self.undoing = self._begun_undo()

@@ -11,7 +11,6 @@ from zart_core.engine.halt import Abandoned
 from zart_core.engine.journal import LOST
 from zart_core.engine.parking import Parking
 from zart_core.engine.replay import UNDO, Site
-from zart_core.engine.timer import Timer
 from zart_core.errors import ZartError
 from zart_core.records import (
     Signals,
@@ -31,11 +30,7 @@ class Run(Parking):
         """The current task begins to drive the run."""
         self.root = asyncio.current_task()
         current_execution.set(self.info())
-        if self.claimed.deadline is not None:
-            if self.claimed.deadline <= self.clock.now():
-                self.deadline_passed()  # at once: a pass that parked first would be suspended until now, again and again
-            else:
-                self._deadline = Timer(self.clock, self.claimed.deadline, self.deadline_passed)
+        self.deadline.arm()  # passed at once: a pass that parked first would be suspended until now, again and again
 
     def close(self) -> None:
         """The run is driven no more: leave nothing behind."""
@@ -108,9 +103,7 @@ class Run(Parking):
         self.compensating = True
         self.replay.rewind(drop_failed=False)
         self.begin_turn()
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self.deadline.disarm()
 
     def info(self) -> ExecutionInfo:
         return ExecutionInfo(
@@ -189,14 +182,15 @@ class Run(Parking):
         """What to ask the backend for this run's signals."""
         # Race: somebody wants to be told while a question is under way. Its answer may be older than their wish, so it counts for
         # what was wanted when it was asked only; WakeUps asks again for the others.
-        self._asked = (self._news, self._stale, not self._reason_known)
-        return Watch(self.run_id, self.epoch, self.seen)
+        self._asked = (self._news, self._stale, not self._reason_known, self.deadline.question())
+        return Watch(self.run_id, self.epoch, self.seen, self.deadline.stored)
 
     def deliver(self, signals: Signals) -> None:
         """News from the backend."""
         if signals.lost:
             self.abandon()
             return
+        self.deadline.answered(self._asked[3], signals.deadline)
         if signals.signal_seq > self.seen:
             self.seen = signals.signal_seq
             self.inbox.add(signals.events)
@@ -213,6 +207,7 @@ class Run(Parking):
 
     def refreshed(self) -> None:
         """The backend had nothing new for this run."""
+        self.deadline.answered(self._asked[3], self.deadline.stored)
         if self._asked[2] and not self._reason_known:
             self.cancel(None)
         self._caught_up()

@@ -207,6 +207,9 @@ class Saga:
             return False
         if isinstance(error, asyncio.CancelledError) and run.shutting_down:
             return False
+        # Another branch has continued as a new run: a ``TaskGroup`` cancels this one for it.
+        if run.continuation is not None:
+            return False
         return may_undo(error)
 
     async def _protected(self, work: Any) -> None:

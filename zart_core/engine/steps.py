@@ -10,6 +10,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec import Struct
@@ -156,10 +157,10 @@ class Attempts:
                 await self._announce()
             # The first attempt begins with its step.
             started = self.first_started if row is None and not self.attempts else run.clock.now()
-            until, limit = self._time_limit()
-            if limit is not None and until <= started:
+            until, bounded = self._time_limit()
+            if (until is not None or bounded) and (limit := self._passed(until, bounded, started)) is not None:
                 return await self._out_of_time(limit), None
-            error, value = await self._attempt(until, limit)
+            error, value = await self._attempt(until, bounded)
             finished = run.clock.now()
             if error is None:
                 try:
@@ -318,7 +319,7 @@ class Attempts:
 
     # --- one attempt -----------------------------------------------------------------------------------------------
 
-    async def _attempt(self, until: int, limit: _Limit | None) -> tuple[BaseException | None, Any]:
+    async def _attempt(self, until: int | None, bounded: bool) -> tuple[BaseException | None, Any]:
         """Run the body once: its error or its value. Raises only what stops the handler itself."""
         run = self.run
         key: tuple[str | int, ...] = (run.execution_id, run.claimed.run, self.ordinal, self.name)
@@ -344,8 +345,8 @@ class Attempts:
         token = current_step.set(info)
         run.bodies += 1
         try:
-            if limit is not None:
-                error, value = await self._bounded(fn, until, limit)
+            if until is not None or bounded:
+                error, value = await self._bounded(fn, until, bounded)
             else:
                 error, value = await self._call(fn)
         except BaseException as raised:
@@ -438,16 +439,20 @@ class Attempts:
             run.halt is not None or run.shutting_down or self.expired or (row is not None and row.status != "pending")
         )
 
-    def _time_limit(self) -> tuple[int, _Limit | None]:
-        """When an attempt that begins now must end, and what that limit is: the sooner of the step's and the execution's."""
+    def _time_limit(self) -> tuple[int | None, bool]:
+        """When the step's own timeout ends an attempt that begins now, and whether the execution's deadline does: whichever is sooner."""
         run, options = self.run, self.options
         until = self.deadline
         if options.timeout is not None and options.scope == "per_attempt":
             until = later(run.clock.latest(), options.timeout)
-        overall = None if run.compensating or options.kind == "undo" else run.claimed.deadline
-        if overall is not None and (until is None or overall < until):
-            return overall, "deadline"
-        return (0, None) if until is None else (until, "timed_out")
+        return until, run.deadline.at is not None and not (run.compensating or options.kind == "undo")
+
+    def _passed(self, until: int | None, bounded: bool, now: int) -> _Limit | None:
+        """The sooner of the two, if it is over already."""
+        deadline = self.run.deadline
+        if bounded and not deadline.held and deadline.at is not None and (until is None or deadline.at < until):
+            return "deadline" if deadline.at <= now else None
+        return "timed_out" if until is not None and until <= now else None
 
     def _exceeded(self, limit: _Limit, attempts: int) -> ZartError:
         """The error of a step that has reached its limit, with how often its body was started."""
@@ -459,11 +464,24 @@ class Attempts:
         text = f"step {self.name!r} of execution {run.execution_id!r} did not finish within {length} ({scope})"
         return StepTimedOut(text, step=self.name, attempts=attempts)
 
-    async def _bounded(self, fn: Callable[..., Any], until: int, limit: _Limit) -> tuple[BaseException | None, Any]:
-        """One attempt in a task of its own that is cancelled at ``until``. A thread cannot be cancelled: its late result is ignored."""
+    async def _bounded(
+        self, fn: Callable[..., Any], until: int | None, bounded: bool
+    ) -> tuple[BaseException | None, Any]:
+        """One attempt in a task of its own that is cancelled at its limit. A thread cannot be cancelled: its late result is ignored."""
         loop = asyncio.get_running_loop()
-        expired: asyncio.Future[None] = loop.create_future()
-        timer = Timer(self.run.clock, until, lambda: None if expired.done() else expired.set_result(None))
+        expired: asyncio.Future[_Limit] = loop.create_future()
+
+        def expire(limit: _Limit) -> None:
+            if not expired.done():
+                expired.set_result(limit)
+
+        timer = None if until is None else Timer(self.run.clock, until, partial(expire, "timed_out"))
+        # The deadline moves with the pauses that hold the run, so the run tells when it is there.
+        end = partial(expire, "deadline")
+        if bounded:
+            self.run.deadline.limits.add(end)
+            if self.run.overdue:
+                end()
         body = loop.create_task(self._guarded(fn))
         try:
             await asyncio.wait((body, expired), return_when=asyncio.FIRST_COMPLETED)
@@ -474,6 +492,7 @@ class Attempts:
             await asyncio.wait((body,), timeout=self._patience)
             if self._is_kept and body.done() and not body.cancelled():
                 return body.result()
+            limit = expired.result()
             return _TimedOut(limit, self._exceeded(limit, self.attempts + 1)), None
         except asyncio.CancelledError as cancelled:
             body.cancel()
@@ -489,7 +508,9 @@ class Attempts:
             raise
         finally:
             self.expired = False
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
+            self.run.deadline.limits.discard(end)
             if body.done() and not body.cancelled():
                 body.exception()  # looked at, so that nothing is logged about it
 

@@ -103,6 +103,7 @@ class Tenure:
             poll_interval=options.poll_interval,
             runs=lambda: list(self.runs.values()),
             ready=self._ready,
+            pauses_changed=self._pauses_changed,
         )
         self.ticker = Ticker(scheduler, poll_interval=options.poll_interval, lost=lambda: self.lease.lost)
         self.sweeper = Sweeper(
@@ -286,6 +287,10 @@ class Tenure:
     def _ready(self) -> None:
         self.changed.set()
         self.claims.wake()
+
+    def _pauses_changed(self) -> None:
+        self.changed.set()
+        self.claims.pauses_changed()
 
     def _run_changed(self) -> None:
         """A run became idle. Idle runs keep their slot only while nobody needs it."""

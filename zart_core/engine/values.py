@@ -98,6 +98,7 @@ async def publish(run: Run, key: str, value: Any) -> None:
     try:
         if run.gated or run.services.lease.lapsed:
             await run.ready(key)
-        await run.durable(run.journal.publish(PublishFact(run.run_id, run.epoch, key, data)))
+        run.published += 1
+        await run.durable(run.journal.publish(PublishFact(run.run_id, run.epoch, key, data, run.published)))
     finally:
         run.leave()

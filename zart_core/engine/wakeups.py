@@ -29,12 +29,14 @@ class WakeUps:
         poll_interval: int,
         runs: Callable[[], Iterable[Run]],
         ready: Callable[[], None],
+        pauses_changed: Callable[[], None],
     ) -> None:
         self._scheduler = scheduler
         self._worker_id = worker_id
         self._poll = poll_interval / 1_000_000
         self._runs = runs
         self._ready = ready
+        self._pauses_changed = pauses_changed
         self._asked: dict[tuple[int, int], Run] = {}
         self._strays: set[int] = set()
         self._all_stray = False
@@ -45,6 +47,12 @@ class WakeUps:
         """The backend says that something happened."""
         if notification.ready:
             self._ready()
+        if notification.pauses:
+            self._pauses_changed()
+            # A pause may have come and gone unheard, and have moved deadlines all the same.
+            for run in self._runs():
+                if run.deadline.at is not None:
+                    self.ask(run)
         concerned = notification.signals
         if concerned is None:
             self._all_stray = True

@@ -368,8 +368,8 @@ class FaultyScheduler:
     async def lift(self, wanted: PauseFilter) -> int:
         return await self._through("lift", lambda: self.inner.lift(wanted))
 
-    async def pauses(self) -> Sequence[PauseRow]:
-        return await self._through("pauses", self.inner.pauses)
+    async def pauses(self, worker_id: int | None = None) -> Sequence[PauseRow]:
+        return await self._through("pauses", lambda: self.inner.pauses(worker_id))
 
     async def purge(self, purge: Purge) -> Purged:
         return await self._through("purge", lambda: self.inner.purge(purge))

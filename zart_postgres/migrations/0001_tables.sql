@@ -131,6 +131,7 @@ CREATE UNIQUE INDEX events_once ON {schema}.events (run_id, event_id) WHERE even
 
 CREATE TABLE {schema}.published (
     run_id bigint NOT NULL,
+    number bigint NOT NULL DEFAULT 0,             -- an earlier value does not come after a later one
     key    text   COLLATE "C" NOT NULL,
     value  bytea  NOT NULL,
     PRIMARY KEY (run_id, key)

@@ -497,7 +497,11 @@ BEGIN
                 cancel_requested = true,
                 cancel_reason = c.reason,
                 signal_seq = a.signal_seq + 1,
-                wake_at = CASE WHEN a.worker_id IS NULL THEN least(p_now, a.wake_at) END
+                wake_at = CASE WHEN a.worker_id IS NULL THEN least(p_now, a.wake_at) END,
+                -- It gets through pauses of its execution: only rules for undos, and for the whole task, hold what it has to clean up.
+                queue = CASE WHEN a.queue = '' THEN (SELECT r.queue FROM {schema}.runs AS r WHERE r.run_id = a.run_id) ELSE a.queue END,
+                held_by = NULL,
+                held_at = NULL
             FROM unnest(v_runs, v_reasons) AS c(run_id, reason)
             WHERE a.run_id = c.run_id AND a.run_id = ANY (v_runs) AND NOT a.cancel_requested
             RETURNING a.run_id, a.worker_id, a.open_children, c.reason
@@ -620,7 +624,7 @@ CREATE FUNCTION {schema}.flush_v1(
     a_finished_at bigint[], a_worker bigint[], a_error bytea[], a_handler_attempt integer[],
     b_run bigint[], b_name text[], b_ordinal integer[], b_kind text[], b_attempts integer[], b_started_at bigint[],
     b_wake_at bigint[], b_deadline bigint[], b_worker bigint[], b_error bytea[], b_details bytea[],
-    p_run bigint[], p_key text[], p_value bytea[],
+    p_run bigint[], p_key text[], p_value bytea[], p_number bigint[],
     r_run bigint[], r_attempt integer[], d_run bigint[], d_name text[], d_ordinal integer[],
     f_run bigint[], f_status text[], f_output bytea[], f_error bytea[],
     u_run bigint[], u_wake_at bigint[], u_waits smallint[], u_seen integer[], u_cleanup boolean[], u_error bytea[],
@@ -638,6 +642,7 @@ DECLARE
     v_lock record; v_ended record; v_abandoned record;
     v_orphaned bigint[];
     v_forestalled bigint[];        -- runs that end in no other way than as cancelled
+    v_begun bigint[];              -- runs that have begun the attempt that they are to begin
     v_parked bigint;
     v_places text[];
 BEGIN
@@ -664,6 +669,18 @@ BEGIN
     IF NOT v_all THEN
         SELECT coalesce(array_agg(g.run_id), '{}') INTO o_lost
         FROM unnest(p_runs) AS g(run_id) WHERE g.run_id <> ALL (v_held || o_busy);
+    END IF;
+
+    IF cardinality(r_run) > 0 THEN
+        -- Race: this flush was sent once more, since its answer was lost, and the first one is carried out after that, by a server
+        -- process that stood still. What it says is known, and what has failed in the new attempt since is not to be dropped.
+        v_begun := ARRAY(
+            SELECT r.run_id FROM unnest(r_run, r_attempt) AS r(run_id, attempt)
+            JOIN {schema}.active AS a ON a.run_id = r.run_id AND a.run_id = ANY (r_run) AND a.attempt >= r.attempt);
+        IF v_begun <> '{}' THEN
+            v_held := ARRAY(SELECT unnest(v_held) EXCEPT SELECT unnest(v_begun));
+            v_all := false;
+        END IF;
     END IF;
 
     IF cardinality(s_run) > 0 THEN
@@ -713,10 +730,13 @@ BEGIN
     END IF;
 
     IF cardinality(p_run) > 0 THEN
-        INSERT INTO {schema}.published AS t (run_id, key, value)
-        SELECT p.run_id, p.key, p.value FROM unnest(p_run, p_key, p_value) AS p(run_id, key, value)
+        -- The same race: an earlier value does not come after a later one.
+        INSERT INTO {schema}.published AS t (run_id, number, key, value)
+        SELECT p.run_id, p.number, p.key, p.value
+        FROM unnest(p_run, p_key, p_value, p_number) AS p(run_id, key, value, number)
         WHERE v_all OR p.run_id = ANY (v_held)
-        ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value;
+        ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value, number = excluded.number
+        WHERE t.number <= excluded.number;
     END IF;
 
     IF cardinality(r_run) > 0 THEN

@@ -9,6 +9,9 @@ CREATE TABLE {schema}.pauses (
     step         text,
     reason       text
 );
+-- The rules of an execution; and those of none in particular, which every claim reads.
+CREATE INDEX pauses_execution ON {schema}.pauses (execution_id);
+CREATE INDEX pauses_expiry ON {schema}.pauses (expires_at) WHERE expires_at IS NOT NULL;
 
 -- A run that is held by a rule of its execution, or at a step, has an empty queue, which no worker works on and no start can
 -- name: so it is in nobody's way, and whatever else happens to it needs to know nothing of pauses. Its own queue is in `runs`.
@@ -58,7 +61,7 @@ BEGIN
     IF v_run IS NOT NULL AND p_step IS NULL THEN
         -- The run goes on to be whosever it is, and finishes what it does; it is not claimed again.
         UPDATE {schema}.active AS a SET queue = '', held_by = o_rule, held_at = o_now
-        WHERE a.run_id = v_run AND a.queue <> '' AND (p_task IS NULL OR a.task = p_task);
+        WHERE a.run_id = v_run AND a.queue <> '' AND (p_task IS NULL OR a.task = p_task) AND NOT a.cancel_requested;
     END IF;
 END $$;
 
@@ -77,35 +80,79 @@ BEGIN
     WHERE a.run_id = p_run AND (p.task IS NULL OR p.task = a.task);
 END $$;
 
--- Ends rules; answers how many there were.
+-- Ends rules; answers how many there were. Of the time that several rules have in common each run gets back every moment once: a rule
+-- that ends gives back what was before the begin of those for the task that still hold it, and these give back the rest.
 CREATE FUNCTION {schema}.lift_v1(p_rules bigint[]) RETURNS integer
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_now bigint := {schema}.now_v1();
-    v_rules bigint[];
-    v_tasks text[]; v_since bigint[];   -- those that hold whole tasks
+    v_rules bigint[]; v_whole bigint[]; -- and those that hold whole executions
+    v_tasks text[]; v_since bigint[];   -- tasks that a rule has held as a whole
+    v_until bigint;
     v_forever CONSTANT bigint := 253402300799999999;  -- no time is later; a NULL deadline has to stay one, so least() is not for it
 BEGIN
     WITH gone AS (
         DELETE FROM {schema}.pauses AS p WHERE p.rule_id = ANY (p_rules) RETURNING p.*
     )
-    SELECT array_agg(g.rule_id),
-           array_agg(g.task) FILTER (WHERE g.execution_id IS NULL AND g.step IS NULL),
-           array_agg(g.created_at) FILTER (WHERE g.execution_id IS NULL AND g.step IS NULL)
-      INTO v_rules, v_tasks, v_since FROM gone AS g;
+    SELECT array_agg(g.rule_id), array_agg(g.rule_id) FILTER (WHERE g.execution_id IS NOT NULL AND g.step IS NULL),
+           (SELECT array_agg(t.task ORDER BY t.task) FROM (
+                SELECT DISTINCT h.task FROM gone AS h WHERE h.execution_id IS NULL AND h.step IS NULL) AS t),
+           (SELECT array_agg(t.since ORDER BY t.task) FROM (
+                SELECT h.task, min(h.created_at) AS since FROM gone AS h
+                WHERE h.execution_id IS NULL AND h.step IS NULL GROUP BY h.task) AS t)
+      INTO v_rules, v_whole, v_tasks, v_since FROM gone AS g;
     IF v_rules IS NULL THEN RETURN 0; END IF;
+
+    -- Before the others: as long as a run is held by a rule of its execution, its row tells since when.
+    FOR v_place IN 1 .. coalesce(cardinality(v_tasks), 0) LOOP
+        SELECT least(v_now, min(p.created_at)) INTO v_until FROM {schema}.pauses AS p
+        WHERE p.task = v_tasks[v_place] AND p.execution_id IS NULL AND p.step IS NULL;
+        PERFORM 1 FROM {schema}.active AS a
+        WHERE a.task = v_tasks[v_place] AND (a.deadline IS NOT NULL OR (a.epoch = 0 AND a.wake_at < v_now))
+        ORDER BY a.run_id FOR NO KEY UPDATE;
+        UPDATE {schema}.active AS a SET
+            deadline = CASE WHEN a.deadline IS NOT NULL THEN least(a.deadline + greatest(0,
+                least(v_until, CASE WHEN a.queue = '' THEN a.held_at END)
+                - CASE WHEN r.run < 0 THEN v_since[v_place]
+                       ELSE greatest(v_since[v_place], coalesce(r.alive_since, r.created_at)) END), v_forever) END,
+            wake_at = CASE WHEN a.epoch = 0 AND a.wake_at < v_now THEN v_now ELSE a.wake_at END
+        FROM {schema}.runs AS r
+        WHERE r.run_id = a.run_id AND a.task = v_tasks[v_place]
+          AND (a.deadline IS NOT NULL OR (a.epoch = 0 AND a.wake_at < v_now));
+    END LOOP;
 
     -- What is still held by another rule of its execution goes over to that one. A deadline is as far away as it was; a run
     -- that never ran gets its deadline when it does, counted from when it could have.
-    PERFORM 1 FROM {schema}.active AS a WHERE a.held_by = ANY (v_rules) ORDER BY a.run_id FOR NO KEY UPDATE;
+    -- Parts have their execution's deadline, and keep it, whether they ran, were queued or were held as well. They are younger than
+    -- what they are parts of, so all are locked in one order.
+    PERFORM 1 FROM {schema}.active AS a
+    WHERE a.held_by = ANY (v_rules) OR a.run_id IN (
+        SELECT part.run_id FROM {schema}.active AS x
+        JOIN {schema}.runs AS r ON r.run_id = x.run_id AND r.run > 0
+        JOIN {schema}.runs AS part ON part.execution_id = r.execution_id AND part.run < 0
+        WHERE x.held_by = ANY (v_whole))
+    ORDER BY a.run_id FOR NO KEY UPDATE;
+    UPDATE {schema}.active AS a SET deadline = least(a.deadline + greatest(0, v_length.length), v_forever)
+    FROM (
+        SELECT part.run_id, least(v_now, (
+            SELECT min(t.created_at) FROM {schema}.pauses AS t
+            WHERE t.task = x.task AND t.execution_id IS NULL AND t.step IS NULL)) - x.held_at AS length
+        FROM {schema}.active AS x
+        JOIN {schema}.runs AS r ON r.run_id = x.run_id AND r.run > 0
+        JOIN {schema}.runs AS part ON part.execution_id = r.execution_id AND part.run < 0
+        WHERE x.held_by = ANY (v_whole) AND x.queue = '' AND NOT EXISTS (
+            SELECT 1 FROM {schema}.pauses AS p
+            WHERE p.execution_id = r.execution_id AND p.step IS NULL AND (p.task IS NULL OR p.task = r.task))
+    ) AS v_length
+    WHERE a.run_id = v_length.run_id AND a.deadline IS NOT NULL;
     UPDATE {schema}.active AS a SET
         queue = CASE WHEN a.queue = '' AND held.other IS NULL THEN held.queue ELSE a.queue END,
         held_by = CASE WHEN a.queue = '' THEN held.other END,
         held_at = CASE WHEN held.other IS NOT NULL THEN a.held_at END,
-        deadline = CASE WHEN a.queue <> '' OR held.other IS NOT NULL THEN a.deadline
-                        WHEN a.deadline IS NOT NULL THEN least(a.deadline + v_now - a.held_at, v_forever) END,
+        deadline = CASE WHEN a.queue <> '' OR held.other IS NOT NULL OR held.moved THEN a.deadline
+                        WHEN a.deadline IS NOT NULL THEN least(a.deadline + greatest(0, held.length), v_forever) END,
         wake_at = CASE WHEN a.worker_id IS NOT NULL OR a.quarantined THEN NULL
                        WHEN a.queue <> '' OR (a.epoch = 0 AND a.wake_at < v_now) THEN v_now
                        ELSE a.wake_at END
@@ -113,40 +160,29 @@ BEGIN
         SELECT r.run_id, r.queue, (
             SELECT p.rule_id FROM {schema}.pauses AS p
             WHERE p.execution_id = r.execution_id AND p.step IS NULL AND (p.task IS NULL OR p.task = r.task) LIMIT 1
-        ) AS other
+        ) AS other, r.run < 0 AND x.held_by = ANY (v_whole) IS TRUE AS moved, least(v_now, (
+            SELECT min(t.created_at) FROM {schema}.pauses AS t
+            WHERE t.task = x.task AND t.execution_id IS NULL AND t.step IS NULL)) - x.held_at AS length
         FROM {schema}.active AS x JOIN {schema}.runs AS r ON r.run_id = x.run_id
         WHERE x.held_by = ANY (v_rules)
     ) AS held
     WHERE a.run_id = held.run_id;
-
-    FOR v_place IN 1 .. coalesce(cardinality(v_tasks), 0) LOOP
-        PERFORM 1 FROM {schema}.active AS a
-        WHERE a.task = v_tasks[v_place] AND a.worker_id IS NULL AND a.queue <> ''
-          AND (a.deadline IS NOT NULL OR (a.epoch = 0 AND a.wake_at < v_now))
-        ORDER BY a.run_id FOR NO KEY UPDATE;
-        UPDATE {schema}.active AS a SET
-            deadline = CASE WHEN a.deadline IS NOT NULL
-                            THEN least(a.deadline + v_now - greatest(v_since[v_place], r.created_at), v_forever) END,
-            wake_at = CASE WHEN a.epoch = 0 AND a.wake_at < v_now THEN v_now ELSE a.wake_at END
-        FROM {schema}.runs AS r
-        WHERE r.run_id = a.run_id AND a.task = v_tasks[v_place] AND a.worker_id IS NULL AND a.queue <> ''
-          AND (a.deadline IS NOT NULL OR (a.epoch = 0 AND a.wake_at < v_now));
-    END LOOP;
     RETURN cardinality(v_rules);
 END $$;
 
--- What a claim has to know of pauses: the tasks that none holds as a whole, with what belongs to them, and the rules. Those
--- whose time is over end here. There are hardly ever any.
+-- What a claim has to know of pauses: the tasks that none holds as a whole, with what belongs to them; the rules of no execution in
+-- particular, whether there are others, and when the first of all ends. Those whose time is over end here. There are hardly ever any.
 CREATE FUNCTION {schema}.heed_v1(
     p_tasks text[], p_versions text[], p_timeouts bigint[],
-    OUT o_tasks text[], OUT o_versions text[], OUT o_timeouts bigint[], OUT o_rules text)
+    OUT o_tasks text[], OUT o_versions text[], OUT o_timeouts bigint[], OUT o_rules text, OUT o_others boolean,
+    OUT o_first_end bigint)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_expired bigint[];
 BEGIN
-    o_tasks := p_tasks; o_versions := p_versions; o_timeouts := p_timeouts;
+    o_tasks := p_tasks; o_versions := p_versions; o_timeouts := p_timeouts; o_others := false;
     IF NOT EXISTS (SELECT 1 FROM {schema}.pauses) THEN RETURN; END IF;
     SELECT array_agg(p.rule_id) INTO v_expired
     FROM (
@@ -162,40 +198,84 @@ BEGIN
       FROM unnest(p_tasks, p_versions, p_timeouts) WITH ORDINALITY AS o(task, version, timeout, place)
      WHERE NOT EXISTS (
          SELECT 1 FROM {schema}.pauses AS p WHERE p.task = o.task AND p.execution_id IS NULL AND p.step IS NULL);
-    o_rules := {schema}.rules_v1();
+    SELECT coalesce(jsonb_agg({schema}.rule_v1(p) ORDER BY p.rule_id), '[]')::text INTO o_rules
+    FROM {schema}.pauses AS p WHERE p.execution_id IS NULL;
+    o_others := EXISTS (SELECT 1 FROM {schema}.pauses AS p WHERE p.execution_id IS NOT NULL);
+    SELECT min(p.expires_at) INTO o_first_end FROM {schema}.pauses AS p WHERE p.expires_at IS NOT NULL;
+END $$;
+
+-- The rules of the executions that a worker holds runs of: by these, of which there are no more than it has slots. VOLATILE, so that
+-- after a claim in the same statement it sees what that has leased.
+CREATE FUNCTION {schema}.rules_of_held_v1(p_worker bigint) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    RETURN (
+        SELECT coalesce(jsonb_agg(rules.rule), '[]')::text
+        FROM (
+            SELECT DISTINCT r.execution_id FROM {schema}.active AS a JOIN {schema}.runs AS r ON r.run_id = a.run_id
+            WHERE a.worker_id = p_worker
+        ) AS held
+        CROSS JOIN LATERAL (
+            SELECT {schema}.rule_v1(p) AS rule FROM {schema}.pauses AS p WHERE p.execution_id = held.execution_id OFFSET 0
+        ) AS rules);
 END $$;
 
 CREATE FUNCTION {schema}.rule_v1(p {schema}.pauses) RETURNS jsonb LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_array(p.rule_id, p.execution_id, p.task, p.step, p.reason, p.created_at, p.expires_at)
 $$;
 
-CREATE FUNCTION {schema}.rules_v1() RETURNS text LANGUAGE sql STABLE AS $$
+CREATE FUNCTION {schema}.rules_v1(p_general boolean) RETURNS text LANGUAGE sql STABLE AS $$
     SELECT coalesce(jsonb_agg({schema}.rule_v1(p) ORDER BY p.rule_id), '[]')::text FROM {schema}.pauses AS p
+    WHERE NOT p_general OR p.execution_id IS NULL
 $$;
 
--- Suspends runs of which a rule holds a call; after the flush that wrote their other facts, and as that suspends.
+-- Suspends runs of which a rule holds a call; after the flush that wrote their other facts, and as that suspends. p_patience: see
+-- flush_v1. Without any, runs that somebody has locked, or whose rule is just being ended, are in o_busy, and nothing is written of them.
 CREATE FUNCTION {schema}.hold_v1(
     p_worker bigint, p_runs bigint[], p_epochs integer[], p_wake_at bigint[], p_waits smallint[], p_seen integer[],
     p_cleanup boolean[], p_error bytea[], p_compensating boolean[], p_children_left integer[], p_rules bigint[],
-    p_only_held boolean[],
-    OUT o_now bigint, OUT o_lost bigint[], OUT o_refused bigint[], OUT o_cancelled bigint[], OUT o_ready boolean)
+    p_only_held boolean[], p_patience integer,
+    OUT o_now bigint, OUT o_lost bigint[], OUT o_refused bigint[], OUT o_cancelled bigint[], OUT o_ready boolean,
+    OUT o_busy bigint[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_rules bigint[];
     v_held bigint[];
+    v_busy bigint[] := '{}';       -- runs whose rule somebody else has locked
 BEGIN
     -- Race: such a rule is just being ended. Either its end waits for this and finds the runs, or this waits for it and finds no
     -- rule: then nobody would wake the runs for it, and they are due at once.
-    SELECT coalesce(array_agg(p.rule_id), '{}') INTO v_rules
-    FROM (
-        SELECT x.rule_id FROM {schema}.pauses AS x WHERE x.rule_id = ANY (p_rules) ORDER BY x.rule_id FOR KEY SHARE
-    ) AS p;
-    SELECT l.o_held, l.o_cancelled INTO v_held, o_cancelled FROM {schema}.lock_v1(p_worker, p_runs, p_epochs, '{}') AS l;
+    IF p_patience = 0 THEN
+        -- Whoever ends a rule may wait for a user's transaction meanwhile.
+        SELECT coalesce(array_agg(p.rule_id), '{}') INTO v_rules
+        FROM (
+            SELECT x.rule_id FROM {schema}.pauses AS x WHERE x.rule_id = ANY (p_rules)
+            ORDER BY x.rule_id FOR KEY SHARE SKIP LOCKED
+        ) AS p;
+        SELECT coalesce(array_agg(g.run_id), '{}') INTO v_busy
+        FROM unnest(p_runs, p_rules) AS g(run_id, rule)
+        WHERE g.rule <> ALL (v_rules) AND EXISTS (SELECT 1 FROM {schema}.pauses AS x WHERE x.rule_id = g.rule);
+    ELSE
+        PERFORM {schema}.patience_v1(p_patience);
+        SELECT coalesce(array_agg(p.rule_id), '{}') INTO v_rules
+        FROM (
+            SELECT x.rule_id FROM {schema}.pauses AS x WHERE x.rule_id = ANY (p_rules) ORDER BY x.rule_id FOR KEY SHARE
+        ) AS p;
+    END IF;
+    SELECT l.o_held, l.o_cancelled, l.o_busy INTO v_held, o_cancelled, o_busy
+    FROM {schema}.lock_v1(p_worker, p_runs, p_epochs, '{}', coalesce(p_patience = 0, false)) AS l;
+    IF v_busy <> '{}' THEN
+        o_busy := o_busy || v_busy;
+        v_held := ARRAY(SELECT unnest(v_held) EXCEPT SELECT unnest(v_busy));
+        o_cancelled := ARRAY(SELECT unnest(o_cancelled) EXCEPT SELECT unnest(v_busy));
+    END IF;
     o_now := {schema}.now_v1();
     SELECT coalesce(array_agg(g.run_id), '{}') INTO o_lost
-    FROM unnest(p_runs) AS g(run_id) WHERE g.run_id <> ALL (v_held);
+    FROM unnest(p_runs) AS g(run_id) WHERE g.run_id <> ALL (v_held || o_busy);
     WITH parked AS (
         UPDATE {schema}.active AS a SET
             worker_id = NULL,

@@ -119,7 +119,8 @@ BEGIN
           -- The ordinal of an undo counts how often its step had been undone, and the step's details say how often that was.
           AND NOT EXISTS (
               SELECT 1 FROM {schema}.steps AS u
-              WHERE u.run_id = p_source AND u.name = 'undo:' || s.name AND u.kind = 'undo' AND u.status = 'completed'
+              WHERE u.run_id = p_source AND u.name = 'undo:' || s.name AND u.kind = 'undo'
+                AND (u.status = 'completed' OR u.status = 'pending' AND p_trigger = 'fork')
                 AND coalesce(s.details, 'undo:0') = convert_to('undo:' || (u.ordinal - s.ordinal), 'UTF8'));
         INSERT INTO {schema}.attempts (
             run_id, name, ordinal, attempt, started_at, finished_at, worker_id, error, handler_attempt)
@@ -189,6 +190,13 @@ BEGIN
         END IF;
         SELECT a.worker_id INTO v_worker FROM {schema}.active AS a WHERE a.run_id = p_source;
         IF FOUND THEN
+            IF p_trigger = 'rerun' AND EXISTS (
+                SELECT 1 FROM {schema}.steps AS s
+                WHERE s.run_id = p_source AND s.kind = 'undo' AND s.status = 'pending' AND s.finished_at IS NULL
+            ) THEN
+                o_outcome := 'replaced';  -- an undo would be cut off: whoever asks looks again
+                RETURN;
+            END IF;
             SELECT e.o_parent_run, e.o_parent_name, e.o_parent_ordinal, e.o_signals, e.o_finished
               INTO v_parent_run, v_parent_name, v_parent_ordinal, o_signals, o_finished
               FROM {schema}.end_for_next_v1(p_source, 'cancelled', p_ended, p_reason, o_now, p_failure) AS e;
@@ -204,31 +212,53 @@ BEGIN
     o_ready := o_run IS NOT NULL;
 END $$;
 
--- Finishes runs of a worker and begins the next ones of their executions; after the flush that wrote their other facts.
+-- Finishes runs of a worker and begins the next ones of their executions; after the flush that wrote their other facts. p_patience: see
+-- flush_v1. Without any, runs that somebody has locked, or a rule of theirs, are in o_busy, and nothing is written of them.
 CREATE FUNCTION {schema}.continue_v1(
     p_worker bigint, p_runs bigint[], p_epochs integer[], p_inputs bytea[], p_timeouts bigint[], p_failure jsonb,
-    p_forever bigint,
+    p_forever bigint, p_patience integer,
     OUT o_now bigint, OUT o_lost bigint[], OUT o_refused bigint[], OUT o_cancelled bigint[], OUT o_ready boolean,
-    OUT o_signals bigint[], OUT o_finished text[])
+    OUT o_signals bigint[], OUT o_finished text[], OUT o_busy bigint[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_held bigint[];
+    v_rules bigint[];
+    v_busy bigint[] := '{}';       -- runs of whose execution somebody else has a rule locked
     v_run bigint; v_place integer;
     v_parent_run bigint; v_parent_name text; v_parent_ordinal integer;
     v_signals bigint[]; v_finished text[];
 BEGIN
     o_signals := '{}'; o_finished := '{}';
     -- Rules before the runs that they hold: see hold_next_v1.
-    PERFORM 1 FROM {schema}.pauses AS p
-    WHERE p.execution_id IN (SELECT r.execution_id FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs))
-    ORDER BY p.rule_id FOR KEY SHARE;
-    SELECT l.o_held, l.o_cancelled INTO v_held, o_cancelled
-    FROM {schema}.lock_v1(p_worker, p_runs, p_epochs, p_runs) AS l;
+    IF p_patience = 0 THEN
+        -- Whoever ends a rule may wait for a user's transaction meanwhile.
+        SELECT coalesce(array_agg(p.rule_id), '{}') INTO v_rules
+        FROM (
+            SELECT x.rule_id FROM {schema}.pauses AS x
+            WHERE x.execution_id IN (SELECT r.execution_id FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs))
+            ORDER BY x.rule_id FOR KEY SHARE SKIP LOCKED
+        ) AS p;
+        SELECT coalesce(array_agg(DISTINCT r.run_id), '{}') INTO v_busy
+        FROM {schema}.runs AS r JOIN {schema}.pauses AS x ON x.execution_id = r.execution_id
+        WHERE r.run_id = ANY (p_runs) AND x.rule_id <> ALL (v_rules);
+    ELSE
+        PERFORM {schema}.patience_v1(p_patience);
+        PERFORM 1 FROM {schema}.pauses AS p
+        WHERE p.execution_id IN (SELECT r.execution_id FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs))
+        ORDER BY p.rule_id FOR KEY SHARE;
+    END IF;
+    SELECT l.o_held, l.o_cancelled, l.o_busy INTO v_held, o_cancelled, o_busy
+    FROM {schema}.lock_v1(p_worker, p_runs, p_epochs, p_runs, coalesce(p_patience = 0, false)) AS l;
+    IF v_busy <> '{}' THEN
+        o_busy := o_busy || v_busy;
+        v_held := ARRAY(SELECT unnest(v_held) EXCEPT SELECT unnest(v_busy));
+        o_cancelled := ARRAY(SELECT unnest(o_cancelled) EXCEPT SELECT unnest(v_busy));
+    END IF;
     o_now := {schema}.now_v1();
     SELECT coalesce(array_agg(g.run_id), '{}') INTO o_lost
-    FROM unnest(p_runs) AS g(run_id) WHERE g.run_id <> ALL (v_held);
+    FROM unnest(p_runs) AS g(run_id) WHERE g.run_id <> ALL (v_held || o_busy);
     -- A cancellation that was accepted lets nothing but its own end through.
     o_refused := o_cancelled;
     o_ready := false;

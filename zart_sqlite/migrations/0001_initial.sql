@@ -137,6 +137,7 @@ CREATE TABLE zart_published (
     run_id INTEGER NOT NULL,
     key    TEXT    NOT NULL,
     value  BLOB    NOT NULL,
+    number INTEGER NOT NULL DEFAULT 0,         -- an earlier value does not come after a later one
     PRIMARY KEY (run_id, key)
 ) STRICT;
 

@@ -11,6 +11,10 @@ CREATE TABLE zart_pauses (
     nonce        INTEGER NOT NULL          -- of the call that made it, which may be repeated
 ) STRICT;
 
+-- The rules of an execution; and those of none in particular, which every claim reads.
+CREATE INDEX zart_pauses_execution ON zart_pauses (execution_id);
+CREATE INDEX zart_pauses_expiry ON zart_pauses (expires_at) WHERE expires_at IS NOT NULL;
+
 -- A run that is held by a rule of its execution, or at a step, has an empty queue, which no worker works on and no start can
 -- name: so it is in nobody's way, and whatever else happens to it needs to know nothing of pauses. Its own queue is in zart_runs.
 ALTER TABLE zart_active ADD COLUMN held_by INTEGER;

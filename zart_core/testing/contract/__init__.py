@@ -44,6 +44,7 @@ from zart_core.testing.contract.deadlines import DeadlineContract
 from zart_core.testing.contract.fencing import FencingContract
 from zart_core.testing.contract.finish import FinishContract
 from zart_core.testing.contract.flush import FlushContract
+from zart_core.testing.contract.held_time import HeldTimeContract
 from zart_core.testing.contract.keyed import KeyedStartContract
 from zart_core.testing.contract.leases import LeaseContract
 from zart_core.testing.contract.life import LifeContract
@@ -88,6 +89,7 @@ class SchedulerContract(
     LeaseContract,
     QuarantineContract,
     SuccessionContract,
+    HeldTimeContract,
     PausingContract,
     PurgingContract,
     RecurringContract,

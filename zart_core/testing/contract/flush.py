@@ -253,6 +253,43 @@ class FlushContract(Contract):
         assert {row.name for row in (await bench.history("b")).steps} == {"x", "undo:x", "y"}
 
     @on_bench
+    async def test_a_retry_that_comes_late_undoes_nothing_of_the_attempt_that_it_began(
+        self, bench: Bench
+    ) -> None:  # B61
+        # The answer to the first flush was lost, it was sent again, and the first one is carried out after all.
+        hand, run = await bench.running("a")
+        late = hand.gather(
+            failed(run, "x"),
+            completed(run, "z"),
+            attempt(run, attempt_row("x")),
+            publish(run, "k", b"1"),
+            retry(run, 1, ("z", 0)),
+        )
+        assert await bench.scheduler.flush(late) == Flushed()
+        await hand.record(completed(run, "x"), failed(run, "y"), completed(run, "z"), publish(run, "k", b"2"))
+        assert await bench.scheduler.flush(late) == Flushed()
+        history = await bench.history("a")
+        assert {row.name: row.status for row in history.steps} == {"x": "completed", "y": "failed", "z": "completed"}
+        assert history.execution.attempt == 1
+        assert await bench.scheduler.published("a") == {"k": b"2"}
+        await hand.record(retry(run, 2))
+        assert await bench.scheduler.flush(late) == Flushed()
+        assert (await bench.history("a")).execution.attempt == 2
+
+    @on_bench
+    async def test_a_published_value_that_comes_late_does_not_come_back(self, bench: Bench) -> None:  # B61
+        hand, run = await bench.running("a")
+        first, second = (replace(publish(run, "k", value), number=n) for n, value in ((1, b"1"), (2, b"2")))
+        for fact in (first, second, first):
+            await hand.record(fact)
+        assert await bench.scheduler.published("a") == {"k": b"2"}
+        await hand.record(suspend(run, bench.now()))
+        run = await hand.take("a")  # whose values are counted anew
+        await hand.record(replace(publish(run, "k", b"3"), number=1))
+        assert await bench.scheduler.published("a") == {"k": b"3"}
+        await hand.record(finish(run))
+
+    @on_bench
     async def test_facts_take_effect_in_the_order_of_the_fields(self, bench: Bench) -> None:
         hand, run = await bench.running("a")
         await hand.record(

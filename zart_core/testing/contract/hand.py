@@ -268,5 +268,5 @@ def suspend(
     )
 
 
-def watch(run: ClaimedRun, seen: int | None = None) -> Watch:
-    return Watch(run.run_id, run.epoch, run.signal_seq if seen is None else seen)
+def watch(run: ClaimedRun, seen: int | None = None, deadline: int | None = None) -> Watch:
+    return Watch(run.run_id, run.epoch, run.signal_seq if seen is None else seen, deadline)

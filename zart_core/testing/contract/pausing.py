@@ -26,10 +26,11 @@ class PausingContract(Contract):
         rule = await bench.scheduler.pause(pausing(execution_id="a", reason="why"))
         claimed = await hand.ask()
         assert [run.execution_id for run in claimed.runs] == ["b"]
-        assert [(pause.rule_id, pause.execution_id, pause.reason) for pause in claimed.pauses] == [(rule, "a", "why")]
+        [pause] = await bench.scheduler.pauses()
+        assert (pause.rule_id, pause.execution_id, pause.reason) == (rule, "a", "why")
         row = await bench.row("a")
-        assert (row.status, row.queue, row.paused_by) == ("paused", "default", claimed.pauses[0])
-        assert ((await bench.scheduler.list(ListQuery(statuses=("paused",)))).rows)[0].paused_by == claimed.pauses[0]
+        assert (row.status, row.queue, row.paused_by) == ("paused", "default", pause)
+        assert ((await bench.scheduler.list(ListQuery(statuses=("paused",)))).rows)[0].paused_by == pause
         assert await bench.scheduler.lift(PauseFilter(rule_id=rule)) == 1
         assert (await bench.row("a")).status == "scheduled"
         claimed = await hand.ask()
@@ -199,7 +200,7 @@ class PausingContract(Contract):
         assert list(await bench.scheduler.pauses()) == []
 
     @on_bench
-    async def test_a_cancellation_ends_a_paused_run_that_has_nothing_to_clean_up(self, bench: Bench) -> None:
+    async def test_a_cancellation_gets_through_a_pause_of_the_execution(self, bench: Bench) -> None:  # B52, B68
         hand, run = await bench.running("b")
         await hand.record(suspend(run, on_signal=True, cleanup=True))
         await bench.start("a")
@@ -207,11 +208,68 @@ class PausingContract(Contract):
             await bench.scheduler.pause(pausing(execution_id=name, nonce=number + 1))
             assert await bench.scheduler.cancel(name, None)
         assert (await bench.row("a")).status == "cancelled"
-        assert await hand.claim() == []  # its clean-up waits for the end of the pause
-        await bench.scheduler.lift(PauseFilter(execution_id="b"))
-        run = await hand.take("b")
+        run = await hand.take("b")  # it has something to clean up
         assert run.cancel_requested
+        await hand.flush(suspend(run, bench.now(), compensating=True))
+        await bench.scheduler.pause(pausing(execution_id="b", nonce=3))
+        run = await hand.take("b")
         await hand.flush(finish(run, "cancelled"))
+
+    @on_bench
+    async def test_a_cancellation_frees_a_run_that_is_held_at_a_step(self, bench: Bench) -> None:  # B52, B68
+        hand, run = await bench.running("a")
+        rule = await bench.scheduler.pause(pausing(step="*"))
+        await hand.record(suspend(run, bench.now(), cleanup=True, held_by=rule, only_held=True))
+        assert await hand.claim() == []
+        assert await bench.scheduler.cancel("a", None)
+        run = await hand.take("a")
+        await hand.flush(suspend(run, bench.now(), held_by=rule, only_held=True, compensating=True))
+        assert await hand.claim() == []  # it is held at an undo
+        await bench.scheduler.lift(PauseFilter(rule_id=rule))
+        await hand.flush(finish(await hand.take("a"), "cancelled"))
+
+    @on_bench
+    async def test_what_a_pause_of_a_task_holds_is_cleaned_up_when_it_ends(self, bench: Bench) -> None:  # B52, B68
+        hand, run = await bench.running("a")
+        await hand.record(suspend(run, on_signal=True, cleanup=True))
+        await bench.scheduler.pause(pausing(task="task"))
+        assert await bench.scheduler.cancel("a", None)
+        assert await hand.claim() == []
+        await bench.scheduler.lift(PauseFilter(task="task"))
+        await hand.flush(finish(await hand.take("a"), "cancelled"))
+
+    @on_bench
+    async def test_a_worker_hears_of_the_rules_for_all_and_for_what_it_holds(self, bench: Bench) -> None:
+        hand, run = await bench.running("a")
+        other = await bench.hand()
+        await bench.start("b", "c")
+        for new_rule in (
+            pausing(execution_id="a", nonce=1),
+            pausing(execution_id="c", nonce=2),
+            pausing(step="s", nonce=3),
+            pausing(task="t", nonce=4),
+            pausing(execution_id="b", step="s", nonce=5),
+        ):
+            await bench.scheduler.pause(new_rule)
+        rules = {pause.rule_id: pause for pause in await bench.scheduler.pauses()}
+        first, _, third, fourth, fifth = sorted(rules)
+        for claimed in (await hand.ask(0), await hand.ask(0)):
+            assert [pause.rule_id for pause in claimed.pauses] == [first, third, fourth]
+        assert list(await bench.scheduler.pauses(hand.worker_id)) == list(claimed.pauses)
+        claimed = await other.ask()  # with the one that comes with what it takes
+        assert list(claimed.pauses) == [rules[number] for number in (third, fourth, fifth)]
+        assert [run.execution_id for run in claimed.runs] == ["b"]
+        await hand.record(finish(run))
+        assert [pause.rule_id for pause in (await hand.ask(0)).pauses] == [third, fourth]
+
+    @on_bench
+    async def test_the_first_end_of_any_rule_wakes_a_claim(self, bench: Bench) -> None:
+        hand = await bench.hand()
+        await bench.start("a")
+        until = bench.now() + LONG
+        await bench.scheduler.pause(pausing(execution_id="a", expires_at=until))
+        claimed = await hand.ask()
+        assert (claimed.runs, claimed.next_wake, list(claimed.pauses)) == ([], until, [])
 
     @on_bench
     async def test_the_same_call_again_makes_no_other_rule(self, bench: Bench) -> None:  # B61
