@@ -154,7 +154,9 @@ async def singles(order: Order) -> dict[str, float]:
 async def crowd(order: Order) -> dict[str, float]:
     each = order.sizes["steps"]
     async with worker(order):
-        per_second = await rate(lambda count: _many(order, "steps", each, count, sum(range(each))), order.sizes["crowd"])
+        per_second = await rate(
+            lambda count: _many(order, "steps", each, count, sum(range(each))), order.sizes["crowd"]
+        )
     same("steps that ran", bodies % each, 0)
     return {"rate": per_second * each}
 

@@ -81,7 +81,9 @@ class Client:
             self._free.put_nowait(None)
 
     async def call(self, path: str, argument: object) -> object:
-        connection = await self._free.get() or await asyncio.open_connection("127.0.0.1", self._port)
+        connection = await self._free.get()
+        if connection is None or connection[0].at_eof():
+            connection = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = connection
         body = json.dumps(argument).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: restate\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -186,9 +188,7 @@ async def singles(order: Order) -> dict[str, float]:
 async def crowd(order: Order) -> dict[str, float]:
     each = order.sizes["steps"]
     async with world(order) as client:
-        per_second = await rate(
-            lambda count: _many(client, "/bench/steps", each, count, each), order.sizes["crowd"]
-        )
+        per_second = await rate(lambda count: _many(client, "/bench/steps", each, count, each), order.sizes["crowd"])
     return {"rate": per_second * each}
 
 
