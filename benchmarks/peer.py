@@ -12,12 +12,12 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
-if TYPE_CHECKING:
-    from benchmarks.postgres import Server
+from benchmarks.postgres import Server
+from benchmarks.rest import transactions
 
 _FILES: Final = Path(__file__).parent / "peers"
 _ROOT: Final = Path(__file__).parent.parent
@@ -145,27 +145,12 @@ class Rival:
                 raise PeerFailed("it needs a server")
             async with server.database(f"{self.peer.name}") as url:
                 running = asyncio.create_task(self._order(kind, url))
-                if kind == "W7":
-                    return await self._idle(server, url, running)
-                return await running
+                if kind != "W7":
+                    return await running
+                statements = await transactions(server, url, running, self._sizes["idle"])
+                return await running | {"statements": statements}
         with tempfile.TemporaryDirectory(dir=self._directory, prefix="peer-", ignore_cleanup_errors=True) as folder:
             return await self._order(kind, f"sqlite:///{folder}/peer.db" if self.peer.store == "sqlite" else folder)
-
-    async def _idle(self, server: Server, url: str, running: asyncio.Task[dict[str, float]]) -> dict[str, float]:
-        """Its transactions a second are counted from outside, in the last seconds in which it does nothing."""
-        counted = [(0.0, 0)]
-        loop = asyncio.get_running_loop()
-        while not running.done():
-            counted.append((loop.time(), await server.transactions(url)))
-            await asyncio.wait([running], timeout=1.0)
-        values = await running
-        seconds = min(self._sizes["idle"] - 2.0, counted[-1][0] - counted[1][0])
-        # The last second is its farewell.
-        end = counted[-2] if len(counted) > 2 else counted[-1]
-        begin = min(counted[1:], key=lambda sample: abs(sample[0] - (end[0] - seconds)))
-        if end[0] > begin[0]:
-            values["statements"] = (end[1] - begin[1]) / (end[0] - begin[0])
-        return values
 
     async def _order(self, kind: str, place: str) -> dict[str, float]:
         order = {"workload": kind, "place": place, "sizes": self._sizes, "tools": str(self._folder)}

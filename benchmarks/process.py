@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 import signal
 import sqlite3
@@ -129,12 +130,14 @@ async def _park(url: str) -> None:
 
 
 def _memory() -> Memory:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+        status = Path("/proc/self/status").read_text("ascii")
     except OSError:
+        # Also what the process was before it became this program; the system tells nothing better.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return Memory(peak, peak)
-    return Memory(pages * resource.getpagesize() // 1024, peak)
+    found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", status, re.MULTILINE))
+    return Memory(int(found["VmRSS"]), int(found["VmHWM"]))
 
 
 async def _tick(url: str, queue: str) -> None:
