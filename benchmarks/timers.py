@@ -35,7 +35,7 @@ async def timers(bench: Bench) -> AsyncIterator[Repetition]:
             each = (time.perf_counter() - began) / probe
             handler.late.clear()
             handler.asleep = 0
-            due = datetime.now(UTC) + timedelta(seconds=_MARGIN + 2 * each * count)
+            due = datetime.now(UTC) + timedelta(seconds=_MARGIN + 1.5 * each * count)
             for begin in range(0, count, _PORTION):
                 await _start(store, min(_PORTION, count - begin), due, begin, count)
             await _until(lambda: handler.asleep >= count or datetime.now(UTC) >= due)
