@@ -226,7 +226,7 @@ async def sequence(order: Order) -> dict[str, float]:
         await client.call("/bench/steps", 10)
         result = asyncio.create_task(client.call("/waiter/long/run", count))
         await asyncio.sleep(2)
-        while not result.done() and (await client.call("/bench/quiet", None)) < 4:
+        while not result.done() and not await client.call("/bench/quiet", 4.0):
             await asyncio.sleep(0.2)
         began = time.time()
         await client.call("/waiter/long/go", 1)
@@ -238,9 +238,9 @@ async def sequence(order: Order) -> dict[str, float]:
 
 
 @service.handler()
-async def quiet(ctx: restate.Context) -> float:
-    """Seconds since the last pass was through with its steps; the waiting one has been suspended after that."""
-    return time.time() - passes[-1][1] if passes else 0.0
+async def quiet(ctx: restate.Context, least: float) -> bool:
+    """Whether the last pass has been through with its steps for so many seconds: it has been suspended by then."""
+    return bool(passes) and time.time() - passes[-1][1] >= least
 
 
 if __name__ == "__main__":
