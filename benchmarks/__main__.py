@@ -7,6 +7,7 @@ import asyncio
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -39,15 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(here, flush=True)
     if not here.durable:
         print(f"{place} is in memory: a commit costs nothing there. Choose a disk with --dir.", file=sys.stderr)
+    if here.busy:
+        print("The machine is busy: look at ratios alone, and at how far they spread.", file=sys.stderr)
     chosen = [workload for workload in WORKLOADS if not given.only or workload.name in given.only]
     found: list[Line] = []
+    failed: dict[str, str] = {}
     with (
         tempfile.TemporaryDirectory(prefix="zart-benchmarks-", dir=place) as directory,
         Ground(Path(directory), given.postgres, QUICK if given.quick else FULL) as ground,
     ):
         rivals = ground.rivals([] if "none" in (given.peer or ()) else given.peer or _NAMES, chosen, given.environments)
         for workload in chosen:
-            found += asyncio.run(_run(workload, ground, rivals, repetitions))
+            try:
+                found += asyncio.run(_run(workload, ground, rivals, repetitions))
+            except Exception as error:  # the others are worth their time all the same
+                traceback.print_exc()
+                failed[workload.name] = f"{type(error).__name__}: {error}"
         version = asyncio.run(ground.postgres_version())
     report = Report(
         taken_at=datetime.now(UTC),
@@ -60,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         peers={rival.peer.label: rival.peer.version for rival in rivals},
         settings={rival.peer.name: rival.peer.settings for rival in rivals},
         skipped=ground.skipped,
+        failed=failed,
     )
     printed = text(report)
     print(printed)
@@ -70,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     drawn = plots(found, folder)
     print(f"\n{json}, and in {folder} the table and {len(drawn)} plots")
+    if failed:
+        sys.exit(f"failed, so that their numbers would mean nothing: {', '.join(failed)}")
 
 
 class Ground(ExitStack):

@@ -25,8 +25,8 @@ CROWD: Final = WorkerConfig(concurrency=200)
 class Sizes(Struct, frozen=True, kw_only=True):
     """How much of each workload is run in one repetition."""
 
-    jobs: int = 5_000
-    starts: int = 10_000
+    jobs: int = 20_000
+    starts: int = 20_000
     singles: int = 2_000
     crowd: int = 200
     steps: int = 10

@@ -37,6 +37,8 @@ class Report(Struct, frozen=True, kw_only=True):
     """How each peer is set up."""
     skipped: dict[str, str]
     """What of the peers was not measured, and why."""
+    failed: dict[str, str]
+    """Which of our workloads did not come to an end, or to a wrong one, and why."""
 
 
 def text(report: Report) -> str:
@@ -56,6 +58,12 @@ def text(report: Report) -> str:
             table(report.lines),
             "",
             *(f"{name}: {settings}" for name, settings in report.settings.items()),
+            *(
+                ("The machine was busy: look at ratios alone, and at how far they spread.",)
+                if report.machine.busy
+                else ()
+            ),
+            *(f"FAILED: {name}: {reason}" for name, reason in report.failed.items()),
             *(f"skipped: {name}: {reason}" for name, reason in report.skipped.items()),
         )
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,8 +13,10 @@ import msgspec
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.bench import Bench, Repetition, Workload
 from benchmarks.report import Report
 from benchmarks.store import Wrong, same
+from benchmarks.workloads import WORKLOADS
 
 
 def test_a_quick_run_prints_a_table_and_leaves_nothing_behind_but_its_results(
@@ -75,3 +79,22 @@ def test_more_steps_write_more_and_two_workers_finish_what_one_does(tmp_path: Pa
 def test_results_that_are_wrong_fail_loudly() -> None:
     with pytest.raises(Wrong, match="the result: 1 instead of 2"):
         same("the result", 1, 2)
+
+
+def test_a_workload_that_fails_is_named_and_the_others_are_still_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def broken(bench: Bench) -> AsyncIterator[Repetition]:
+        raise Wrong("one result is missing")
+        yield
+
+    workloads = (Workload("W1", broken), *(workload for workload in WORKLOADS if workload.name == "limits"))
+    monkeypatch.setattr("benchmarks.__main__.WORKLOADS", workloads)
+
+    with pytest.raises(SystemExit, match="W1"):
+        main(["--quick", "--peer", "none", "--dir", str(tmp_path), "--results", str(tmp_path / "results")])
+
+    found = msgspec.json.decode((tmp_path / "results" / "results.json").read_bytes(), type=Report)
+    assert found.failed == {"W1": "Wrong: one result is missing"}
+    assert {line.workload for line in found.lines} == {"limits"}
