@@ -1,6 +1,7 @@
 """Procrastinate: jobs without results, deferred with ``batch_defer_async`` (1,000 a call), or one by one for the latency, which ends when
-the job's body runs; one worker with a concurrency of 100, LISTEN/NOTIFY and a poll every 50 ms beside it (default 5 s: a notification
-that comes while it fetches is waited out), finished jobs kept (the default), connection pool of 20.
+the job's body runs; LISTEN/NOTIFY and a poll every 50 ms beside it (default 5 s: a notification that comes while it fetches is waited
+out); for throughput eight workers in the process with a concurrency of 12 each (a worker fetches its jobs one after another; one of 100
+is slower), for latency one; finished jobs kept (the default), connection pool of 30.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ all_ran = asyncio.Event()
 
 @asynccontextmanager
 async def opened(order: Order) -> AsyncIterator[App]:
-    app = App(connector=PsycopgConnector(conninfo=order.place, min_size=20, max_size=20))
+    app = App(connector=PsycopgConnector(conninfo=order.place, min_size=30, max_size=30))
 
     @app.task(name="job")
     async def job(number: int) -> None:
@@ -38,15 +39,19 @@ async def opened(order: Order) -> AsyncIterator[App]:
 
 
 @asynccontextmanager
-async def worker(order: Order, poll: float = 0.05) -> AsyncIterator[App]:
+async def worker(order: Order, workers: int = 1, poll: float = 0.05) -> AsyncIterator[App]:
     async with opened(order) as app:
-        task = asyncio.create_task(
-            app.run_worker_async(concurrency=100, fetch_job_polling_interval=poll, install_signal_handlers=False)
-        )
-        await asyncio.sleep(0.5)  # it listens now
+        tasks = [
+            asyncio.create_task(
+                app.run_worker_async(concurrency=12, fetch_job_polling_interval=poll, install_signal_handlers=False)
+            )
+            for _ in range(workers)
+        ]
+        await asyncio.sleep(0.5)  # they listen now
         yield app
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _many(app: App, count: int) -> float:
@@ -73,7 +78,7 @@ async def _statuses(app: App) -> AsyncIterator[str]:
 
 
 async def jobs(order: Order) -> dict[str, float]:
-    async with worker(order) as app:
+    async with worker(order, workers=8) as app:
         per_second = await rate(lambda count: _many(app, count), order.sizes["jobs"])
     same("jobs that ran", ran, expected)
     return {"rate": per_second}
