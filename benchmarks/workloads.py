@@ -412,7 +412,7 @@ WORKLOADS: Final = (
     Workload("W5-postgres", _events, backend="postgres"),
     Workload("W6-postgres", _sequence, backend="postgres"),
     Workload("W7-postgres", rest, once=True, backend="postgres"),
-    Workload("W8", _backlog, once=True, backend="postgres"),
+    Workload("W8", _backlog, backend="postgres"),
     Workload("W9-postgres", timers, once=True, backend="postgres"),
     Workload("W10-postgres", postgres_volume, backend="postgres"),
     Workload("W10-memory-postgres", memory, once=True, backend="postgres"),
