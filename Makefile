@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Test processes that run at once.
 WORKERS ?= 2
+# What `make bench` is told: --quick, --only W1-postgres, --peer none, ...
+BENCH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -68,8 +70,8 @@ demo: $(DEMO_VENV)/.stamp $(if $(filter postgres%,$(ZART_DATABASE_URL)),$(DEMO_V
 	@$(DEMO_VENV)/bin/python -m examples.demo
 
 .PHONY: bench
-bench: $(VENV)/.stamp ## Run the benchmarks
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.stamp ## Measure us, the limits and the peers; BENCH=--quick for a few minutes
+	$(BIN)/python -m benchmarks $(BENCH)
 
 .PHONY: examples
 examples: $(VENV)/.stamp ## Run every example

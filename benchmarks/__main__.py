@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: every workload beside the physical limits, in one table."""
+"""``python -m benchmarks``: every workload beside the physical limits and the peers, in one table."""
 
 from __future__ import annotations
 
@@ -6,59 +6,81 @@ import argparse
 import asyncio
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from benchmarks.bench import FULL, QUICK, Bench, Goals, Sizes, Workload
 from benchmarks.limits import SqliteLimits
-from benchmarks.machine import Machine, machine
+from benchmarks.machine import machine
+from benchmarks.peer import ENVIRONMENTS, PEERS, PeerFailed, Rival, environment
+from benchmarks.plot import plots
 from benchmarks.postgres import PostgresLimits, Server
 from benchmarks.readings import Line, lines
+from benchmarks.report import Report, text
 from benchmarks.store import open_file
-from benchmarks.table import table
-from benchmarks.workloads import FULL, QUICK, WORKLOADS, Bench, Goals, Sizes, Workload
+from benchmarks.workloads import WORKLOADS
 
-_EXPLANATION: Final = (
-    "Ratio: ours to the limit measured right before it, median over the repetitions; of rates more is better, of times less. "
-    "Limits: bare sqlite3, one row a commit unless said, WAL with synchronous=FULL, on the same disk; for Postgres one asyncpg "
-    "connection, and pgbench with 32 clients beside W2; for W4 one commit of as many rows, or each child of a small family; for W8 the same "
-    "claim where nothing else is stored, and for the lists the same question; for W9 the lease."
-)
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``--json`` writes."""
-
-    machine: Machine
-    repetitions: int
-    quick: bool
-    lines: list[Line]
+_RESULTS: Final = ENVIRONMENTS.parent / "results"
+_NAMES: Final = tuple(dict.fromkeys(peer.name for peer in PEERS))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
-    repetitions: int = given.repeat or (2 if given.quick else 5)
+    repetitions: int = given.repeat or (1 if given.quick else 3)
     place: Path = given.dir
-    here = machine(place)
+    here, began = machine(place), time.monotonic()
     print(here, flush=True)
     if not here.durable:
         print(f"{place} is in memory: a commit costs nothing there. Choose a disk with --dir.", file=sys.stderr)
+    if here.busy:
+        print("The machine is busy: look at ratios alone, and at how far they spread.", file=sys.stderr)
     chosen = [workload for workload in WORKLOADS if not given.only or workload.name in given.only]
     found: list[Line] = []
+    failed: dict[str, str] = {}
     with (
         tempfile.TemporaryDirectory(prefix="zart-benchmarks-", dir=place) as directory,
         Ground(Path(directory), given.postgres, QUICK if given.quick else FULL) as ground,
     ):
+        rivals = ground.rivals([] if "none" in (given.peer or ()) else given.peer or _NAMES, chosen, given.environments)
         for workload in chosen:
-            found += asyncio.run(_run(workload, ground, repetitions))
-    print(f"{_EXPLANATION}\n\n{table(found)}")
-    if given.json is not None:
-        report = Report(machine=here, repetitions=repetitions, quick=given.quick, lines=found)
-        given.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+            try:
+                found += asyncio.run(_run(workload, ground, rivals, repetitions))
+            except Exception as error:  # the others are worth their time all the same
+                traceback.print_exc()
+                failed[workload.name] = f"{type(error).__name__}: {error}"
+        version = asyncio.run(ground.postgres_version())
+    report = Report(
+        taken_at=datetime.now(UTC),
+        seconds=time.monotonic() - began,
+        machine=here,
+        postgres=version,
+        repetitions=repetitions,
+        quick=given.quick,
+        lines=found,
+        peers={rival.peer.label: rival.peer.version for rival in rivals},
+        settings={rival.peer.name: rival.peer.settings for rival in rivals},
+        skipped=ground.skipped,
+        failed=failed,
+    )
+    printed = text(report)
+    print(printed)
+    folder: Path = given.results or _RESULTS / f"{report.taken_at:%Y-%m-%dT%H-%M-%S}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.txt").write_text(printed, "utf-8")
+    json: Path = given.json or folder / "results.json"
+    json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    drawn = plots(found, folder)
+    print(f"\n{json}, and in {folder} the table and {len(drawn)} plots")
+    if failed:
+        sys.exit(f"failed, so that their numbers would mean nothing: {', '.join(failed)}")
 
 
 class Ground(ExitStack):
@@ -69,6 +91,8 @@ class Ground(ExitStack):
         self._directory: Final = directory
         self._url: Final = url
         self._sizes: Final = sizes
+        self.skipped: Final[dict[str, str]] = {}
+        """What of the peers was not measured, and why."""
 
     @asynccontextmanager
     async def bench(self, workload: Workload) -> AsyncIterator[Bench]:
@@ -80,7 +104,35 @@ class Ground(ExitStack):
             return
         goals = Goals(crowd=1.5, sequence=0.8)
         async with PostgresLimits(self._postgres) as limits:
-            yield Bench(self._directory, limits, self._sizes, goals, self._postgres.open_database)
+            server = self._postgres
+            yield Bench(self._directory, limits, self._sizes, goals, server.open_database, server)
+
+    def rivals(self, names: Sequence[str], workloads: Sequence[Workload], environments: Path) -> list[Rival]:
+        """The peers of those names that are wanted beside one of the workloads, and can be had."""
+        found: list[Rival] = []
+        for peer in PEERS:
+            wanted = any(peer.beside(workload.name) for workload in workloads)
+            if peer.name not in names or not wanted or peer.name in self.skipped:
+                continue
+            try:
+                folder = environment(peer.name, environments)
+            except PeerFailed as error:
+                self.skipped[peer.name] = str(error)
+            else:
+                found.append(Rival(peer, folder, self._directory, msgspec.to_builtins(self._sizes)))
+        return found
+
+    async def measured(self, rival: Rival, workload: Workload) -> dict[str, float]:
+        """What the peer says, or nothing if it says nothing; why is kept."""
+        try:
+            return await rival.measure(workload.name, self._postgres if rival.peer.store == "postgres" else None)
+        except PeerFailed as error:
+            self.skipped[f"{rival.peer.label} in {workload.name}"] = str(error)
+            return {}
+
+    async def postgres_version(self) -> str | None:
+        """That of the server; ``None`` if no workload wanted one."""
+        return await self._postgres.version() if "_postgres" in self.__dict__ else None
 
     @cached_property
     def _sqlite(self) -> SqliteLimits:
@@ -91,16 +143,23 @@ class Ground(ExitStack):
         return self.enter_context(Server(self._directory / "postgres", self._url))
 
 
-async def _run(workload: Workload, ground: Ground, repetitions: int) -> list[Line]:
+async def _run(workload: Workload, ground: Ground, rivals: Sequence[Rival], repetitions: int) -> list[Line]:
+    """By turns ours, with the limit right before it, and each peer: what disturbs the machine for long disturbs all."""
+    began = time.monotonic()
+    beside = [rival for rival in rivals if rival.peer.beside(workload.name)]
+    readings, theirs = [], {rival.peer.label: list[dict[str, float]]() for rival in beside}
     async with ground.bench(workload) as bench, workload.open(bench) as repetition:
-        readings = [await repetition() for _ in range(1 if workload.once else repetitions)]
-    print(f"{workload.name} done", file=sys.stderr)
-    return lines(workload.name, readings)
+        for _ in range(1 if workload.once else repetitions):
+            readings.append(await repetition())
+            for rival in beside:
+                theirs[rival.peer.label].append(await ground.measured(rival, workload))
+    print(f"{workload.name} done in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return lines(workload.name, readings, theirs)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--repeat", type=_count, metavar="N", help="repetitions (default 5, with --quick 2)")
+    parser.add_argument("--repeat", type=_count, metavar="N", help="repetitions (default 3, with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="smaller workloads: seconds instead of minutes")
     parser.add_argument(
         "--only",
@@ -109,7 +168,29 @@ def _parser() -> argparse.ArgumentParser:
         choices=[workload.name for workload in WORKLOADS],
         help=f"one workload; may be repeated: {', '.join(workload.name for workload in WORKLOADS)}",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every reading there, too")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        metavar="NAME",
+        choices=[*_NAMES, "none"],
+        help=f"one peer; may be repeated: {', '.join(_NAMES)}, or none (default: all)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIRECTORY",
+        help="for the table, the readings and the plots (default: one of its own in .benchmarks/results)",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="for the readings (default: results.json in --results)"
+    )
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        metavar="DIRECTORY",
+        default=ENVIRONMENTS,
+        help="for the peers' virtual environments, which are kept (default: .benchmarks/peers)",
+    )
     parser.add_argument(
         "--dir", type=Path, default=Path(), metavar="DIRECTORY", help="on the disk to measure (default: here)"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import datetime
+from typing import Any
 
 from zart_core import TaskContext, TaskHandler, TaskRegistry, context
 
@@ -47,6 +49,22 @@ class Waiting(TaskHandler[None, int]):
 
     async def run(self, ctx: TaskContext, data: None) -> int:
         return await ctx.wait_for_event("go", int)
+
+
+class Napping(TaskHandler[datetime, None]):
+    """Sleeps until ``data``; notes how late it wakes, in seconds, and how many have come to their sleep."""
+
+    name = "napping"
+
+    def __init__(self) -> None:
+        self.asleep = 0
+        self.late: list[float] = []
+
+    async def run(self, ctx: TaskContext, data: datetime) -> None:
+        if not ctx.is_replaying:
+            self.asleep += 1
+        await ctx.sleep_until("nap", data)
+        self.late.append(time.time() - data.timestamp())
 
 
 class Replayed(TaskHandler[int, int]):
@@ -137,7 +155,7 @@ class Ballast(TaskHandler[int, int]):
         return BALLAST
 
 
-def registry(*handlers: TaskHandler[int, int] | TaskHandler[None, int]) -> TaskRegistry:
+def registry(*handlers: TaskHandler[Any, Any]) -> TaskRegistry:
     """A registry of ``handlers``."""
     made = TaskRegistry()
     for handler in handlers:

@@ -19,6 +19,8 @@ class Machine(Struct, frozen=True, kw_only=True):
     sqlite: str
     system: str
     processors: int
+    processor: str
+    memory_gib: float
     load: float
     filesystem: str
 
@@ -27,10 +29,15 @@ class Machine(Struct, frozen=True, kw_only=True):
         """Whether a commit reaches a disk at all."""
         return self.filesystem not in _IN_MEMORY
 
+    @property
+    def busy(self) -> bool:
+        """Whether others had much to do when the run began."""
+        return self.load > self.processors / 2
+
     def __str__(self) -> str:
         return (
-            f"Python {self.python}, SQLite {self.sqlite}, {self.system}, {self.processors} processors, "
-            f"load {self.load:.1f}, database on {self.filesystem}"
+            f"Python {self.python}, SQLite {self.sqlite}, {self.system}, {self.processors} processors "
+            f"({self.processor}), {self.memory_gib:.0f} GiB, load {self.load:.1f}, database on {self.filesystem}"
         )
 
 
@@ -41,9 +48,21 @@ def machine(directory: Path) -> Machine:
         sqlite=sqlite3.sqlite_version,
         system=f"{platform.system()} {platform.machine()}",
         processors=os.cpu_count() or 1,
+        processor=_processor(),
+        memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         filesystem=_filesystem(directory),
     )
+
+
+def _processor() -> str:
+    """Its name as the system has it; ``"unknown"`` where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")
 
 
 def _filesystem(directory: Path) -> str:

@@ -39,6 +39,7 @@ _INSERT: Final = """
     INSERT INTO record (run_id, started_at, finished_at, worker_id, ordinal, attempts, name, kind, status, output)
     SELECT nextval('run_ids'), 1767225600000000, 1767225600000000, 1, 0, 1, u.name, 'step', 'completed', '0'
 """
+_TRANSACTIONS: Final = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1"
 _ONE: Final = f"{_INSERT} FROM (SELECT 'step-0' AS name) AS u"
 _MANY: Final = f"{_INSERT} FROM unnest($1::text[]) AS u(name)"
 
@@ -86,6 +87,27 @@ class Server:
         async with self.database(name) as url, TimedPostgres(url, auto_migrate=True) as scheduler:
             yield await filled(Store(url, url, scheduler))
 
+    async def transactions(self, url: str) -> int:
+        """How many have ended in the database of ``url`` since it was made; asked from outside, which is not counted."""
+        return int(await self._value(_TRANSACTIONS, urlsplit(url).path.lstrip("/")))
+
+    async def written(self) -> int:
+        """Bytes that the server's log has come to."""
+        return int(await self._value("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"))
+
+    async def checkpoint(self) -> None:
+        await self._execute("CHECKPOINT")
+
+    async def version(self) -> str:
+        return str(await self._value("SHOW server_version"))
+
+    async def _value(self, query: str, *arguments: object) -> Any:
+        connection = await asyncpg.connect(self.url)
+        try:
+            return await connection.fetchval(query, *arguments)
+        finally:
+            await connection.close()
+
     async def _execute(self, statement: str) -> None:
         connection = await asyncpg.connect(self.url)
         try:
@@ -129,11 +151,14 @@ class PostgresLimits:
         return written / (time.perf_counter() - began)
 
     async def crowd(self) -> float:
+        return await self.clients(_CLIENTS)
+
+    async def clients(self, clients: int) -> float:
+        """Single-row commits a second by so many clients of pgbench, each with a connection of its own."""
         command = (POSTGRES_VERSIONS[_NEWEST] / "pgbench", "-n", "-M", "prepared", "-f", "-", "-T", str(_SECONDS))
-        clients = ("-c", str(_CLIENTS), "-j", "2", self._url)
         pgbench = await asyncio.create_subprocess_exec(
             *command,
-            *clients,
+            *("-c", str(clients), "-j", str(min(clients, 2)), self._url),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

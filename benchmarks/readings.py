@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Literal
 
@@ -25,13 +25,14 @@ class Goal(Struct, frozen=True):
 
 
 class Reading(Struct, frozen=True, kw_only=True):
-    """One number of ours and the number that the limit reached."""
+    """One number of ours and the number that the limit reached. ``key``: how the peers call the same number, where they have it."""
 
     label: str
     unit: str
     ours: float
     limit: float | None = None
     goal: Goal | None = None
+    key: str | None = None
 
 
 class Line(Struct, frozen=True, kw_only=True):
@@ -43,6 +44,7 @@ class Line(Struct, frozen=True, kw_only=True):
     goal: Goal | None
     ours: list[float]
     limit: list[float]
+    peers: dict[str, list[float]] = {}
 
     @property
     def ratios(self) -> list[float]:
@@ -54,13 +56,27 @@ class Line(Struct, frozen=True, kw_only=True):
         return median(self.ratios) if self.limit else None
 
     @property
+    def rate(self) -> bool:
+        """Whether more is better."""
+        return self.unit == "per s" and (self.goal is None or self.goal.bound == "least")
+
+    def ahead(self, peer: str) -> float | None:
+        """How many times as good we are as that peer; ``None`` where one of both is nothing."""
+        ours, theirs = median(self.ours), median(self.peers[peer])
+        if not ours or not theirs:
+            return None
+        return ours / theirs if self.rate else theirs / ours
+
+    @property
     def met(self) -> bool | None:
         """Whether the goal was reached; ``None`` without one."""
         return None if self.goal is None else self.goal.met(self.ratio, median(self.ours))
 
 
-def lines(workload: str, repetitions: Sequence[Sequence[Reading]]) -> list[Line]:
-    """The readings of every repetition by label, in the order in which they were read."""
+def lines(
+    workload: str, repetitions: Sequence[Sequence[Reading]], peers: Mapping[str, Sequence[Mapping[str, float]]]
+) -> list[Line]:
+    """The readings of every repetition by label, in the order in which they were read, beside those of the peers."""
     found: dict[str, list[Reading]] = {}
     for readings in repetitions:
         for reading in readings:
@@ -73,9 +89,15 @@ def lines(workload: str, repetitions: Sequence[Sequence[Reading]]) -> list[Line]
             goal=readings[0].goal,
             ours=[reading.ours for reading in readings],
             limit=[reading.limit for reading in readings if reading.limit is not None],
+            peers=_beside(readings[0].key, peers),
         )
         for label, readings in found.items()
     ]
+
+
+def _beside(key: str | None, peers: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, list[float]]:
+    found = {name: [values[key] for values in read if key in values] for name, read in peers.items()} if key else {}
+    return {name: values for name, values in found.items() if values}
 
 
 def percentile(values: Sequence[float], share: float) -> float:

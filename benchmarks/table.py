@@ -8,14 +8,16 @@ from typing import Final
 
 from benchmarks.readings import Goal, Line
 
-_HEAD: Final = ("workload", "", "ratio", "min–max", "goal", "met", "ours", "min–max", "limit", "unit")
-_TEXT: Final = frozenset((0, 1, 4, 5, 9))
+_HEAD: Final = ("workload", "", "value", "min–max", "unit", "limit", "ratio", "min–max", "goal", "met", "we are")
+_TEXT: Final = frozenset((0, 1, 4, 8, 9))
 _SIGN: Final = {"least": "≥", "most": "≤"}
 
 
 def table(lines: Sequence[Line]) -> str:
-    """``lines`` as text, a row each."""
-    rows = [_HEAD, *(_row(line) for line in lines)]
+    """``lines`` as text: a row each, and below it one for each peer."""
+    rows = [_HEAD]
+    for line in lines:
+        rows += [_row(line), *(_peer(line, name) for name in line.peers)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     ruler = "  ".join("-" * width for width in widths)
     first, *rest = [_joined(row, widths) for row in rows]
@@ -35,15 +37,22 @@ def _row(line: Line) -> tuple[str, ...]:
     return (
         line.workload,
         line.label,
-        "" if ratio is None else _number(ratio),
+        number(median(line.ours)),
+        _spread(line.ours),
+        line.unit,
+        number(median(line.limit)) if line.limit else "",
+        "" if ratio is None else number(ratio),
         _spread(line.ratios),
         _goal(line.goal, line.unit),
         "" if line.met is None else "yes" if line.met else "no",
-        _number(median(line.ours)),
-        _spread(line.ours),
-        _number(median(line.limit)) if line.limit else "",
-        line.unit,
+        "",
     )
+
+
+def _peer(line: Line, name: str) -> tuple[str, ...]:
+    values, ahead = line.peers[name], line.ahead(name)
+    better = "" if ahead is None else f"{number(ahead)} ×"
+    return "", f"    {name}", number(median(values)), _spread(values), line.unit, "", "", "", "", "", better
 
 
 def _goal(goal: Goal | None, unit: str) -> str:
@@ -53,10 +62,11 @@ def _goal(goal: Goal | None, unit: str) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{_number(min(values))}–{_number(max(values))}" if values else ""
+    return f"{number(min(values))}–{number(max(values))}" if values else ""
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """With as many places as say something."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}"

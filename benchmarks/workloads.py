@@ -4,97 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
-from statistics import fmean
-from typing import Any, Final, Literal
-
-from msgspec import Struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 from benchmarks import backlog, crowded, keys, process, takeover
+from benchmarks.bench import CROWD, PATIENCE, Bench, Repetition, Workload, per_second, through
+from benchmarks.crew import crew
 from benchmarks.handlers import Family, Fan, Plain, Replayed, Steps, Waiting, registry
-from benchmarks.limits import Limits
+from benchmarks.memory import memory
+from benchmarks.raw import postgres_raw, sqlite_raw
 from benchmarks.readings import Goal, Reading, percentile
+from benchmarks.rest import rest
 from benchmarks.store import Store, Wrong, same
+from benchmarks.timers import timers
+from benchmarks.volume import postgres_volume, sqlite_volume
 from zart_core import ExecutionHandle, StartRequest, Worker, WorkerConfig
 from zart_core.duration import SECOND, positive_micros
 
-_PATIENCE: Final = "120s"
-_CROWD: Final = WorkerConfig(concurrency=200)
 _LIMIT_ROWS: Final = 100
-
-
-class Sizes(Struct, frozen=True, kw_only=True):
-    """How much of each workload is run in one repetition."""
-
-    jobs: int = 5_000
-    starts: int = 10_000
-    singles: int = 2_000
-    crowd: int = 200
-    steps: int = 10
-    calls: int = 200
-    fan: int = 200
-    fans: int = 10
-    children: tuple[int, int] = (1_000, 10_000)
-    sequence: int = 1_000
-    idle: float = 10.0
-    finished: int = 1_000_000
-    sleeping: int = 200_000
-    claims: int = 1_000
-    questions: int = 20
-    takeovers: int = 20
-    keys: int = 10_000
-
-
-FULL: Final = Sizes()
-QUICK: Final = Sizes(
-    jobs=500,
-    starts=1_000,
-    singles=200,
-    crowd=100,
-    calls=40,
-    fans=3,
-    children=(200, 2_000),
-    sequence=1_000,
-    idle=5.0,
-    finished=50_000,
-    sleeping=10_000,
-    claims=200,
-    questions=5,
-    takeovers=2,
-    keys=1_000,
-)
-
-
-class Goals(Struct, frozen=True, kw_only=True):
-    """What rates have to reach, as multiples of the limit."""
-
-    crowd: float
-    sequence: float
-
-
-class Bench(Struct, frozen=True):
-    """What a workload works with. ``store`` opens a new store by its name."""
-
-    directory: Path
-    limits: Limits
-    sizes: Sizes
-    goals: Goals
-    store: Callable[[str], AbstractAsyncContextManager[Store]]
-
-
-Repetition = Callable[[], Awaitable[list[Reading]]]
-Opened = AbstractAsyncContextManager[Repetition]
-
-
-class Workload(Struct, frozen=True):
-    """A workload by its name. ``once``: one long reading in place of several short ones."""
-
-    name: str
-    open: Callable[[Bench], Opened]
-    once: bool = False
-    backend: Literal["sqlite", "postgres"] = "sqlite"
 
 
 # --- throughput -----------------------------------------------------------------------------------------------------
@@ -107,12 +35,14 @@ async def _jobs(bench: Bench) -> AsyncIterator[Repetition]:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            limit = _rate(await bench.limits.commits())
-            seconds = await _through(store, [StartRequest(Plain, number) for number in range(count)], range(count))
+            limit = per_second(await bench.limits.commits())
+            seconds = await through(store, [StartRequest(Plain, number) for number in range(count)], range(count))
             done += count
-            return [Reading(label="executions without a step", unit="per s", ours=count / seconds, limit=limit)]
+            return [
+                Reading(label="executions without a step", unit="per s", ours=count / seconds, limit=limit, key="rate")
+            ]
 
-        async with Worker(store.scheduler, registry(Plain()), _CROWD):
+        async with Worker(store.scheduler, registry(Plain()), CROWD):
             yield repetition
         await store.check(completed=done)
 
@@ -131,7 +61,11 @@ async def _starts(bench: Bench) -> AsyncIterator[Repetition]:
             seconds = time.perf_counter() - began
             same("started executions", len({handle.execution_id for handle in handles}), count)
             done += count
-            return [Reading(label="start_many, to 100-row commits", unit="per s", ours=count / seconds, limit=limit)]
+            return [
+                Reading(
+                    label="start_many, to 100-row commits", unit="per s", ours=count / seconds, limit=limit, key="rate"
+                )
+            ]
 
         yield repetition
         await store.check(completed=0, scheduled=done)
@@ -144,12 +78,14 @@ async def _singles(bench: Bench) -> AsyncIterator[Repetition]:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            limit = _rate(await bench.limits.commits())
-            seconds = await _through(store, [StartRequest(Steps, 1)] * count, [0] * count)
+            limit = per_second(await bench.limits.commits())
+            seconds = await through(store, [StartRequest(Steps, 1)] * count, [0] * count)
             done += count
-            return [Reading(label="executions of one step", unit="per s", ours=count / seconds, limit=limit)]
+            return [
+                Reading(label="executions of one step", unit="per s", ours=count / seconds, limit=limit, key="rate")
+            ]
 
-        async with Worker(store.scheduler, registry(steps), _CROWD):
+        async with Worker(store.scheduler, registry(steps), CROWD):
             yield repetition
         same("steps that ran", steps.ran, done)
         await store.check(completed=done)
@@ -165,29 +101,21 @@ async def _crowd(bench: Bench) -> AsyncIterator[Repetition]:
             single = await bench.limits.crowd()
             bulk = await bench.limits.rows_per_second(_LIMIT_ROWS)
             total = sum(range(each))
-            seconds = await _through(store, [StartRequest(Steps, each)] * count, [total] * count)
+            seconds = await through(store, [StartRequest(Steps, each)] * count, [total] * count)
             done += count
             rate = count * each / seconds
             goal = Goal("ratio", "least", bench.goals.crowd)
             return [
-                Reading(label="steps, to single-row commits", unit="per s", ours=rate, limit=single, goal=goal),
+                Reading(
+                    label="steps, to single-row commits", unit="per s", ours=rate, limit=single, goal=goal, key="rate"
+                ),
                 Reading(label="steps, to 100-row commits", unit="per s", ours=rate, limit=bulk),
             ]
 
-        async with Worker(store.scheduler, registry(steps), _CROWD):
+        async with Worker(store.scheduler, registry(steps), CROWD):
             yield repetition
         same("steps that ran", steps.ran, done * each)
         await store.check(completed=done)
-
-
-async def _through(store: Store, requests: Iterable[StartRequest], expected: Iterable[int]) -> float:
-    """Start all, wait for all: the seconds it took."""
-    began = time.perf_counter()
-    handles = await store.client.start_many(requests)
-    results = await asyncio.gather(*(handle.result(_PATIENCE) for handle in handles))
-    seconds = time.perf_counter() - began
-    same("results", results, list(expected))
-    return seconds
 
 
 # --- latency --------------------------------------------------------------------------------------------------------
@@ -223,7 +151,7 @@ async def _remote_answers(bench: Bench) -> AsyncIterator[Repetition]:
             done += len(took)
             return _latency("start to result, two processes", took, commits, 3.0, 10.0)
 
-        async with process.worker(bench.directory / "remote.db"):
+        async with process.worker(store.url):
             yield repetition
         await store.check(completed=done)
 
@@ -231,7 +159,7 @@ async def _remote_answers(bench: Bench) -> AsyncIterator[Repetition]:
 async def _answer(store: Store) -> float:
     began = time.perf_counter()
     handle = await store.client.start(Steps, 1)
-    result = await handle.result(_PATIENCE)
+    result = await handle.result(PATIENCE)
     seconds = time.perf_counter() - began
     same("the result", result, 0)
     return seconds
@@ -256,15 +184,15 @@ async def _events(bench: Bench) -> AsyncIterator[Repetition]:
 
 async def _event(store: Store, number: int) -> float:
     handle: ExecutionHandle[int] = await store.client.start(Waiting, None)
-    result = asyncio.get_running_loop().create_task(handle.result(_PATIENCE))
-    await _until_waiting(store, handle)
+    result = asyncio.get_running_loop().create_task(handle.result(PATIENCE))
+    await until_waiting(store, handle)
     began = time.perf_counter()
     await store.client.offer_event(handle.execution_id, "go", number)
     same("the result", await result, number)
     return time.perf_counter() - began
 
 
-async def _until_waiting(store: Store, handle: ExecutionHandle[Any]) -> None:
+async def until_waiting(store: Store, handle: ExecutionHandle[Any]) -> None:
     """Until the execution waits for its event, and has become quiet."""
     while True:
         status = await store.client.status(handle.execution_id)
@@ -286,6 +214,7 @@ def _latency(
             ours=percentile(took, share) * 1_000,
             limit=percentile(commits, share) * 1_000,
             goal=None if most is None else Goal("ours", "most", most),
+            key=name,
         )
         for name, share, most in (("p50", 0.5, middle), ("p99", 0.99, tail))
     ]
@@ -304,14 +233,14 @@ async def _fan_out(bench: Bench) -> AsyncIterator[Repetition]:
             nonlocal done
             limit = count / await bench.limits.rows_per_second(count) * 1_000
             took = [
-                await _through(store, [StartRequest(Fan, count)], [sum(range(count))]) for _ in range(bench.sizes.fans)
+                await through(store, [StartRequest(Fan, count)], [sum(range(count))]) for _ in range(bench.sizes.fans)
             ]
             done += len(took)
             label = f"fan-out of {count:,} parallel steps"
             ours = percentile(took, 0.5) * 1_000
-            return [Reading(label=label, unit="ms", ours=ours, limit=limit, goal=Goal("ours", "most", 60.0))]
+            return [Reading(label=label, unit="ms", ours=ours, limit=limit, goal=Goal("ours", "most", 60.0), key="p50")]
 
-        async with Worker(store.scheduler, registry(fan), _CROWD):
+        async with Worker(store.scheduler, registry(fan), CROWD):
             yield repetition
         same("steps that ran", fan.ran, done * count)
         await store.check(completed=done)
@@ -327,14 +256,14 @@ async def _families(bench: Bench) -> AsyncIterator[Repetition]:
         async def repetition() -> list[Reading]:
             nonlocal done
             small, large = [
-                await _through(store, [StartRequest(Family, count)], [sum(range(count))]) / count * 1_000_000
+                await through(store, [StartRequest(Family, count)], [sum(range(count))]) / count * 1_000_000
                 for count in (few, many)
             ]
             done += few + many + 2
             label = f"each of {many:,} children, to each of {few:,}"
             return [Reading(label=label, unit="µs", ours=large, limit=small, goal=Goal("ratio", "most", 1.5))]
 
-        async with Worker(store.scheduler, registry(Family(), Plain()), _CROWD):
+        async with Worker(store.scheduler, registry(Family(), Plain()), CROWD):
             yield repetition
         await store.check(completed=done)
 
@@ -349,19 +278,19 @@ async def _sequence(bench: Bench) -> AsyncIterator[Repetition]:
 
         async def repetition() -> list[Reading]:
             nonlocal done
-            limit = _rate(await bench.limits.commits())
+            limit = per_second(await bench.limits.commits())
             handler.through.clear()
             handle: ExecutionHandle[int]
             async with Worker(store.scheduler, registry(handler)):
                 handle = await store.client.start(Replayed, count)
                 await handler.through.wait()  # asking the store meanwhile would be measured, too
-                await _until_waiting(store, handle)
+                await until_waiting(store, handle)
             began, passed = handler.passes[-1]
             rate = count / (passed - began)
             # Nobody works on it now; its event makes it due. A fresh worker has to replay it all.
             await store.client.offer_event(handle.execution_id, "go", 1)
             async with Worker(store.scheduler, registry(handler)):
-                same("the result", await handle.result(_PATIENCE), sum(range(count)) + 1)
+                same("the result", await handle.result(PATIENCE), sum(range(count)) + 1)
             done += 1
             same("passes", len(handler.passes), 2 * done)
             if store.scheduler.claimed is None:
@@ -375,6 +304,7 @@ async def _sequence(bench: Bench) -> AsyncIterator[Repetition]:
                 "… of it the handler's pass",
             )
             goals = (Goal("ours", "most", 30.0), None, None)
+            keys = ("replay", None, None)
             return [
                 Reading(
                     label=f"{count:,} steps in sequence",
@@ -382,44 +312,17 @@ async def _sequence(bench: Bench) -> AsyncIterator[Repetition]:
                     ours=rate,
                     limit=limit,
                     goal=Goal("ratio", "least", bench.goals.sequence),
+                    key="rate",
                 ),
                 *(
-                    Reading(label=label, unit="ms", ours=ours, goal=goal)
-                    for label, ours, goal in zip(labels, milliseconds, goals, strict=True)
+                    Reading(label=label, unit="ms", ours=ours, goal=goal, key=key)
+                    for label, ours, goal, key in zip(labels, milliseconds, goals, keys, strict=True)
                 ),
             ]
 
         yield repetition
         same("steps that ran", handler.ran, done * count)
         await store.check(completed=done)
-
-
-# --- no work --------------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _rest(bench: Bench) -> AsyncIterator[Repetition]:
-    async with bench.store("idle") as store:
-
-        async def repetition() -> list[Reading]:
-            used = await process.idle(bench.directory / "idle.db", bench.sizes.idle)
-            return [
-                Reading(
-                    label="idle worker, statements",
-                    unit="per s",
-                    ours=used.statements / used.seconds,
-                    goal=Goal("ours", "most", 1.0),
-                ),
-                Reading(
-                    label="idle worker, share of a processor",
-                    unit="%",
-                    ours=100 * used.processor / used.seconds,
-                    goal=Goal("ours", "most", 0.3),
-                ),
-            ]
-
-        yield repetition
-        await store.check(completed=0)
 
 
 # --- much that is not due -------------------------------------------------------------------------------------------
@@ -522,11 +425,8 @@ async def _takeover(bench: Bench) -> AsyncIterator[Repetition]:
         await store.check(completed=bench.sizes.takeovers)
 
 
-def _rate(commits: list[float]) -> float:
-    return 1 / fmean(commits)
-
-
 WORKLOADS: Final = (
+    Workload("limits", sqlite_raw),
     Workload("W0", _jobs),
     Workload("W0-start", _starts),
     Workload("W1", _singles),
@@ -537,21 +437,32 @@ WORKLOADS: Final = (
     Workload("W4-children", _families),
     Workload("W5", _events),
     Workload("W6", _sequence),
-    Workload("W7", _rest, once=True),
-    Workload("W9", _takeover, once=True),
+    Workload("W7", rest, once=True),
+    Workload("W9", timers, once=True),
+    Workload("W10", sqlite_volume),
+    Workload("W10-memory", memory, once=True),
+    Workload("W11", crew),
+    Workload("W12", _takeover, once=True),
     Workload("lists", _crowded, once=True),
-    Workload("W10", _keys),
+    Workload("keys", _keys),
+    Workload("limits-postgres", postgres_raw, backend="postgres"),
     Workload("W0-postgres", _jobs, backend="postgres"),
     Workload("W0-start-postgres", _starts, backend="postgres"),
     Workload("W1-postgres", _singles, backend="postgres"),
     Workload("W2-postgres", _crowd, backend="postgres"),
     Workload("W3-postgres", _answers, backend="postgres"),
+    Workload("W3-two-postgres", _remote_answers, backend="postgres"),
     Workload("W4-postgres", _fan_out, backend="postgres"),
     Workload("W4-children-postgres", _families, backend="postgres"),
     Workload("W5-postgres", _events, backend="postgres"),
     Workload("W6-postgres", _sequence, backend="postgres"),
+    Workload("W7-postgres", rest, once=True, backend="postgres"),
     Workload("W8", _backlog, backend="postgres"),
-    Workload("W9-postgres", _takeover, once=True, backend="postgres"),
+    Workload("W9-postgres", timers, once=True, backend="postgres"),
+    Workload("W10-postgres", postgres_volume, backend="postgres"),
+    Workload("W10-memory-postgres", memory, once=True, backend="postgres"),
+    Workload("W11-postgres", crew, backend="postgres"),
+    Workload("W12-postgres", _takeover, once=True, backend="postgres"),
     Workload("lists-postgres", _crowded, once=True, backend="postgres"),
-    Workload("W10-postgres", _keys, backend="postgres"),
+    Workload("keys-postgres", _keys, backend="postgres"),
 )

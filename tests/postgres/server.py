@@ -183,7 +183,10 @@ _left: dict[int, list[str]] = {}
 _STRAGGLERS: Final = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
-_TABLES: Final = "runs, active, results, steps, attempts, events, published, workers, pauses, recurrences, tallies, tally_changes, queues, queue_starts, keyed_starts"
+_TABLES: Final = (
+    "runs, active, results, steps, attempts, events, published, workers, pauses, recurrences, tallies, tally_changes, "
+    "queues, queue_starts, keyed_starts"
+)
 
 
 async def _empty(name: str, version: int) -> None:
