@@ -454,7 +454,7 @@ async def test_allow_starts_the_next_beside_the_last_one(replay: Replay) -> None
 
 
 async def test_cancel_reaches_an_execution_that_is_at_work(world: World) -> None:  # B72
-    entered = asyncio.Event()
+    entered, go = asyncio.Event(), asyncio.Event()
 
     class Busy(TaskHandler[None, None]):
         name = "busy"
@@ -464,7 +464,7 @@ async def test_cancel_reaches_an_execution_that_is_at_work(world: World) -> None
 
         async def wait(self) -> None:
             entered.set()
-            await asyncio.sleep(0.05)
+            await go.wait()
 
     world.register(Busy())
     await world.client.recurring("nightly", Busy, every="1h", overlap="cancel")
@@ -473,6 +473,7 @@ async def test_cancel_reaches_an_execution_that_is_at_work(world: World) -> None
         await asyncio.wait_for(entered.wait(), 20)
         await make_due(world)
         await until(counts(world.client, 2), "the next one is started")
+        go.set()
         assert (await world.client.wait("nightly-0", "20s")).status == "cancelled"
         assert (await world.client.wait("nightly-1", "20s")).status == "completed"
 
