@@ -23,6 +23,7 @@ from zart_sqlite import (
     flush,
     history,
     leases,
+    recurrences,
     signals,
     starts,
     succession,
@@ -31,7 +32,7 @@ from zart_sqlite.rows import ManyRows
 
 HOUR = 3_600_000_000
 # What has to look at all live runs, or at all results by an index: counts and lists, for people.
-WALKS = {"_COUNT_LIVE", "_COUNT_FINISHED", "_COUNT_REPLACED", "_READY"}
+WALKS = {"_COUNT_LIVE", "_COUNT_FINISHED", "_COUNT_REPLACED", "_READY", "_ALL"}
 
 
 def statements() -> Iterator[tuple[str, str]]:
@@ -42,6 +43,7 @@ def statements() -> Iterator[tuple[str, str]]:
         flush,
         history,
         leases,
+        recurrences,
         signals,
         starts,
         succession,
