@@ -29,6 +29,7 @@ from zart_sqlite import (
     limits,
     lists,
     purges,
+    recurrences,
     signals,
     starts,
     succession,
@@ -37,7 +38,7 @@ from zart_sqlite.rows import ManyRows
 
 HOUR = 3_600_000_000
 # What has to look at all live runs, or at the few tallies: counts, for people.
-WALKS = {"COUNT_LIVE", "COUNT_READY", "_COUNT_KEPT"}
+WALKS = {"COUNT_LIVE", "COUNT_READY", "_COUNT_KEPT", "_ALL"}
 
 
 def statements() -> Iterator[tuple[str, str]]:
@@ -53,6 +54,7 @@ def statements() -> Iterator[tuple[str, str]]:
         limits,
         lists,
         purges,
+        recurrences,
         signals,
         starts,
         succession,
