@@ -117,7 +117,9 @@ class KeyedStartContract(Contract):
         hand = await bench.hand()
         run = await hand.take("a")
         await hand.record(finish(run))
-        await bench.scheduler.begin_run(NewRun(source=run.run_id, execution_id="a", trigger="restart", nonce=5, keep=()))
+        await bench.scheduler.begin_run(
+            NewRun(source=run.run_id, execution_id="a", trigger="restart", nonce=5, keep=())
+        )
         assert await ids(bench, debounced("b", 0, text=b"2")) == [("b", True)]
         assert (await bench.row("a")).input == b"1"
 
