@@ -85,7 +85,7 @@ async def main() -> None:
 
 
 async def schedule(durable: DurableScheduler, name: str) -> Recurrence:
-    return next(found for found in await durable.recurrences() if found.name == name)
+    return next(found for found in await durable.recurrings() if found.name == name)
 
 
 async def output(durable: DurableScheduler, number: int) -> str:

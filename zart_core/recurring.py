@@ -71,7 +71,7 @@ class Recurring(Pausing):
         """
         return await stop(self._scheduler, check_name(name))
 
-    async def recurrences(self) -> list[Recurrence]:
+    async def recurrings(self) -> list[Recurrence]:
         """All that were ever registered, stopped ones included, by name."""
         rows = await patiently(self._scheduler.recurrences)
         return [recurrence_view(row, self._payloads) for row in rows]

@@ -92,7 +92,7 @@ async def hours(client: DurableScheduler, task: str = "report") -> list[float]:
 
 
 async def the(client: DurableScheduler, name: str = "nightly") -> Recurrence:
-    [found] = [recurrence for recurrence in await client.recurrences() if recurrence.name == name]
+    [found] = [recurrence for recurrence in await client.recurrings() if recurrence.name == name]
     return found
 
 
@@ -655,7 +655,7 @@ async def test_of_twenty_workers_that_register_one_schedule_there_is_one(world: 
     workers = [Worker(others[number % 4], deployment(), WorkerConfig(poll_interval="200ms")) for number in range(20)]
     try:
         await asyncio.gather(*(worker.start() for worker in workers))
-        assert len(await world.client.recurrences()) == 1
+        assert len(await world.client.recurrings()) == 1
         [row] = await world.scheduler.recurrences("nightly")
         assert row.revision == 1
         await make_due(world)
@@ -719,7 +719,7 @@ async def test_data_that_does_not_fit_the_task_is_refused_and_nothing_is_stored(
         TaskRegistry().recurring("nightly", Buying, {"item": "tea", "count": "many"}, every="1h")
     with pytest.raises(PayloadError, match="cannot be encoded"):
         await world.client.recurring("nightly", "buying", object(), every="1h")
-    assert await world.client.recurrences() == []
+    assert await world.client.recurrings() == []
 
 
 @pytest.mark.parametrize(
@@ -743,7 +743,7 @@ async def test_what_makes_no_sense_is_refused_where_it_is_registered(
         await world.client.recurring("nightly", Report, "text", **options)
     with pytest.raises(ValueError, match=said):
         TaskRegistry().recurring("nightly", Report, "text", **options)
-    assert await world.client.recurrences() == []
+    assert await world.client.recurrings() == []
 
 
 async def test_a_name_that_is_none_is_refused_everywhere(world: World) -> None:  # B73
@@ -766,7 +766,7 @@ async def test_a_schedule_shows_all_that_is_to_be_known_of_it(world: World) -> N
     given = await world.client.recurring(
         "nightly", Buying, Order("tea", 2), cron="0 2 * * *", timezone="Europe/Berlin", overlap="cancel", catch_up="all"
     )
-    [found] = await world.client.recurrences()
+    [found] = await world.client.recurrings()
     assert found == given
     assert (found.name, found.task_name, found.data) == ("nightly", "buying", {"item": "tea", "count": 2})
     assert (found.cron, found.every, found.timezone) == ("0 2 * * *", None, "Europe/Berlin")

@@ -41,9 +41,9 @@ def test_what_is_no_limit_is_refused(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 201, 7, "a\0b"])
 def test_what_is_no_name_is_refused(name: Any) -> None:
-    with pytest.raises(ValueError, match="queue"):
+    with pytest.raises(ValueError, match="cannot name a queue|no text"):
         Queue(name)
-    with pytest.raises(ValueError, match="queue"):
+    with pytest.raises(ValueError, match="cannot name a queue|no text"):
         WorkerConfig(queues=(name,))
 
 

@@ -165,7 +165,7 @@ async def test_ticks_of_a_process_whose_clock_is_wrong_go_by_the_servers(
         began = datetime.fromtimestamp(right(), UTC)
         tick = (await client.recurring("often", Noted, cron="* * * * * *")).next_times[0]
         async with asyncio.timeout(20):
-            while (await client.recurrences())[0].counter < 2:
+            while (await client.recurrings())[0].counter < 2:
                 await asyncio.sleep(0.01)
         first = await client.status("often-0")
     slack = timedelta(milliseconds=50)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tests.postgres.hand import Desk, desk, until
 from tests.postgres.server import connection_to
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
-from zart_core.records import ClaimedRun, Flushed, NewPause, Offer, PauseFilter
+from zart_core.records import ClaimedRun, Flushed, NewPause, Offer, PauseFilter, QueueLimits, WorkerInfo
 from zart_core.testing.contract.bench import new
 from zart_core.testing.contract.hand import Fact, Hand, child, completed, finish, suspend, watch
 from zart_core.testing.contract.succession import continued
@@ -293,3 +293,26 @@ async def test_an_open_transaction_of_a_user_stops_one_execution_and_not_its_wor
             steps.go_on.set()
             assert [await handle.result("30s") for handle in handles] == ["done"] * 5
         assert await d.scheduler.audit() == []
+
+
+# --- queues with limits ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_locked_in_a_queue_with_limits_keeps_the_others_from_no_place() -> None:
+    async with desk() as d:
+        hand = await d.hand()
+        limits = (QueueLimits(name="default", concurrency=1),)
+        info = WorkerInfo(name="w", host="h", pid=1, tasks=("task",), queues=("default",), limits=limits)
+        await d.scheduler.register(info, 600_000_000)
+        await d.scheduler.start([new("a", key="1"), new("b", key="2"), new("c"), new("d")])
+        assert len(await hand.claim()) == 1
+        await hand.release()  # all of them stand in line now
+        async with users_transaction(d, "a", "c"):
+            taken: list[str] = []
+            for _ in range(2):
+                [run] = await hand.claim()
+                taken.append(run.execution_id)
+                await hand.record(finish(run))
+            assert sorted(taken) == ["b", "d"]
+            assert await hand.claim() == []
+        assert len(await hand.claim()) == 1

@@ -226,6 +226,6 @@ async def use() -> Receipt:
     assert_type(await durable.recurring("function", checkout, Order("1", 2), every=60, catch_up="all"), Recurrence)
     assert_type(nightly.next_times, list[datetime])
     registry.recurring("nightly", Checkout, Order("1", 2), every=timedelta(minutes=5))
-    assert_type(await durable.recurrences(), list[Recurrence])
+    assert_type(await durable.recurrings(), list[Recurrence])
     assert_type(await durable.stop_recurring("nightly"), bool)
     return await handle.result(timeout="60s")

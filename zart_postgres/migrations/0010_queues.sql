@@ -154,12 +154,14 @@ BEGIN
     SELECT a.priority INTO v_priority FROM {schema}.active AS a
     WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line ORDER BY a.priority DESC LIMIT 1;
     WHILE v_priority IS NOT NULL AND v_left > 0 LOOP
-        -- The first text after the key served last, to the end; then from the beginning to that key.
+        -- The first text after the key served last, to the end; then from the beginning to that key. Some more than there is room for: a
+        -- user's transaction may have locked all runs of a key, for long.
         SELECT w.o_keys, w.o_rooms INTO v_keys, v_rooms FROM {schema}.walk_line_v1(
-            p_queue, p_line, v_priority, p_served || chr(1), NULL, p_per_key, p_tasks, v_left, p_met || o_keys) AS w;
-        IF cardinality(v_keys) < v_left THEN
+            p_queue, p_line, v_priority, p_served || chr(1), NULL, p_per_key, p_tasks, v_left + 10, p_met || o_keys) AS w;
+        IF cardinality(v_keys) < v_left + 10 THEN
             v_more := {schema}.walk_line_v1(
-                p_queue, p_line, v_priority, '', p_served, p_per_key, p_tasks, v_left - cardinality(v_keys), p_met || o_keys);
+                p_queue, p_line, v_priority, '', p_served, p_per_key, p_tasks, v_left + 10 - cardinality(v_keys),
+                p_met || o_keys);
             v_keys := v_keys || v_more.o_keys;
             v_rooms := v_rooms || v_more.o_rooms;
         END IF;
@@ -180,16 +182,19 @@ BEGIN
                         WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority = v_priority
                           AND a.key = k.key AND a.task = t.task
                         ORDER BY a.wake_at, a.run_id LIMIT least(k.room, v_each)
+                        FOR NO KEY UPDATE SKIP LOCKED
                     ) AS x
                     ORDER BY x.wake_at, x.run_id LIMIT least(k.room, v_each)
                 ) AS c
                 ORDER BY round, k.place LIMIT v_left
             ) AS p;
-            o_runs := o_runs || v_picked.runs;
-            o_offers := o_offers || v_picked.offers;
-            o_keys := o_keys || v_picked.keys;
-            o_priorities := o_priorities || array_fill(v_priority, ARRAY[cardinality(v_picked.runs)]);
-            v_left := v_left - cardinality(v_picked.runs);
+            IF v_picked.runs IS NOT NULL THEN
+                o_runs := o_runs || v_picked.runs;
+                o_offers := o_offers || v_picked.offers;
+                o_keys := o_keys || v_picked.keys;
+                o_priorities := o_priorities || array_fill(v_priority, ARRAY[cardinality(v_picked.runs)]);
+                v_left := v_left - cardinality(v_picked.runs);
+            END IF;
         END IF;
         SELECT a.priority INTO v_priority FROM {schema}.active AS a
         WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority < v_priority

@@ -213,6 +213,18 @@ class LimitContract(Contract):
         await bench.start("b", "c")
         assert (await hand.ask()).next_wake == run.started_at + LONG
 
+    @on_bench
+    async def test_workers_that_claim_at_once_begin_no_more_than_the_rate(self, bench: Bench) -> None:
+        hands = [await bench.hand(view, limits=limits(rate=5, period=LAPSE)) for view in await bench.views(4)]
+        await bench.start(*(f"a-{n}" for n in range(40)))
+        started: list[int] = []
+        while len(started) < 40:
+            claimed = await asyncio.gather(*(hand.claim(limit=3) for hand in hands))
+            started += [run.started_at for runs in claimed for run in runs]
+            await bench.pass_time(LAPSE // 3)
+        started.sort()
+        assert min(later - earlier for earlier, later in zip(started, started[5:], strict=False)) >= LAPSE
+
     # --- definitions --------------------------------------------------------------------------------------------------
 
     @on_bench
@@ -240,6 +252,22 @@ class LimitContract(Contract):
         await keyed(bench, "a", "b", "a")
         hand = await bench.hand(limits=limits(per_key=1))
         assert sorted(await hand.claim_ids()) == ["a-0", "b-1"]
+
+    @on_bench
+    async def test_claims_of_several_queues_in_any_order_do_not_stop_each_other(self, bench: Bench) -> None:
+        both = (QueueLimits(name="x", concurrency=4), QueueLimits(name="y", concurrency=4))
+        views = await bench.views(4)
+        hands = [
+            await bench.hand(view, queues=("x", "y") if n % 2 else ("y", "x"), limits=both)
+            for n, view in enumerate(views)
+        ]
+        for name in "xy":
+            await bench.start(*(f"{name}-{n}" for n in range(60)), queue=name)
+        ended = 0
+        while ended < 120:
+            for hand, runs in zip(hands, await asyncio.gather(*(hand.claim(limit=3) for hand in hands)), strict=True):
+                ended += len(runs)
+                await hand.record(*(finish(run) for run in runs))
 
     # --- beside other things ------------------------------------------------------------------------------------------
 
