@@ -72,7 +72,6 @@ async def test_a_healthy_store_has_no_findings() -> None:  # B79
         ("UPDATE active SET line = 2 WHERE run_id = 1", "run 1 stands in a line, and is leased or not due"),
         ("UPDATE active SET line = 2 WHERE run_id = 1", "run 1 stands in the line of a queue that has none"),
         ("UPDATE steps SET event_seq = 5 WHERE run_id = 1", "run 1 has read an event that is not there"),
-        ("INSERT INTO published VALUES (77, 'x', '')", "run 77 does not exist and has rows in published"),
         (
             "INSERT INTO recurrences (name, revision, task, definition, created_at, stopped, input, last_execution)"
             " VALUES ('nightly', 1, 'task', '{}', 1, false, '', 'n-0')",
@@ -82,6 +81,10 @@ async def test_a_healthy_store_has_no_findings() -> None:  # B79
             "INSERT INTO recurrences (name, revision, task, definition, created_at, stopped, input, next_at, owed_until)"
             " VALUES ('nightly', 1, 'task', '{}', 1, false, '', 7, 6)",
             "recurrence nightly owes ticks that are over",
+        ),
+        (
+            "INSERT INTO published (run_id, key, value) VALUES (77, 'x', '')",
+            "run 77 does not exist and has rows in published",
         ),
     ],
 )

@@ -130,7 +130,7 @@ async def _counted(data: int, **config: Any) -> dict[str, int]:
 async def test_one_step_takes_two_flushes_at_most() -> None:
     counts = await _counted(1)
     assert counts["start_v1"] == 1
-    assert counts["heed_v1"] <= 3  # the first function of the statement that claims
+    assert counts["rules_of_held_v1"] <= 3  # the first function that the statement names which claims
     assert counts["flush_v1"] <= 2
 
 

@@ -52,7 +52,6 @@ async def test_a_healthy_store_has_no_findings() -> None:
         ("UPDATE zart_steps SET event_seq = 5 WHERE run_id = 1", "run 1 has read an event that is not there"),
         ("UPDATE zart_active SET line = 2 WHERE run_id = 1", "run 1 stands in a line, and is leased or not due"),
         ("UPDATE zart_active SET line = 2 WHERE run_id = 1", "run 1 stands in the line of a queue that has none"),
-        ("INSERT INTO zart_published VALUES (77, 'x', x'00')", "run 77 does not exist and has rows in zart_published"),
         (
             "INSERT INTO zart_recurrences (name, revision, task, definition, created_at, stopped, input, last_execution)"
             " VALUES ('nightly', 1, 'task', '{}', 1, 0, x'', 'n-0')",
@@ -62,6 +61,10 @@ async def test_a_healthy_store_has_no_findings() -> None:
             "INSERT INTO zart_recurrences (name, revision, task, definition, created_at, stopped, input, next_at, owed_until)"
             " VALUES ('nightly', 1, 'task', '{}', 1, 0, x'', 7, 6)",
             "recurrence nightly owes ticks that are over",
+        ),
+        (
+            "INSERT INTO zart_published (run_id, key, value) VALUES (77, 'x', x'00')",
+            "run 77 does not exist and has rows in zart_published",
         ),
     ],
 )

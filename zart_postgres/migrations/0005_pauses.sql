@@ -91,6 +91,7 @@ DECLARE
     v_rules bigint[]; v_whole bigint[]; -- and those that hold whole executions
     v_tasks text[]; v_since bigint[];   -- tasks that a rule has held as a whole
     v_until bigint;
+    v_locked bigint[];
     v_forever CONSTANT bigint := 253402300799999999;  -- no time is later; a NULL deadline has to stay one, so least() is not for it
 BEGIN
     WITH gone AS (
@@ -125,15 +126,15 @@ BEGIN
 
     -- What is still held by another rule of its execution goes over to that one. A deadline is as far away as it was; a run
     -- that never ran gets its deadline when it does, counted from when it could have.
+    PERFORM 1 FROM {schema}.active AS a WHERE a.held_by = ANY (v_rules) ORDER BY a.run_id FOR NO KEY UPDATE;
     -- Parts have their execution's deadline, and keep it, whether they ran, were queued or were held as well. They are younger than
-    -- what they are parts of, so all are locked in one order.
-    PERFORM 1 FROM {schema}.active AS a
-    WHERE a.held_by = ANY (v_rules) OR a.run_id IN (
+    -- what they are parts of, which starts no others as long as it is locked.
+    v_locked := ARRAY(
         SELECT part.run_id FROM {schema}.active AS x
         JOIN {schema}.runs AS r ON r.run_id = x.run_id AND r.run > 0
         JOIN {schema}.runs AS part ON part.execution_id = r.execution_id AND part.run < 0
-        WHERE x.held_by = ANY (v_whole))
-    ORDER BY a.run_id FOR NO KEY UPDATE;
+        WHERE x.held_by = ANY (v_whole));
+    PERFORM 1 FROM {schema}.active AS a WHERE a.run_id = ANY (v_locked) ORDER BY a.run_id FOR NO KEY UPDATE;
     UPDATE {schema}.active AS a SET deadline = least(a.deadline + greatest(0, v_length.length), v_forever)
     FROM (
         SELECT part.run_id, least(v_now, (
@@ -146,7 +147,7 @@ BEGIN
             SELECT 1 FROM {schema}.pauses AS p
             WHERE p.execution_id = r.execution_id AND p.step IS NULL AND (p.task IS NULL OR p.task = r.task))
     ) AS v_length
-    WHERE a.run_id = v_length.run_id AND a.deadline IS NOT NULL;
+    WHERE a.run_id = v_length.run_id AND a.run_id = ANY (v_locked) AND a.deadline IS NOT NULL;
     UPDATE {schema}.active AS a SET
         queue = CASE WHEN a.queue = '' AND held.other IS NULL THEN held.queue ELSE a.queue END,
         held_by = CASE WHEN a.queue = '' THEN held.other END,
