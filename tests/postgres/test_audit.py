@@ -70,7 +70,10 @@ async def test_a_healthy_store_has_no_findings() -> None:  # B79
         ),
         ("UPDATE runs SET execution_id = 'one', run = 2 WHERE run_id = 2", "run 1 is live, and a later one"),
         ("UPDATE steps SET event_seq = 5 WHERE run_id = 1", "run 1 has read an event that is not there"),
-        ("INSERT INTO published (run_id, key, value) VALUES (77, 'x', '')", "run 77 does not exist and has rows in published"),
+        (
+            "INSERT INTO published (run_id, key, value) VALUES (77, 'x', '')",
+            "run 77 does not exist and has rows in published",
+        ),
     ],
 )
 async def test_what_cannot_be_is_found(damage: str, finding: str) -> None:  # B79

@@ -50,7 +50,10 @@ async def test_a_healthy_store_has_no_findings() -> None:
         ("INSERT INTO zart_events VALUES (1, 1, 'go', NULL, 1, x'00')", "run 1 waits for an event that is there"),
         ("UPDATE zart_runs SET execution_id = 'one', run = 2 WHERE run_id = 2", "run 1 is live, and a later one"),
         ("UPDATE zart_steps SET event_seq = 5 WHERE run_id = 1", "run 1 has read an event that is not there"),
-        ("INSERT INTO zart_published (run_id, key, value) VALUES (77, 'x', x'00')", "run 77 does not exist and has rows in zart_published"),
+        (
+            "INSERT INTO zart_published (run_id, key, value) VALUES (77, 'x', x'00')",
+            "run 77 does not exist and has rows in zart_published",
+        ),
     ],
 )
 async def test_what_cannot_be_is_found(damage: str, finding: str) -> None:
