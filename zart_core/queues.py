@@ -68,7 +68,7 @@ def check_queue(name: object, what: str) -> str:
     """``name`` when a queue can have it."""
     if not isinstance(name, str) or not name.strip() or len(name) > 200:
         raise ValueError(f"{what}: {name!r} cannot name a queue")
-    check_text(name, what)
+    check_text(name, f"{what}: the name of the queue")
     return name
 
 
