@@ -45,13 +45,14 @@ class Steps(Scene):
     """Steps one after another and side by side, one that fails at first, a plain function, values and a published one."""
 
     name = "steps"
+    pause = "5s"
 
     async def run(self, ctx: TaskContext, data: str | None) -> list[str]:
         said = [await ctx.step("a", self.note, "a"), await ctx.step("plain", self.plain)]
         await ctx.publish("so far", said)
         await ctx.capture("value", lambda: 1)
         said += await asyncio.gather(ctx.step("l", self.note, "l"), ctx.step("r", self.note, "r"))
-        said.append(await ctx.step("flaky", self.flaky, retry="fixed(2, 5s)"))
+        said.append(await ctx.step("flaky", self.flaky, retry=f"fixed(2, {self.pause})"))
         return said
 
     def plain(self) -> str:
