@@ -27,8 +27,8 @@ from zart_core.testing.faults import FaultPlan, FaultyScheduler
 
 T = TypeVar("T")
 
-_QUIET: Final = frozenset(("open", "close", "heartbeat"))
-"""Calls that are no windows of their own: they change nothing, or come when real time says so."""
+_QUIET: Final = frozenset(("open", "close", "heartbeat", "transact"))
+"""Calls that are no windows by themselves: they change nothing, come when real time says so, or have windows of other names."""
 _WORDS: Final = 3
 _PAUSES: Final = (0.05, 0.1, 0.25, 0.6, 2.0)
 """Seconds that the tasks of a dead process have to end; they are cancelled before each."""
