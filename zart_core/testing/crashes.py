@@ -287,10 +287,11 @@ def _state(row: StepRow) -> str:
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """End the tasks of a process that has died. Their ``finally`` blocks run, and write nothing; what does not end is left to itself."""
-    left = {task for task in tasks if not task.done()}
+    left = [task for task in tasks if not task.done()]
     for seconds in _PAUSES:
         if not left:
             return
         for task in left:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=seconds)
+        await asyncio.wait(left, timeout=seconds)
+        left = [task for task in left if not task.done()]
