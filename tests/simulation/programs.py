@@ -14,7 +14,7 @@ from msgspec import Struct
 from zart_core import EventTimeout, ExecutionFailed, RetryExhausted, StepFailed, StepTimedOut, TaskContext, TaskHandler, context
 
 LEAVES = ("step", "step", "thread", "flaky", "exhausted", "business", "timeout", "sleep", "capture", "publish", "never", "late")
-WIDE = ("pair", "fan", "map", "race", "child", "bad child", "saga", "kept saga", "transaction", "event", "event")
+WIDE = ("pair", "fan", "map", "race", "child", "bad child", "saga", "kept saga", "transaction", "transaction", "event", "event")
 
 
 class Act(Struct, frozen=True):

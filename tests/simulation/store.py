@@ -11,17 +11,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tests.simulation.loop import SimulatedLoop
-from zart_core.duration import instant
 from zart_core.records import Claim, Claimed, Flush, Flushed, Notification, StepKey, StepRow
 from zart_core.testing.clock import START
 from zart_sqlite import SqliteScheduler, claims, transactions
+from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
 from zart_sqlite.schema import migrate
 from zart_sqlite.writer import Transaction
 
 T = TypeVar("T")
-
-assert instant
 
 
 class SimulatedClock:
@@ -50,6 +48,8 @@ class SimulatedStore(SqliteScheduler):
         self._dice = dice
         self._latency = latency
         self._db: sqlite3.Connection | None = None
+        self.violations: list[str] = []
+        """Writes that were accepted and must not have been."""
         self._listeners: list[tuple[contextvars.Context, Callable[[Notification], None]]] = []
 
     @property
@@ -100,9 +100,27 @@ class SimulatedStore(SqliteScheduler):
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         return await self._write(lambda tx: read(tx.db))
 
+    # --- with a witness: each run's owner is looked up beside what the statements themselves check ----------------------
+
+    def _held(self, tx: Transaction, run_id: int, worker_id: int, epoch: int) -> bool:
+        held = "SELECT count(*) FROM zart_active WHERE run_id = ? AND worker_id IS ? AND epoch = ?"
+        return bool(tx.db.execute(held, (run_id, worker_id, epoch)).fetchone()[0])
+
+    def _witness(self, what: str, worker_id: int, run_id: int) -> None:
+        self.violations.append(f"{what} of worker {worker_id} for run {run_id}, which it did not hold, was accepted")
+
     async def claim(self, claim: Claim) -> Claimed:
         await asyncio.sleep(self._moment())
-        claimed = self.do(lambda tx: claims.claim(tx, claim))
+
+        def work(tx: Transaction) -> Claimed:
+            leased = {run_id for (run_id,) in tx.db.execute("SELECT run_id FROM zart_active WHERE worker_id IS NOT NULL")}
+            claimed = claims.claim(tx, claim)
+            for run in claimed.runs:
+                if run.run_id in leased:
+                    self._witness("a claim", claim.worker_id, run.run_id)
+            return claimed
+
+        claimed = self.do(work)
         try:
             await asyncio.sleep(self._moment())
         except asyncio.CancelledError:
@@ -110,16 +128,43 @@ class SimulatedStore(SqliteScheduler):
             raise
         return claimed
 
+    async def flush(self, flush: Flush) -> Flushed:
+        def work(tx: Transaction) -> Flushed:
+            stale = {
+                fact.run_id for fact in flush.facts() if not self._held(tx, fact.run_id, flush.worker_id, fact.epoch)
+            }
+            flushed = write_facts(tx, flush)
+            for run_id in sorted(stale - flushed.lost):
+                self._witness("a flush", flush.worker_id, run_id)
+            return flushed
+
+        return await self._write(work)
+
     def flush_at_once(self, flush: Flush) -> bool:
-        db = self._db
-        if db is None or is_lone(flush) is not True or self._dice.random() < 0.5:
+        if self._db is None or is_lone(flush) is not True or self._dice.random() < 0.3:
             return False
-        flushed: Flushed | None = flush_lone(db, flush)  # type: ignore[assignment]
-        return flushed is not None
+
+        def work(tx: Transaction) -> bool:
+            [fact] = flush.steps
+            held = self._held(tx, fact.run_id, flush.worker_id, fact.epoch)
+            done = flush_lone(tx.db, flush) is True
+            if done and not held:
+                self._witness("a lone step", flush.worker_id, fact.run_id)
+            return done
+
+        return self.do(work)
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         await asyncio.sleep(self._moment())
-        row = self.do(lambda tx: transactions.transact(tx, key, work, threading.Event()))
+
+        def transact(tx: Transaction) -> StepRow | None:
+            held = self._held(tx, key.run_id, key.worker_id, key.epoch)
+            row = transactions.transact(tx, key, work, threading.Event())
+            if row is not None and not held:
+                self._witness(f"transaction {key.name!r}", key.worker_id, key.run_id)
+            return row
+
+        row = self.do(transact)
         try:
             await asyncio.sleep(self._moment())
         except asyncio.CancelledError:

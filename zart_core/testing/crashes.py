@@ -186,14 +186,18 @@ class MortalScheduler(FaultyScheduler):
     async def flush(self, flush: Flush) -> Flushed:
         async def write() -> Flushed:
             flushed = await self.inner.flush(flush)
-            for fact in flush.steps:
-                row = fact.row
-                if row.status == "completed" and fact.run_id not in flushed.lost | flushed.busy:
-                    key = (*self._runs.get(fact.run_id, ("", 0)), row.ordinal, row.name)
-                    self.effects.record((*key, generation) if (generation := generation_of(row)) else key)
+            self.note_durable(flush, flushed)
             return flushed
 
         return await self._between(f"flush {_subject(flush)}", "flush", write)
+
+    def note_durable(self, flush: Flush, flushed: Flushed) -> None:
+        """The store has answered a flush: the steps that have completed in it must not run any more."""
+        for fact in flush.steps:
+            row = fact.row
+            if row.status == "completed" and fact.run_id not in flushed.lost | flushed.busy:
+                key = (*self._runs.get(fact.run_id, ("", 0)), row.ordinal, row.name)
+                self.effects.record((*key, generation) if (generation := generation_of(row)) else key)
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         point = f"transaction {key.name}"
