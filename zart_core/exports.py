@@ -49,7 +49,7 @@ def load(data: bytes | str) -> ExportedHistory:
     try:
         document = json.loads(data)
         if not isinstance(document, dict) or document.get("format") != FORMAT:  # pyright: ignore[reportUnknownMemberType]
-            raise ValueError(f"this is not an exported history of format {FORMAT}")  # noqa: TRY301
+            raise ValueError(f"this is not an exported history of format {FORMAT}")
         _each_payload(document, _read)
         return msgspec.convert(document, ExportedHistory, builtin_types=(bytes,), str_keys=True)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -150,7 +150,10 @@ async def test_faults_of_every_kind_together_end_right(world: World) -> None:  #
     )
     faulty = FaultyScheduler(world.scheduler, plan)
     client = DurableScheduler(world.scheduler)
-    async with world.worker(lease="30s"), world.worker(scheduler=FaultyScheduler(world.scheduler, FaultPlan()), lease="30s"):
+    async with (
+        world.worker(lease="30s"),
+        world.worker(scheduler=FaultyScheduler(world.scheduler, FaultPlan()), lease="30s"),
+    ):
         faulty_worker = world.worker(scheduler=faulty, lease="30s", poll_interval="50ms")
         try:
             await faulty_worker.__aenter__()

@@ -337,7 +337,9 @@ async def test_an_execution_ends_as_if_no_call_had_failed(world: World, scenario
     # Each failing call has a worker, a client and a queue of its own: all at once, and none sees another's faults.
     async with asyncio.TaskGroup() as lives:
         running = [
-            lives.create_task(live(world, life, f"{method}-{moment}-{number}", fail(method, calls=[number], moment=moment)))
+            lives.create_task(
+                live(world, life, f"{method}-{moment}-{number}", fail(method, calls=[number], moment=moment))
+            )
             for moment, number in cases
         ]
     hits = [task.result() for task in running]

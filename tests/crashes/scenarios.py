@@ -234,7 +234,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "family": {"handler": family, "invariant": told(child_one=1, child_two=1, child_bad=1, child_free=1, last=1)},
     "trip": {
         "handler": Trip,
-        "invariant": told(**{f"{word} {what}": 1 for word in ("book", "undo book") for what in ("car", "room")}, **{"sorry: step": 1}),
+        "invariant": told(
+            **{f"{word} {what}": 1 for word in ("book", "undo book") for what in ("car", "room")}, **{"sorry: step": 1}
+        ),
     },
     "again": {"handler": Again, "invariant": told(once=1, second=1)},
     "laps": {

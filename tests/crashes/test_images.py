@@ -56,7 +56,9 @@ class Camera:
         monkeypatch.setattr(Database, "connect", connect)
 
 
-async def work(path: Path, clock: VirtualClock, handlers: list[Any], camera: Camera | None = None) -> tuple[Any, list[str]]:
+async def work(
+    path: Path, clock: VirtualClock, handlers: list[Any], camera: Camera | None = None
+) -> tuple[Any, list[str]]:
     """Start the execution, if nobody has, and see it to its end: its output, and what the audit finds."""
     registry = TaskRegistry()
     for handler in handlers:
@@ -67,7 +69,7 @@ async def work(path: Path, clock: VirtualClock, handlers: list[Any], camera: Cam
         handle = await client.start(handlers[0].name, None, execution_id=ID)
         if camera is not None:
             camera.started = len(camera.images)
-        while not (execution := await handle.status()).status == "completed":
+        while (execution := await handle.status()).status != "completed":
             assert execution.status in ("scheduled", "running", "waiting"), execution.error
             if execution.wake_at is not None:
                 clock.advance(max(0, int(execution.wake_at.timestamp() * 1_000_000) - clock.now()) + 1)

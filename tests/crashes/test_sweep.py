@@ -86,7 +86,9 @@ async def test_an_effect_that_a_death_can_repeat_is_found_with_its_window() -> N
         assert isinstance(outcome.handler, Payment)
         assert outcome.handler.charged == 1, "charged twice"
 
-    with pytest.raises(AssertionError, match="'step charge/after': the invariant does not hold.*charged twice") as raised:
+    with pytest.raises(
+        AssertionError, match="'step charge/after': the invariant does not hold.*charged twice"
+    ) as raised:
         await crash_sweep(Payment, invariant=once, pairs=0)
     # Only where the effect is there and its record is not.
     assert str(raised.value).count("charged twice") == 2
@@ -149,7 +151,9 @@ async def test_drive_does_what_an_execution_waits_for() -> None:
         await client.offer_event(execution.execution_id, "word", "hello", event_id="the one")
         return True
 
-    report = await crash_sweep(Patient, drive=drive, pairs=0, invariant=lambda outcome: outcome.execution.output == "hello")
+    report = await crash_sweep(
+        Patient, drive=drive, pairs=0, invariant=lambda outcome: outcome.execution.output == "hello"
+    )
     assert report.deaths == len(report.windows)
 
 
@@ -164,7 +168,8 @@ async def test_mocks_run_in_place_of_steps() -> None:
     mocks = {"ask-*": "mocked", "double": lambda word: word * 2, "down": ConnectionError}
     found: list[Any] = []
     await crash_sweep(Remote, 3, mocks=mocks, invariant=lambda outcome: found.append(outcome.execution.output), pairs=0)
-    assert found and all(output == ["mocked", "44", "was down"] for output in found)
+    assert found
+    assert all(output == ["mocked", "44", "was down"] for output in found)
 
 
 async def test_an_invariant_that_answers_false_or_fails_later_is_heeded() -> None:
@@ -236,7 +241,9 @@ async def test_a_store_that_forgets_a_step_at_a_claim_is_found(monkeypatch: pyte
         return claimed
 
     monkeypatch.setattr(SqliteScheduler, "claim", claim)
-    with pytest.raises(AssertionError, match="'flush step charge/after': step 'charge' .* ran again after its result was"):
+    with pytest.raises(
+        AssertionError, match="'flush step charge/after': step 'charge' .* ran again after its result was"
+    ):
         await crash_sweep(Payment, pairs=0)
 
 
@@ -254,7 +261,9 @@ async def test_a_store_that_answers_before_it_has_written_is_found(monkeypatch: 
         return await true(self, flush)
 
     monkeypatch.setattr(SqliteScheduler, "flush", flush)
-    with pytest.raises(AssertionError, match="'flush step charge/after': step 'charge' .* ran again after its result was"):
+    with pytest.raises(
+        AssertionError, match="'flush step charge/after': step 'charge' .* ran again after its result was"
+    ):
         await crash_sweep(Payment, pairs=0)
 
 

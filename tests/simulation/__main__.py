@@ -23,7 +23,9 @@ def main(arguments: list[str]) -> int:
 
 
 def show(result: Result) -> None:
-    print(f"seed {result.seed}: {result.calls} calls, {result.deaths} deaths, {result.seconds:.2f} s, {result.digest[:16]}")
+    print(
+        f"seed {result.seed}: {result.calls} calls, {result.deaths} deaths, {result.seconds:.2f} s, {result.digest[:16]}"
+    )
     print(f"  {result.weather}")
     for finding in result.findings:
         print(f"  {finding}")

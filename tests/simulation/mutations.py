@@ -49,7 +49,10 @@ def no_fence() -> Iterator[None]:
                 facts[:] = [structs.replace(fact, epoch=epochs.get(fact.run_id, fact.epoch)) for fact in facts]
         return true(tx, request)
 
-    with replaced(flush, "FENCE", "AND +worker_id = ?", "AND ? > 0"), mock.patch("tests.simulation.store.write_facts", unfenced):
+    with (
+        replaced(flush, "FENCE", "AND +worker_id = ?", "AND ? > 0"),
+        mock.patch("tests.simulation.store.write_facts", unfenced),
+    ):
         yield
 
 
@@ -85,6 +88,7 @@ def no_doubt() -> Iterator[None]:
 @contextmanager
 def answers_too_soon() -> Iterator[None]:
     """A flush that fails is taken for done."""
+
     async def persist(self: Any, facts: Any) -> Any:
         try:
             return await self._scheduler.flush(facts)
@@ -98,19 +102,58 @@ def answers_too_soon() -> Iterator[None]:
 MUTATIONS: dict[str, tuple[Callable[[], Any], Weather]] = {
     "a flush without its fence": (no_fence, FOUL),
     "a result before its effect": (result_before_effect, FOUL),
-    "a lone step without the epoch": (lambda: replaced(flush, "LONE_STEP", "AND worker_id = ? AND epoch = ?", "AND ? AND ?"), FOUL),
-    "a transaction without the fence": (lambda: replaced(transactions, "_HELD", "AND worker_id = ? AND epoch = ?", "AND ? AND ?"), FOUL),
-    "attempts without their ON CONFLICT": (lambda: replaced(flush, "_ATTEMPTS", "ON CONFLICT (run_id, name, ordinal, handler_attempt, attempt) DO NOTHING", ""), STORMY),
-    "an event that wakes nobody": (lambda: replaced(signals, "_WAKE", ", wake_at = min(?3, coalesce(wake_at, ?3))", ", error = iif(?3, error, error)"), FOUL),
-    "a child's end that wakes nobody": (lambda: replaced(finishes, "_COUNT_DOWN", "THEN min(:now, coalesce(wake_at, :now)) ELSE wake_at END", "THEN wake_at ELSE wake_at END"), FOUL),
-    "a suspension that overlooks an event": (lambda: replaced(flush, "SUSPEND", "OR signal_seq = parked.seen)", "OR true)"), STORMY),
-    "a suspension that overlooks a child's end": (lambda: replaced(flush, "SUSPEND", "OR open_children > parked.children_left)", "OR true)"), STORMY),
-    "a suspension that forgets its timer": (lambda: replaced(flush, "SUSPEND", "min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at))", "deadline"), Weather()),
+    "a lone step without the epoch": (
+        lambda: replaced(flush, "LONE_STEP", "AND worker_id = ? AND epoch = ?", "AND ? AND ?"),
+        FOUL,
+    ),
+    "a transaction without the fence": (
+        lambda: replaced(transactions, "_HELD", "AND worker_id = ? AND epoch = ?", "AND ? AND ?"),
+        FOUL,
+    ),
+    "attempts without their ON CONFLICT": (
+        lambda: replaced(
+            flush, "_ATTEMPTS", "ON CONFLICT (run_id, name, ordinal, handler_attempt, attempt) DO NOTHING", ""
+        ),
+        STORMY,
+    ),
+    "an event that wakes nobody": (
+        lambda: replaced(
+            signals, "_WAKE", ", wake_at = min(?3, coalesce(wake_at, ?3))", ", error = iif(?3, error, error)"
+        ),
+        FOUL,
+    ),
+    "a child's end that wakes nobody": (
+        lambda: replaced(
+            finishes,
+            "_COUNT_DOWN",
+            "THEN min(:now, coalesce(wake_at, :now)) ELSE wake_at END",
+            "THEN wake_at ELSE wake_at END",
+        ),
+        FOUL,
+    ),
+    "a suspension that overlooks an event": (
+        lambda: replaced(flush, "SUSPEND", "OR signal_seq = parked.seen)", "OR true)"),
+        STORMY,
+    ),
+    "a suspension that overlooks a child's end": (
+        lambda: replaced(flush, "SUSPEND", "OR open_children > parked.children_left)", "OR true)"),
+        STORMY,
+    ),
+    "a suspension that forgets its timer": (
+        lambda: replaced(
+            flush, "SUSPEND", "min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at))", "deadline"
+        ),
+        Weather(),
+    ),
     "a lane that lets nobody in": (lambda: replaced(finishes, "_RELEASE", "LIMIT ?4", "LIMIT ?4 * 0"), Weather()),
-    "a dead worker whose runs stay with it": (lambda: replaced(leases, "_FREE", "worker_id IN (SELECT", "worker_id + 1 IN (SELECT"), FOUL),
+    "a dead worker whose runs stay with it": (
+        lambda: replaced(leases, "_FREE", "worker_id IN (SELECT", "worker_id + 1 IN (SELECT"),
+        FOUL,
+    ),
     "a claim whose answer was lost": (no_doubt, STORMY),
     "a failed flush that is taken for done": (answers_too_soon, STORMY),
 }
+
 
 def search(name: str, seeds: range) -> tuple[int, list[str]] | None:
     """The first seed that finds a mutation, and what it says."""

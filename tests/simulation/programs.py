@@ -11,10 +11,45 @@ from typing import Any
 
 from msgspec import Struct
 
-from zart_core import EventTimeout, ExecutionFailed, RetryExhausted, StepFailed, StepTimedOut, TaskContext, TaskHandler, context
+from zart_core import (
+    EventTimeout,
+    ExecutionFailed,
+    RetryExhausted,
+    StepFailed,
+    StepTimedOut,
+    TaskContext,
+    TaskHandler,
+    context,
+)
 
-LEAVES = ("step", "step", "thread", "flaky", "exhausted", "business", "timeout", "sleep", "capture", "publish", "never", "late")
-WIDE = ("pair", "fan", "map", "race", "child", "bad child", "saga", "kept saga", "transaction", "transaction", "event", "event")
+LEAVES = (
+    "step",
+    "step",
+    "thread",
+    "flaky",
+    "exhausted",
+    "business",
+    "timeout",
+    "sleep",
+    "capture",
+    "publish",
+    "never",
+    "late",
+)
+WIDE = (
+    "pair",
+    "fan",
+    "map",
+    "race",
+    "child",
+    "bad child",
+    "saga",
+    "kept saga",
+    "transaction",
+    "transaction",
+    "event",
+    "event",
+)
 
 
 class Act(Struct, frozen=True):
@@ -138,7 +173,7 @@ class Interpreter(TaskHandler[Plan, list[str]]):
             found += await self.act(ctx, act)
         return found
 
-    async def act(self, ctx: TaskContext, act: Act) -> list[str]:
+    async def act(self, ctx: TaskContext, act: Act) -> list[str]:  # noqa: PLR0912, PLR0915 - a list of acts
         n = act.n
         match act.kind:
             case "step":
@@ -150,10 +185,13 @@ class Interpreter(TaskHandler[Plan, list[str]]):
                 return [await ctx.step(f"s{n}", self.flaky, f"flaky {n}", act.count, retry=retry)]
             case "exhausted":
                 try:
-                    await ctx.step(f"s{n}", self.flaky, "never", act.count + 1, retry=f"fixed({act.count}, {act.length:g}s)")
+                    await ctx.step(
+                        f"s{n}", self.flaky, "never", act.count + 1, retry=f"fixed({act.count}, {act.length:g}s)"
+                    )
                 except RetryExhausted as error:
-                    assert error.attempts == act.count + 1, error
-                    return [f"exhausted {n}"]
+                    return [
+                        f"exhausted {n}" if error.attempts == act.count + 1 else f"exhausted after {error.attempts}"
+                    ]
             case "business":
                 try:
                     await ctx.step(f"s{n}", self.flaky, "never", 1)
@@ -188,10 +226,14 @@ class Interpreter(TaskHandler[Plan, list[str]]):
                 return [said for acts in pair for said in acts]
             case "fan":
                 words = [f"fan {n} {number}" for number in range(act.count)]
-                handles = [ctx.schedule(f"s{n}-{number}", self.say, word, act.length) for number, word in enumerate(words)]
+                handles = [
+                    ctx.schedule(f"s{n}-{number}", self.say, word, act.length) for number, word in enumerate(words)
+                ]
                 return await ctx.wait_all(handles)
             case "map":
-                return await ctx.map(f"s{n}", [f"map {n} {number}" for number in range(act.count)], self.say_one, concurrency=1)
+                return await ctx.map(
+                    f"s{n}", [f"map {n} {number}" for number in range(act.count)], self.say_one, concurrency=1
+                )
             case "race":
                 timers = [ctx.schedule_sleep(f"s{n}-long", 300.0), ctx.schedule_sleep(f"s{n}-short", act.length + 0.5)]
                 return [f"race {n} {(await ctx.wait_any(timers, f's{n}'))[0]}"]

@@ -131,13 +131,17 @@ class Link(MortalScheduler):
 class Simulation:
     """See the module."""
 
-    def __init__(self, seed: int, weather: Weather | None = None, *, trace: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, seed: int, weather: Weather | None = None, *, trace: Callable[[str], None] | None = None
+    ) -> None:
         self.seed = seed
         self.dice = random.Random(f"zart {seed}")
         drawn = weather_of(self.dice)
         self.weather = weather or drawn
         self.loop = SimulatedLoop(random.Random(f"loop {seed}"))
-        self.store = SimulatedStore(self.loop, random.Random(f"store {seed}"), latency=self.dice.choice((0.001, 0.02, 0.2)))
+        self.store = SimulatedStore(
+            self.loop, random.Random(f"store {seed}"), latency=self.dice.choice((0.001, 0.02, 0.2))
+        )
         self.outside = Outside()
         self.effects = Effects()
         self.findings: list[str] = []
@@ -203,7 +207,7 @@ class Simulation:
         try:
             with (
                 mock.patch.object(time, "monotonic", self.loop.time),
-                mock.patch.object(time, "time_ns", lambda: self.store.clock.now() * 1_000),
+                mock.patch.object(time, "time_ns", self._nanoseconds),
                 mock.patch.object(os, "urandom", bytes_of),
                 mock.patch("zart_core.worker.Threads", Inline),
                 mock.patch("zart_core.worker.Watchdog", Blind),
@@ -212,6 +216,9 @@ class Simulation:
         finally:
             logger.disabled = disabled
             random.setstate(state)
+
+    def _nanoseconds(self) -> int:
+        return self.store.clock.now() * 1_000
 
     # --- the world ----------------------------------------------------------------------------------------------------
 
@@ -274,7 +281,11 @@ class Simulation:
                 await surely(lambda: client.cancel(name))
             if event:
                 try:
-                    await surely(lambda event=event, payload=payload: client.offer_event(name, event, payload, event_id=f"{event}-{payload}"))
+                    await surely(
+                        lambda event=event, payload=payload: client.offer_event(
+                            name, event, payload, event_id=f"{event}-{payload}"
+                        )
+                    )
                 except (ExecutionFinished, ExecutionNotFound) as error:
                     if event == "e" and name not in self._cancelled and not plan.fails:
                         self.findings.append(f"{name} had ended before its event {payload}: {error}")
@@ -284,7 +295,9 @@ class Simulation:
         client = DurableScheduler(self.store)
         while not self._over:
             await asyncio.sleep(dice.random() * 5)
-            filters: dict[str, Any] = dice.choice(({"task": "program"}, {"step": "s*"}, {"step": "*1"}, {"execution_id": "e1"}))
+            filters: dict[str, Any] = dice.choice(
+                ({"task": "program"}, {"step": "s*"}, {"step": "*1"}, {"execution_id": "e1"})
+            )
             try:
                 await client.pause(**filters)
             except (ExecutionNotFound, ExecutionFinished):
@@ -307,7 +320,9 @@ class Simulation:
         if self._over:
             plan.heal()
         self._plans.append(plan)
-        link = Link(self.store, Dying(dice, lambda: weather.deaths if mortal and not self._over else 0.0), self.effects, plan)
+        link = Link(
+            self.store, Dying(dice, lambda: weather.deaths if mortal and not self._over else 0.0), self.effects, plan
+        )
         link.simulation = self
         return link
 
@@ -394,21 +409,29 @@ class Simulation:
                 if count > 1 and key[0] not in self._cancelled
             ]
         rows = self.store.do(lambda tx: tx.db.execute("SELECT execution_id, n FROM bookings").fetchall())
-        self.findings += [f"transaction {row} was committed {count} times" for row, count in Counter(rows).items() if count > 1]
+        self.findings += [
+            f"transaction {row} was committed {count} times" for row, count in Counter(rows).items() if count > 1
+        ]
         await self._judge_sagas(client, finished)
 
     async def _judge_sagas(self, client: DurableScheduler, finished: dict[str, Any]) -> None:
         for execution_id, keys in self.outside.done.items():
             if execution_id in self._cancelled or finished[execution_id].parent_id is not None:
                 continue
-            plan = [act for run in await client.runs(execution_id) for act in (await client.history(execution_id, run.run)).steps]
+            plan = [
+                act
+                for run in await client.runs(execution_id)
+                for act in (await client.history(execution_id, run.run)).steps
+            ]
             for step in plan:
                 if step.kind == "undo" and step.status != "completed":
                     self.findings.append(f"undo {step.name!r} of {execution_id} is {step.status}")
             undone = {step.output for step in plan if f"undo:{step.name}" in {other.name for other in plan}}
             for key in keys:
                 if (key in undone) != (key in self.outside.undone):
-                    self.findings.append(f"the booking {key} of {execution_id} was undone {self.outside.undone[key]} times")
+                    self.findings.append(
+                        f"the booking {key} of {execution_id} was undone {self.outside.undone[key]} times"
+                    )
 
 
 class Inline(Executor):

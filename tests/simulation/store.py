@@ -113,7 +113,9 @@ class SimulatedStore(SqliteScheduler):
         await asyncio.sleep(self._moment())
 
         def work(tx: Transaction) -> Claimed:
-            leased = {run_id for (run_id,) in tx.db.execute("SELECT run_id FROM zart_active WHERE worker_id IS NOT NULL")}
+            leased = {
+                run_id for (run_id,) in tx.db.execute("SELECT run_id FROM zart_active WHERE worker_id IS NOT NULL")
+            }
             claimed = claims.claim(tx, claim)
             for run in claimed.runs:
                 if run.run_id in leased:

@@ -29,7 +29,9 @@ def run(seeds: range) -> None:
         result = Simulation(seed).run()
         if result.findings:
             found = "\n  ".join(result.findings[:5])
-            failed.append(f"seed {seed}: replay it with: python -m tests.simulation {seed} -v\n  {result.weather}\n  {found}")
+            failed.append(
+                f"seed {seed}: replay it with: python -m tests.simulation {seed} -v\n  {result.weather}\n  {found}"
+            )
     assert not failed, "\n".join(failed)
 
 
@@ -40,7 +42,9 @@ def test_every_execution_ends_as_predicted_whatever_a_seed_brings(first: int) ->
 
 @pytest.mark.soak
 @pytest.mark.parametrize("first", range(10_000, 10_000 + SOAK, 100))
-def test_every_execution_ends_as_predicted_whatever_thousands_of_seeds_bring(first: int) -> None:  # B9 B55 B57 B61 B62 B79
+def test_every_execution_ends_as_predicted_whatever_thousands_of_seeds_bring(
+    first: int,
+) -> None:  # B9 B55 B57 B61 B62 B79
     run(range(first, first + 100))
 
 
@@ -82,7 +86,16 @@ def test_all_that_can_go_wrong_does_in_some_seed() -> None:
     for seed in range(12):
         Simulation(seed, foul, trace=lines.append).run()
     said = "\n".join(lines)
-    for word in ("stands still", "with this on its way", "dies at", "continue", "start of", "undo undo:", "transaction", "flush at once"):
+    for word in (
+        "stands still",
+        "with this on its way",
+        "dies at",
+        "continue",
+        "start of",
+        "undo undo:",
+        "transaction",
+        "flush at once",
+    ):
         assert word in said, word
 
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, Self, TypeVar, overload
@@ -203,6 +203,13 @@ class Mocks:
             return await value if inspect.isawaitable(value) else value
 
         self._mocks.insert(0, (task, name, mock))
+
+    def add_all(self, mocks: Mapping[str, Any]) -> None:
+        """Patterns of step names to what the steps return, to functions that run in their place, or to exceptions that they raise. The
+        first pattern that matches wins."""
+        for pattern, mock in reversed(list(mocks.items())):
+            raises = isinstance(mock, BaseException) or (isinstance(mock, type) and issubclass(mock, BaseException))
+            self.add(ANY_TASK, pattern, **{"raises" if raises else "returns": mock})
 
     def find(self, task: str, name: str) -> Callable[..., Any] | None:
         """What runs in place of this step, if anything does."""

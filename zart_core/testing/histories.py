@@ -48,7 +48,7 @@ from zart_core.registry import TaskRegistry
 from zart_core.scheduler import Scheduler
 from zart_core.testing.clock import VirtualClock
 from zart_core.testing.crashes import end_tasks
-from zart_core.testing.engine import ANY_TASK, Mocks
+from zart_core.testing.engine import Mocks
 from zart_core.worker import Worker, WorkerConfig
 
 Histories = bytes | str | Path
@@ -104,9 +104,7 @@ async def replay_check(
     for each in [made] if isinstance(made, TaskHandler) else made:
         registry.register(each)
     stand_ins = Mocks()
-    for pattern, mock in reversed((mocks or {}).items()):
-        raises = isinstance(mock, BaseException) or (isinstance(mock, type) and issubclass(mock, BaseException))
-        stand_ins.add(ANY_TASK, pattern, **{"raises" if raises else "returns": mock})
+    stand_ins.add_all(mocks or {})
     found = [await _replay(registry, exports.load(data), stand_ins, payloads) for data in _read(histories)]
     if not found:
         raise AssertionError("there is no history to replay: files of export_history() end in .json")
@@ -134,9 +132,7 @@ async def _replay(
     execution = exported.history.execution
     if execution.task not in registry:
         problem = f"there is no handler for its task {execution.task!r}"
-        return Replayed(
-            execution_id=execution.execution_id, run=execution.run, came_to="problem", problem=problem
-        )
+        return Replayed(execution_id=execution.execution_id, run=execution.run, came_to="problem", problem=problem)
     others = asyncio.all_tasks()
     archive = _Archive(exported, mocks)
     config = WorkerConfig(lease=_LEASE, linger=0, poll_interval=60)
@@ -144,7 +140,9 @@ async def _replay(
     try:
         async with asyncio.timeout(_LIMIT):
             await worker.start()
-            await archive.come_to_rest(lambda: None if worker.tenure is None else next(iter(worker.tenure.runs.values()), None))
+            await archive.come_to_rest(
+                lambda: None if worker.tenure is None else next(iter(worker.tenure.runs.values()), None)
+            )
     except TimeoutError:
         archive.problem = f"the replay has not come to an end within {_LIMIT:g} s"
     finally:
@@ -233,8 +231,7 @@ class _Archive:
         return stop
 
     async def flush(self, flush: Flush) -> Flushed:
-        for fact in (*flush.steps, *flush.children):
-            row = fact.row
+        for row in [fact.row for fact in flush.steps] + [fact.row for fact in flush.children]:
             recorded = self._rows.get((row.name, row.ordinal))
             if row.kind == "failure" and recorded is not None:
                 continue
@@ -245,15 +242,19 @@ class _Archive:
         for fact in flush.finishes:
             output, error = fact.output, None if fact.error is None else failures.decode_failure(fact.error).error
             self._finish(fact.status, output, error)
-        for fact in flush.retries:
+        for retry in flush.retries:
             error = failures.load(flush.attempts[-1].row.error).info() if flush.attempts else None
-            self._end("problem", f"the handler fails now, and is retried (attempt {fact.attempt}): {error}")
+            self._end("problem", f"the handler fails now, and is retried (attempt {retry.attempt}): {error}")
         if flush.continues:
-            as_recorded = self._execution.status in ("completed", *_live(self._execution)) and self._execution.output is None
-            self._end("end", None if as_recorded else f"it continues as new, but is recorded as {self._execution.status}")
-        for fact in flush.suspends:
-            if fact.error is not None:
-                self._end("problem", str(failures.decode_info(fact.error)))
+            as_recorded = (
+                self._execution.status in ("completed", *_live(self._execution)) and self._execution.output is None
+            )
+            self._end(
+                "end", None if as_recorded else f"it continues as new, but is recorded as {self._execution.status}"
+            )
+        for suspension in flush.suspends:
+            if suspension.error is not None:
+                self._end("problem", str(failures.decode_info(suspension.error)))
             elif self._execution.status in FINAL and self._execution.status != "cancelled":
                 self._end("problem", f"it waits now, but is recorded as {self._execution.status}")
             else:
@@ -267,8 +268,10 @@ class _Archive:
         problem: str | None = None
         if recorded.status in FINAL:
             if status != recorded.status:
-                problem = f"it ends {status} now ({error}), but is recorded as {recorded.status}" if error else (
-                    f"it ends {status} now, but is recorded as {recorded.status}"
+                problem = (
+                    f"it ends {status} now ({error}), but is recorded as {recorded.status}"
+                    if error
+                    else (f"it ends {status} now, but is recorded as {recorded.status}")
                 )
             elif output != recorded.output:
                 problem = f"its output is {_text(output)} now, but is recorded as {_text(recorded.output)}"

@@ -33,7 +33,7 @@ from zart_core.registry import TaskRegistry
 from zart_core.scheduler import Scheduler
 from zart_core.testing.clock import VirtualClock
 from zart_core.testing.crashes import Effects, MortalScheduler, Windows, end_tasks
-from zart_core.testing.engine import ANY_TASK, Mocks, settle
+from zart_core.testing.engine import Mocks, settle
 from zart_core.worker import Worker, WorkerConfig
 
 T = TypeVar("T")
@@ -134,7 +134,9 @@ async def crash_sweep(
         if calm.hung is not None:
             raise AssertionError(f"the scenario does not end even without a death: {calm.hung}")
         expected = calm.outcome.execution
-        failures = [f"without a death: {finding}" for finding in await _findings(calm, expected, invariant, same_output)]
+        failures = [
+            f"without a death: {finding}" for finding in await _findings(calm, expected, invariant, same_output)
+        ]
     finally:
         await calm.close()
     scenario.most = 20 * len(calm.passed) + 200
@@ -169,9 +171,7 @@ def _spoken(deaths: Sequence[str]) -> str:
     return repr(deaths[0]) if len(deaths) == 1 else repr(tuple(deaths)) if deaths else "no window (it was not passed)"
 
 
-async def _findings(
-    ended: _Ended, expected: Execution, invariant: Invariant | None, same_output: bool
-) -> list[str]:
+async def _findings(ended: _Ended, expected: Execution, invariant: Invariant | None, same_output: bool) -> list[str]:
     """What is wrong with how one run of the scenario has ended."""
     if ended.hung is not None:
         return [ended.hung]
@@ -196,7 +196,9 @@ async def _findings(
 class _Ended:
     """One run of the scenario, with its store still open."""
 
-    def __init__(self, outcome: Outcome, passed: list[str], audit: list[str], hung: str | None, store: Scheduler) -> None:
+    def __init__(
+        self, outcome: Outcome, passed: list[str], audit: list[str], hung: str | None, store: Scheduler
+    ) -> None:
         self.outcome = outcome
         self.passed = tuple(passed)
         self.audit = audit
@@ -307,9 +309,7 @@ class _World:
         self.effects = Effects()
         self._offered = dict.fromkeys(scenario.events, 0)
         self._mocks = Mocks()
-        for pattern, mock in reversed(scenario.mocks.items()):
-            raises = isinstance(mock, BaseException) or (isinstance(mock, type) and issubclass(mock, BaseException))
-            self._mocks.add(ANY_TASK, pattern, **{"raises" if raises else "returns": mock})
+        self._mocks.add_all(scenario.mocks)
 
     async def live(self, store: Scheduler) -> bool:
         """One life of the process. False: it has died before the end."""
@@ -365,7 +365,9 @@ class _World:
             number = self._offered.get(wait.name, 0)
             if number < len(payloads):
                 self._offered[wait.name] += 1
-                await client.offer_event(self.execution_id, wait.name, payloads[number], event_id=f"{wait.name}-{number}")
+                await client.offer_event(
+                    self.execution_id, wait.name, payloads[number], event_id=f"{wait.name}-{number}"
+                )
                 return True
         if self.scenario.drive is not None and await self.scenario.drive(client, execution):
             return True
