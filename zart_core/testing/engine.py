@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import Any, Final, Literal, Self, TypeVar, overload
+from typing import Any, Final, Literal, Self, TypeVar, cast, overload
 
 from zart_core.client import DurableScheduler
 from zart_core.connect import connect
@@ -208,8 +208,12 @@ class Mocks:
         """Patterns of step names to what the steps return, to functions that run in their place, or to exceptions that they raise. The
         first pattern that matches wins."""
         for pattern, mock in reversed(list(mocks.items())):
-            raises = isinstance(mock, BaseException) or (isinstance(mock, type) and issubclass(mock, BaseException))
-            self.add(ANY_TASK, pattern, **{"raises" if raises else "returns": mock})
+            if isinstance(mock, BaseException):
+                self.add(ANY_TASK, pattern, raises=mock)
+            elif isinstance(mock, type) and issubclass(cast("type[Any]", mock), BaseException):
+                self.add(ANY_TASK, pattern, raises=cast("type[BaseException]", mock))
+            else:
+                self.add(ANY_TASK, pattern, returns=mock)
 
     def find(self, task: str, name: str) -> Callable[..., Any] | None:
         """What runs in place of this step, if anything does."""

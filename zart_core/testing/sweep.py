@@ -232,7 +232,8 @@ class _Scenario(Struct, kw_only=True):
 
     def make(self) -> list[TaskHandler[Any, Any]]:
         """The handlers, made anew where they can be."""
-        made = self.handler if isinstance(self.handler, (TaskHandler, Sequence)) else self.handler()
+        given: Any = self.handler
+        made = cast(Handlers, given if isinstance(given, (TaskHandler, Sequence)) else given())
         return [made] if isinstance(made, TaskHandler) else list(made)
 
     async def run(self, windows: Windows, number: str) -> _Ended:
