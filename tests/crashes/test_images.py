@@ -5,6 +5,7 @@ Each image is opened by new objects, and the execution in it, if it has come tha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import itertools
@@ -14,6 +15,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.crashes.scenarios import Ledger, Steps, Trip, family
@@ -21,6 +23,8 @@ from zart_core import DurableScheduler, TaskRegistry, Worker, WorkerConfig
 from zart_core.testing import VirtualClock
 from zart_sqlite import SqliteScheduler
 from zart_sqlite.database import Database
+from zart_sqlite.notices import Happened
+from zart_sqlite.writer import Transaction, Writer
 
 LEASE = 10_000_000
 ID = "imaged"
@@ -162,3 +166,19 @@ async def test_a_death_in_any_statement_of_a_migration_leaves_a_file_that_opens(
 def schema(path: Path) -> list[tuple[str, str]]:
     with contextlib.closing(sqlite3.connect(path)) as db:
         return db.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
+
+
+async def test_a_writer_without_transactions_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each statement is a commit of its own: a death in between leaves half of what belongs together."""
+
+    def transact(self: Writer, db: sqlite3.Connection, jobs: list[Any]) -> Happened:
+        transaction = Transaction(db, self._clock, overheard=True)
+        for job in jobs:
+            job.result, job.error = job.work(transaction), None
+        return transaction.happened
+
+    monkeypatch.setattr(Writer, "_transact", transact)
+    monkeypatch.setattr(Writer, "run_here", lambda self, act, argument: None)
+    with pytest.raises((AssertionError, TimeoutError, msgspec.ValidationError)):
+        async with asyncio.timeout(30):
+            await go_on_from_images(tmp_path, monkeypatch, MAKERS["steps"], count=None, torn=False)
