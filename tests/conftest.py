@@ -8,8 +8,12 @@ import threading
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 TIME_LIMIT = 90.0
+# How long one example takes says how busy the machine is.
+settings.register_profile("zart", deadline=None)
+settings.load_profile("zart")
 
 
 @pytest.hookimpl(tryfirst=True)

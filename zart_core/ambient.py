@@ -54,13 +54,18 @@ class ExecutionInfo(Struct, eq=False):
         return self.current_attempt > 0
 
     @property
+    def key(self) -> tuple[str | int, ...]:
+        """What :attr:`idempotency_key` is made of: execution, run, ordinal, name, and how often a saga has undone the step before."""
+        return self._key
+
+    @property
     def idempotency_key(self) -> str:
         """32 hex digits, equal over all attempts of this step, different for every other step, run and execution.
 
         Give it to services that accept one: a step that is run again after a crash then has its effect once. A step that a saga has
         undone has not happened: when it runs again (the handler's next attempt, ``retry_step``), it has another key.
         """
-        key = "\x00".join(map(str, self._key))
+        key = "\x00".join(map(str, self.key))
         return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def heartbeat(self, details: Any = None) -> None:

@@ -11,10 +11,11 @@ from zart_core.decorators import DurableFunction
 from zart_core.duration import instant
 from zart_core.errors import ExecutionNotFound
 from zart_core.execution import Execution, ExecutionPage, History, Stats, execution_view, history_view, stats_view
+from zart_core.exports import export
 from zart_core.identity import check_execution_id, check_tags, check_text
 from zart_core.patience import patiently
 from zart_core.payload import Payloads
-from zart_core.records import STATUSES, ListQuery, RunStatus
+from zart_core.records import STATUSES, HistoryRow, ListQuery, RunStatus
 from zart_core.scheduler import Scheduler
 from zart_core.task_reference import name_of
 
@@ -37,11 +38,22 @@ class Inspection:
 
     async def history(self, execution_id: str, run: int | None = None) -> History:
         """Every step, attempt and event of an execution's latest run, or of the one numbered ``run``. ``ExecutionNotFound``."""
+        return history_view(await self._history(execution_id, run), self._payloads)
+
+    async def export_history(self, execution_id: str, run: int | None = None) -> bytes:
+        """The same as JSON, with everything that a replay needs, for ``zart_core.testing.replay_check``. Raises ``ExecutionNotFound``.
+
+        It holds the input, the results and the events as they are stored: look through it before it leaves production.
+        """
+        row = await self._history(execution_id, run)
+        return export(row, at=self._scheduler.clock.now(), transactions=self._scheduler.transactions)
+
+    async def _history(self, execution_id: str, run: int | None) -> HistoryRow:
         row = await patiently(lambda: self._scheduler.history(check_execution_id(execution_id), run))
         if row is None:
             which = "" if run is None else f" with a run {run}"
             raise ExecutionNotFound(f"there is no execution {execution_id!r}{which}")
-        return history_view(row, self._payloads)
+        return row
 
     async def runs(self, execution_id: str, *, limit: int = 1_000) -> list[Execution]:
         """The runs of an execution, the first one first; of more than ``limit`` the latest ones. Raises ``ExecutionNotFound``.

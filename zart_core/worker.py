@@ -173,6 +173,20 @@ class Worker:
             finally:
                 self._ending = None
 
+    def forget(self) -> None:
+        """Drop what is left of a worker whose tasks were ended from outside. Nothing is drained, released or told to the store.
+
+        For tests that let a worker die in the middle of their own process.
+        """
+        self._stopping.set()
+        self.tenure = self._main = None
+        if self._watchdog is not None:
+            self._watchdog.join()
+            self._watchdog = self._watching = None
+        if self._threads is not None:
+            threads, self._threads = self._threads, None
+            threads.shutdown(wait=False, cancel_futures=True)
+
     def _main_ended(self, main: asyncio.Task[None]) -> None:
         """Without its main task a worker claims nothing more: it must not seem to live."""
         if not main.cancelled() and (error := main.exception()) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop
 from types import CodeType
 
@@ -230,9 +230,14 @@ class Replay:
 
     def ahead(self, *, compensating: bool) -> bool:
         """Whether anything is recorded that this pass has not met, by this half of the handler (run, or on_failure)."""
-        return any(
-            key not in self._used and (key[1] < 0) == compensating and self._can_be_met(row)
+        return next(self.unmet(compensating=compensating), None) is not None
+
+    def unmet(self, *, compensating: bool) -> Iterator[StepRow]:
+        """What is recorded and this pass has not met, by this half of the handler."""
+        return (
+            row
             for key, row in self._rows.items()
+            if key not in self._used and (key[1] < 0) == compensating and self._can_be_met(row)
         )
 
     def _to_meet(self) -> int:

@@ -11,5 +11,7 @@
 
 from zart_core.testing.clock import VirtualClock
 from zart_core.testing.engine import TestEngine
+from zart_core.testing.histories import Replayed, replay_check
+from zart_core.testing.sweep import Outcome, SweepReport, crash_sweep
 
-__all__ = ["TestEngine", "VirtualClock"]
+__all__ = ["Outcome", "Replayed", "SweepReport", "TestEngine", "VirtualClock", "crash_sweep", "replay_check"]

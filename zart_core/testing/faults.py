@@ -6,6 +6,8 @@ Wrap any scheduler, say what goes wrong, and run the real engine on it::
         fail("flush", calls=[2], moment="after"),       # the second flush takes effect, but its answer is lost
         fail("claim", "heartbeat", rate=0.1),           # one call in ten cannot reach the store
         delay("*", by="20ms", rate=0.5),
+        duplicate("flush", rate=0.2),                   # a flush that arrives twice
+        lose_lease("flush", calls=[9]),                 # before the ninth, the store declares the worker dead
         notifications=NotificationFaults(drop=0.5, double=0.1),
         seed=7,
     )
@@ -25,7 +27,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Literal, Self, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from zart_core.clock import Clock
 from zart_core.duration import Duration, micros
@@ -111,11 +113,16 @@ METHODS: Final = frozenset(
 """What can fail: every call of a scheduler that goes to its store."""
 
 
-FaultKind = Literal["fail", "delay", "hang", "crash"]
+NOT_REPEATABLE: Final = frozenset(("open", "close", "claim"))
+"""Calls that a network does not repeat unheard: what a claim was given twice nobody would know of."""
+
+
+FaultKind = Literal["fail", "delay", "hang", "crash", "disconnect", "duplicate", "lose_lease"]
 
 
 class Fault(Struct, frozen=True, kw_only=True):
-    """One way in which calls go wrong; made by :func:`fail`, :func:`delay`, :func:`hang` and :func:`crash`.
+    """One way in which calls go wrong; made by :func:`fail`, :func:`delay`, :func:`hang`, :func:`disconnect`, :func:`duplicate`,
+    :func:`lose_lease` and :func:`crash`.
 
     It hits the calls numbered in ``calls`` (1 is the first of its method after the plan was made), and any other call with the
     probability ``rate``.
@@ -127,6 +134,7 @@ class Fault(Struct, frozen=True, kw_only=True):
     calls: frozenset[int]
     rate: float
     seconds: float = 0.0
+    lasting: int = 0
 
 
 def fail(*methods: str, calls: Iterable[int] = (), rate: float | None = None, moment: Moment = "before") -> Fault:
@@ -152,6 +160,36 @@ def hang(*methods: str, calls: Iterable[int] = (), rate: float | None = None, mo
     return _fault("hang", methods, calls, rate, moment=moment)
 
 
+def disconnect(
+    *methods: str, lasting: int = 0, calls: Iterable[int] = (), rate: float | None = None, moment: Moment = "before"
+) -> Fault:
+    """The connection breaks in these calls: they fail, before or after they took effect, and so do all calls that are under way then, which
+    take effect, and the next ``lasting`` calls of any method, which do not."""
+    if lasting < 0:
+        raise ValueError(f"lasting is a number of calls, not {lasting!r}")
+    return _fault("disconnect", methods, calls, rate, moment=moment, lasting=lasting)
+
+
+def duplicate(*methods: str, calls: Iterable[int] = (), rate: float | None = None) -> Fault:
+    """Calls reach the store twice, one right after the other; the caller hears the second answer.
+
+    For every method but ``claim``, whose answer is all that tells what was leased. A ``flush`` that ended or suspended a run is then
+    answered with the run lost, as one that is repeated because its answer was lost.
+    """
+    if NOT_REPEATABLE & set(methods):
+        raise ValueError(f"calls of {', '.join(sorted(NOT_REPEATABLE & set(methods)))} are never repeated unheard")
+    fault = _fault("duplicate", methods, calls, rate, moment="before")
+    return structs.replace(fault, methods=fault.methods - NOT_REPEATABLE)
+
+
+def lose_lease(*methods: str, calls: Iterable[int] = (), rate: float | None = None, moment: Moment = "before") -> Fault:
+    """The store declares the worker dead, before or after these calls of it: what it holds is free at once, and it hears of that as ever.
+
+    It is for the schedulers of workers, one for each: nothing happens where none has registered.
+    """
+    return _fault("lose_lease", methods, calls, rate, moment=moment)
+
+
 def crash(*methods: str, calls: Iterable[int] = (), rate: float | None = None, moment: Moment = "before") -> Fault:
     """The process dies in these calls as by ``kill -9``, before or after they took effect: nothing of it is cleaned up.
 
@@ -168,6 +206,7 @@ def _fault(
     *,
     moment: Moment,
     seconds: float = 0.0,
+    lasting: int = 0,
 ) -> Fault:
     named = METHODS if "*" in methods else frozenset(methods)
     if not named or not named <= METHODS:
@@ -181,7 +220,13 @@ def _fault(
     if rate is None:
         rate = 0.0 if numbers else 1.0
     return Fault(
-        kind=kind, methods=named, moment=moment, calls=numbers, rate=_probability("rate", rate), seconds=seconds
+        kind=kind,
+        methods=named,
+        moment=moment,
+        calls=numbers,
+        rate=_probability("rate", rate),
+        seconds=seconds,
+        lasting=lasting,
     )
 
 
@@ -220,6 +265,9 @@ class FaultPlan:
         """How often each (method, kind of fault, moment) has happened."""
         self.hanging = 0
         """How many calls hang now."""
+        self.cuts = 0
+        """How often the connection was broken."""
+        self._down = 0
 
     def __repr__(self) -> str:
         return f"FaultPlan(faults={len(self._faults)}, hit={sum(self.hit.values())}, hanging={self.hanging})"
@@ -232,6 +280,7 @@ class FaultPlan:
         """From now on nothing goes wrong, notifications included, and what hangs goes on. :meth:`add` may break it again."""
         self._faults.clear()
         self._notifications = NotificationFaults()
+        self._down = 0
         self._healed.set()
         self._healed = asyncio.Event()
 
@@ -249,10 +298,26 @@ class FaultPlan:
             return True
         return fault.rate > 0.0 and self._random.random() < fault.rate
 
-    async def strike(self, method: str, number: int, faults: list[Fault], moment: Moment) -> None:
-        """Let happen what goes wrong at this moment of call ``number``, in the order in which the faults were planned."""
+    def check_connection(self, method: str, number: int) -> None:
+        """Raise if the connection is broken still."""
+        if self._down > 0:
+            self._down -= 1
+            raise BackendUnavailable(f"injected fault: call {number} of {method} found no connection")
+
+    def check_cut(self, cuts: int, method: str, number: int) -> None:
+        """Raise if the connection was broken since there were ``cuts`` breaks: the call was under way."""
+        if self.cuts != cuts:
+            raise BackendUnavailable(
+                f"injected fault: the connection broke under call {number} of {method}: it took effect, its answer was lost"
+            )
+
+    async def strike(
+        self, method: str, number: int, faults: list[Fault], moment: Moment, lose: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Let happen what goes wrong at this moment of call ``number``, in the order in which the faults were planned. ``lose`` declares
+        the caller dead."""
         for fault in faults:
-            if fault.moment != moment:
+            if fault.moment != moment or fault.kind == "duplicate":
                 continue
             self.hit[method, fault.kind, moment] += 1
             if fault.kind == "delay":
@@ -261,7 +326,12 @@ class FaultPlan:
                 await self._hang()
             elif fault.kind == "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
+            elif fault.kind == "lose_lease":
+                await lose()
             else:
+                if fault.kind == "disconnect":
+                    self.cuts += 1
+                    self._down = fault.lasting
                 effect = "did not take effect" if moment == "before" else "took effect, its answer was lost"
                 raise BackendUnavailable(f"injected fault: call {number} of {method} {effect}")
 
@@ -293,6 +363,7 @@ class FaultyScheduler:
         self.inner = inner
         self.plan = plan
         self.clock: Clock = inner.clock
+        self._worker_id: int | None = None
 
     def __repr__(self) -> str:
         return f"FaultyScheduler({self.inner!r}, {self.plan!r})"
@@ -302,12 +373,24 @@ class FaultyScheduler:
 
     async def _through(self, method: str, call: Callable[[], Awaitable[T]]) -> T:
         number, faults = self.plan.count(method)
+        self.plan.check_connection(method, number)
+        cuts = self.plan.cuts
         if not faults:
-            return await call()
-        await self.plan.strike(method, number, faults, "before")
-        answer = await call()
-        await self.plan.strike(method, number, faults, "after")
+            answer = await call()
+        else:
+            await self.plan.strike(method, number, faults, "before", self._lose)
+            if any(fault.kind == "duplicate" for fault in faults):
+                self.plan.hit[method, "duplicate", "before"] += 1
+                await call()
+            answer = await call()
+            await self.plan.strike(method, number, faults, "after", self._lose)
+        self.plan.check_cut(cuts, method, number)
         return answer
+
+    async def _lose(self) -> None:
+        if self._worker_id is not None:
+            worker_id, self._worker_id = self._worker_id, None
+            await self.inner.deregister(worker_id)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -344,17 +427,24 @@ class FaultyScheduler:
         return await self._through("offer_event", lambda: self.inner.offer_event(offer, tx))
 
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
-        number, faults = self.plan.count("transact")
-        await self.plan.strike("transact", number, faults, "before")
-        row = await self.inner.transact(key, work)
+        done = False
+
+        async def call() -> StepRow | None:
+            nonlocal done
+            row = await self.inner.transact(key, work)
+            done = True
+            return row
+
         try:
-            await self.plan.strike("transact", number, faults, "after")
+            return await self._through("transact", call)
         except asyncio.CancelledError:
+            if not done:
+                raise
             # Raised as it is, it would say that nothing took effect.
+            number = self.plan.calls["transact"]
             raise BackendUnavailable(
                 f"injected fault: call {number} of transact took effect, its caller gave up before the answer"
             ) from None
-        return row
 
     async def cancel(self, execution_id: str, reason: str | None) -> bool:
         return await self._through("cancel", lambda: self.inner.cancel(execution_id, reason))
@@ -413,7 +503,8 @@ class FaultyScheduler:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     async def register(self, info: WorkerInfo, lease: int) -> int:
-        return await self._through("register", lambda: self.inner.register(info, lease))
+        self._worker_id = await self._through("register", lambda: self.inner.register(info, lease))
+        return self._worker_id
 
     async def heartbeat(self, worker_id: int, lease: int) -> None:
         await self._through("heartbeat", lambda: self.inner.heartbeat(worker_id, lease))
