@@ -63,7 +63,7 @@ class Replay:
         """When each step began that is recorded, may have to be undone, and was not met in this pass."""
         self._due = self._in_order_of_begin()
         self.undoing = self._begun_undo()
-        """Whether an earlier pass has begun to undo something."""
+        """When an earlier pass began to undo something; ``None``: none did."""
 
     @property
     def active(self) -> bool:
@@ -175,8 +175,11 @@ class Replay:
         """Whether a step is recorded that a saga may have to undo."""
         return bool(self._owed())
 
-    def _begun_undo(self) -> bool:
-        return any(row.kind == "undo" and self._can_be_met(row) for row in self._rows.values())
+    def _begun_undo(self) -> int | None:
+        return min(
+            (row.started_at for row in self._rows.values() if row.kind == "undo" and self._can_be_met(row)),
+            default=None,
+        )
 
     def owes(self, before: int | None, *, compensating: bool, ties: bool = True) -> bool:
         """Whether this pass has still to meet a step that may have to be undone, and began before ``before`` (``None``: at all).

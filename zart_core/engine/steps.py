@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from zart_core import failure as failures
 from zart_core.ambient import ExecutionInfo, current_step
-from zart_core.duration import later, spoken
+from zart_core.duration import SECOND, later, spoken
 from zart_core.engine.blocks import Block, check_block, left_behind
 from zart_core.engine.halt import being_closed
 from zart_core.engine.replay import undoable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _STUCK: Final = 1.0
 """Seconds that a timed-out step has to end after its cancellation; then it is left to itself and its result ignored."""
 _AGAIN: Final = 60.0
-"""Seconds that what ended a block in an earlier pass has to come again."""
+"""Most seconds that what ended a block in an earlier pass has to come again."""
 _COROUTINE: Final = inspect.CO_COROUTINE
 _UNKNOWN: Final = frozenset(("interrupted", "timed_out", "deadline"))
 """The failures after which nobody knows whether the body took effect."""
@@ -368,10 +368,13 @@ class Attempts:
         """The saga's block that the body is in. Raises ``CancelledError`` where that has failed."""
         run = self.run
         block = check_block(run)
-        if block is not None and run.replay.undoing and any(saga.is_begun() for saga in block.sagas()):
+        undoing = run.replay.undoing
+        if block is not None and undoing is not None and any(saga.is_begun() for saga in block.sagas()):
             # An earlier pass has failed this block, and had not come to this step by then. What ended the block then was no result:
-            # a timeout of the user's own, say. It will come again; nothing new is done before.
-            until = run.loop.time() + _AGAIN
+            # a timeout of the user's own, say. It will come again, in the time it took then at most, or not at all; nothing
+            # new is done before.
+            took = (undoing - run.claimed.started_at) / SECOND
+            until = run.loop.time() + min(_AGAIN, took + _STUCK)
             while (left := until - run.loop.time()) > 0:
                 await run.blocks.change(timeout=left)
                 await run.ready(self.name)

@@ -27,7 +27,7 @@ from zart_core.testing.faults import FaultPlan, FaultyScheduler
 
 T = TypeVar("T")
 
-_QUIET: Final = frozenset(("open", "close", "heartbeat", "transact"))
+_QUIET: Final = frozenset(("open", "close", "heartbeat", "transact", "due_recurrences"))
 """Calls that are no windows by themselves: they change nothing, come when real time says so, or have windows of other names."""
 _WORDS: Final = 3
 _PAUSES: Final = (0.05, 0.1, 0.25, 0.6, 2.0)
