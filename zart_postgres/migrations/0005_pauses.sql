@@ -59,8 +59,11 @@ BEGIN
     ON CONFLICT (nonce) DO UPDATE SET nonce = excluded.nonce
     RETURNING p.rule_id INTO o_rule;
     IF v_run IS NOT NULL AND p_step IS NULL THEN
-        -- The run goes on to be whosever it is, and finishes what it does; it is not claimed again.
-        UPDATE {schema}.active AS a SET queue = '', held_by = o_rule, held_at = o_now
+        -- The run goes on to be whosever it is, and finishes what it does; it is not claimed again. That a rule for a step holds a call
+        -- of it is forgotten here, so it is due when this one ends, and looks again.
+        UPDATE {schema}.active AS a SET
+            queue = '', held_by = o_rule, held_at = o_now,
+            wake_at = CASE WHEN a.worker_id IS NULL AND a.held_by IS NOT NULL AND NOT a.quarantined THEN o_now ELSE a.wake_at END
         WHERE a.run_id = v_run AND a.queue <> '' AND (p_task IS NULL OR a.task = p_task) AND NOT a.cancel_requested;
     END IF;
 END $$;
@@ -295,15 +298,15 @@ BEGIN
     WITH parked AS (
         UPDATE {schema}.active AS a SET
             worker_id = NULL,
-            wake_at = CASE WHEN u.rule IS NULL THEN o_now WHEN u.compensating THEN u.wake_at
+            -- What a rule of the whole execution holds is due when that ends, whatever else holds it: then it looks again.
+            wake_at = CASE WHEN u.rule IS NULL OR a.queue = '' THEN o_now WHEN u.compensating THEN u.wake_at
                            ELSE least(u.wake_at, a.deadline) END,
             waits = u.waits,
             children_left = u.children_left,
             cleanup = u.cleanup,
             error = u.error,
-            -- A rule of the whole execution holds it already, whatever else does.
-            held_by = coalesce(u.rule, CASE WHEN a.queue = '' THEN a.held_by END),
-            held_at = CASE WHEN u.rule IS NOT NULL THEN coalesce(a.held_at, o_now) WHEN a.queue = '' THEN a.held_at END,
+            held_by = CASE WHEN a.queue = '' THEN a.held_by ELSE u.rule END,
+            held_at = CASE WHEN a.queue = '' THEN a.held_at WHEN u.rule IS NOT NULL THEN o_now END,
             queue = CASE WHEN u.only_held AND u.rule IS NOT NULL THEN '' ELSE a.queue END
         FROM (
             SELECT g.*, CASE WHEN g.wanted = ANY (v_rules) THEN g.wanted END AS rule
