@@ -178,7 +178,7 @@ END $$;
 CREATE FUNCTION {schema}.heed_v1(
     p_tasks text[], p_versions text[], p_timeouts bigint[],
     OUT o_tasks text[], OUT o_versions text[], OUT o_timeouts bigint[], OUT o_rules text, OUT o_others boolean,
-    OUT o_first_end bigint)
+    OUT o_first_end bigint, OUT o_ended boolean)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
@@ -187,7 +187,7 @@ DECLARE
     v_wait text := current_setting('lock_timeout');
     v_blocked boolean := false;
 BEGIN
-    o_tasks := p_tasks; o_versions := p_versions; o_timeouts := p_timeouts; o_others := false;
+    o_tasks := p_tasks; o_versions := p_versions; o_timeouts := p_timeouts; o_others := false; o_ended := false;
     IF NOT EXISTS (SELECT 1 FROM {schema}.pauses) THEN RETURN; END IF;
     SELECT array_agg(p.rule_id), array_agg(p.expires_at) INTO v_expired, v_since
     FROM (
@@ -202,6 +202,7 @@ BEGIN
             PERFORM set_config('lock_timeout', CASE WHEN v_blocked THEN '1ms' ELSE
                 least(200, 20 + ({schema}.now_v1() - v_since[v_place]) / 50000) || 'ms' END, true);
             PERFORM {schema}.lift_v1(v_expired[v_place:v_place]);
+            o_ended := true;
         EXCEPTION WHEN lock_not_available THEN
             v_blocked := true;
         END;

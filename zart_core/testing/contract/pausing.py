@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from zart_core.errors import ExecutionFinished, ExecutionNotFound
 from zart_core.records import (
     ClaimedRun,
@@ -9,6 +11,7 @@ from zart_core.records import (
     Flushed,
     ListQuery,
     NewPause,
+    Notification,
     PauseFilter,
     SuspendFact,
     TaskOffer,
@@ -264,6 +267,26 @@ class PausingContract(Contract):
         await bench.pass_until(until)
         assert sorted(await hand.claim_ids()) == ["a", "b"]
         assert list(await bench.scheduler.pauses()) == []
+
+    @on_bench
+    async def test_whoever_listens_is_told_that_a_rule_has_ended_at_its_time(self, bench: Bench) -> None:
+        hand, _ = await bench.running("a")
+        until = bench.scheduler.clock.latest() + LAPSE
+        await bench.scheduler.pause(pausing(execution_id="a", expires_at=until))
+        await bench.pass_until(until)
+        heard = asyncio.Event()
+
+        def listen(told: Notification) -> None:
+            # A backend that begins to listen says that anything may have happened.
+            if told.pauses and told.signals is not None:
+                heard.set()
+
+        unsubscribe = bench.scheduler.subscribe(listen)
+        try:
+            await hand.ask(0)
+            await asyncio.wait_for(heard.wait(), 10)
+        finally:
+            unsubscribe()
 
     @on_bench
     async def test_a_cancellation_gets_through_a_pause_of_the_execution(self, bench: Bench) -> None:  # B52, B68
