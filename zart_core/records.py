@@ -414,7 +414,8 @@ class SuspendFact(Struct, frozen=True, gc=False):
     compensating: bool = False
     children_left: int = 0  # with on_children: as soon as no more than this many are open
     held_by: int | None = None
-    """The pause that holds a call of the run: when it ends the run is woken. Means nothing when it has ended already."""
+    """The pause that holds a call of the run, or one of those that do: when it ends the run is woken. Where it has ended already the run
+    is due at once. A run whose execution is paused as a whole is due when that ends."""
     only_held: bool = False  # nothing but the end of that pause wakes the run
 
 
@@ -424,7 +425,10 @@ Fact = (
 
 
 class Flush(Struct, frozen=True, kw_only=True):
-    """Facts of any number of runs held by one worker, made durable by one commit, in the order of these fields."""
+    """Facts of any number of runs held by one worker, made durable by one commit, in the order of these fields.
+
+    ``continues``, and those of ``suspends`` that a pause holds, may have a commit of their own after that of all else.
+    """
 
     worker_id: int
     steps: list[StepFact] = []

@@ -265,8 +265,9 @@ class Scheduler(Protocol):
         """Lease due runs to a worker, with their whole history. Also a heartbeat. Raises ``LeaseLost``.
 
         Takes only runs of the tasks and queues named, at most ``limit``: higher priority first, then the longest due; besides, at
-        most ``overdue`` runs whose deadline has passed. Nothing that a pause holds is taken; a pause whose time is over ends here. Each
-        claimed run's epoch is raised; a first claim records started_at, version and deadline. What it returns of a run was
+        most ``overdue`` runs whose deadline has passed. Nothing that a pause holds is taken; a pause whose time is over ends here, or by
+        a later claim where somebody else has a run of it locked: a claim waits for no such lock. Each claimed run's epoch is raised; a
+        first claim records started_at, version and deadline. What it returns of a run was
         read after the run was leased, so it holds everything the previous owner made durable.
 
         Of a queue with limits no more is taken than they leave, whoever else claims at the same time: see ``QueueLimits``. What is held by

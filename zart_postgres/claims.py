@@ -20,7 +20,7 @@ from zart_postgres.pauses import read_rules
 logger: Final = logging.getLogger("zart")
 
 CLAIM: Final = """
-    SELECT c.*, h.o_rules AS pauses, h.o_first_end AS first_end,
+    SELECT c.*, h.o_rules AS pauses, h.o_first_end AS first_end, h.o_ended AS ended,
            CASE WHEN c.run_id IS NULL AND h.o_others THEN {schema}.rules_of_held_v1($1) END AS own_pauses
     FROM {schema}.heed_v1($5, $6, $7) AS h
     CROSS JOIN LATERAL {schema}.claim_v1(
@@ -66,7 +66,8 @@ class Turns:
 
 
 async def claim(db: Session, request: Claim, turns: Turns, parked: Parked) -> Claimed:
-    """See :meth:`zart_core.scheduler.Scheduler.claim`. ``parked`` is told what the end of a run that does not fit has led to."""
+    """See :meth:`zart_core.scheduler.Scheduler.claim`. ``parked`` is told what the end of a run that does not fit, or of a
+    pause, has led to."""
     while True:
         turn = turns.of(request.worker_id)
         head, *rows = await db.timed(
@@ -85,6 +86,8 @@ async def claim(db: Session, request: Claim, turns: Turns, parked: Parked) -> Cl
             _MOST,
         )
         turns.note(request.worker_id, head["turn"])
+        if head["ended"]:
+            parked(Happened(ready=True, pauses=True))
         if head["turn"] is None:
             raise LeaseLost(lost(request.worker_id))
         if head["turn"] == turn:

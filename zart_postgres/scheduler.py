@@ -82,8 +82,9 @@ class PostgresScheduler:
     belongs to the event loop it was opened on.
 
     ``url`` is a ``postgresql://`` URL as libpq knows it. ``schema`` is the schema's name. ``pool_size`` bounds the
-    connections for clients' calls; notifications take one more. A scheduler with a worker holds four further ones: for claims,
-    for flushes, for heartbeats and for listening, and a fifth while somebody else has locked one of its runs. ``connect_timeout`` and
+    connections for clients' calls; notifications take one more, and lists, stats and purges another. A scheduler with a worker holds
+    four further ones: for claims, for flushes, for heartbeats and for listening, and a fifth while somebody else has locked one of its
+    runs. ``connect_timeout`` and
     ``command_timeout`` bound the wait for the server; then the operation raises ``BackendUnavailable``. They do not bound
     statements of users in ``ctx.transaction``. ``pooler=True`` says that the URL leads to a pooler in transaction mode (PgBouncer): then
     nothing is prepared, and other processes are heard only if ``listen_url`` leads to the server itself; without it,

@@ -117,18 +117,17 @@ SUSPEND: Final = ManyRows(
         VALUES {{rows}})
     UPDATE zart_active SET
         worker_id = NULL,
-        wake_at = iif(
-            parked.compensating,
-            parked.wake_at,
-            min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at))
-        ),
+        wake_at = CASE
+            -- What a rule of the whole execution holds is due when that ends, whatever else holds it: then it looks again.
+            WHEN parked.held_by IS NOT NULL AND queue = '' THEN parked.now
+            WHEN parked.compensating THEN parked.wake_at
+            ELSE min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at)) END,
         waits = parked.waits,
         children_left = parked.children_left,
         cleanup = parked.cleanup,
         error = parked.error,
-        -- A rule of the whole execution holds it already, whatever else does.
-        held_by = coalesce(parked.held_by, iif(queue = '', zart_active.held_by, NULL)),
-        held_at = iif(parked.held_by IS NULL, iif(queue = '', held_at, NULL), coalesce(held_at, parked.now)),
+        held_by = iif(queue = '', zart_active.held_by, parked.held_by),
+        held_at = iif(queue = '', held_at, iif(parked.held_by IS NULL, NULL, parked.now)),
         queue = iif(parked.only_held AND parked.held_by IS NOT NULL, '', queue)
     FROM parked
     WHERE zart_active.run_id = parked.run_id AND (NOT cancel_requested OR parked.compensating)

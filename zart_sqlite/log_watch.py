@@ -12,15 +12,26 @@ _COARSE: Final = 2_500_000_000
 """The same for file systems that keep whole seconds."""
 
 
+_TIMES: Final = 3
+"""How many times as long as it has been the same a mark is trusted, before the answer is yes once more."""
+
+
 class LogWatch:
     """Looks at the log of the file at ``path``. Of one thread."""
 
     def __init__(self, path: str) -> None:
         self._path: Final = f"{path}-wal"
         self._mark: tuple[int, int, int] | None = None
+        self._since = 0.0  # when the mark was first seen
+        self._again = 0.0  # until when it is trusted
 
     def touched(self) -> bool:
-        """Whether anybody, this process included, may have written to the log since this was last asked. Never wrongly False."""
+        """Whether the file had better be asked whether somebody has committed to it.
+
+        It is when anybody, this process included, has written to the log since the last time. What is written becomes a commit only
+        when the disk has it, which may take long and leaves no trace on the log: so a log that stays as it is gets a yes now and then,
+        more and more rarely. A commit that took the disk a second is met within three of its being written.
+        """
         if os.name != "posix":  # elsewhere a file that is open may show an old time
             return True
         try:
@@ -29,10 +40,17 @@ class LogWatch:
             self._mark = None
             return True
         mark = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if mark == self._mark:
-            return False
+        now = time.monotonic()
+        if mark != self._mark:
+            self._mark, self._since, self._again = mark, now, now + _STEP / 1_000_000_000
+            return True
         # Race: another write comes right after this look, and leaves the same mark: times on files go in steps. So a mark is trusted
         # only when its step is over; until then the answer is yes. A clock that was set back is behind the mark for as long.
         step = _STEP if status.st_mtime_ns % 1_000_000_000 else _COARSE
-        self._mark = mark if time.time_ns() - status.st_mtime_ns > step else None
+        if time.time_ns() - status.st_mtime_ns <= step:
+            return True
+        if now < self._again:
+            return False
+        # Race: the last look came between a write and its commit, and the file did not tell of it yet.
+        self._again = self._since + _TIMES * (now - self._since)
         return True

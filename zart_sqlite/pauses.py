@@ -46,9 +46,12 @@ _ADD: Final = """
     INSERT INTO zart_pauses (execution_id, task, step, reason, created_at, expires_at, nonce) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 _DELETE: Final = "DELETE FROM zart_pauses WHERE rule_id IN (SELECT value FROM json_each(?))"
-# The run goes on to be whosever it is, and finishes what it does; it is not claimed again.
+# The run goes on to be whosever it is, and finishes what it does; it is not claimed again. That a rule for a step holds a call of it is
+# forgotten here, so it is due when this one ends, and looks again.
 HOLD_RUN: Final = """
-    UPDATE zart_active SET queue = '', held_by = :rule_id, held_at = :now
+    UPDATE zart_active SET
+        queue = '', held_by = :rule_id, held_at = :now,
+        wake_at = iif(worker_id IS NULL AND held_by IS NOT NULL AND NOT quarantined, :now, wake_at)
     WHERE run_id = :run_id AND queue <> '' AND (:task IS NULL OR task = :task) AND NOT cancel_requested
 """
 # Of the time that several rules have in common each run gets back every moment once: a rule that ends gives back what was before the

@@ -77,7 +77,8 @@ def purge(tx: Transaction, request: Purge) -> Purged:
             # As many as that alone are a portion: their executions are met again by the next.
             gone.difference_update(whole.values())
             whole.clear()
-            after = request.after or Ended(-1, 0)
+            if not all(busy for _, _, busy in earlier[: request.limit]):  # else they would be met for ever
+                after = request.after or Ended(-1, 0)
         for execution_id in {execution_id for _, execution_id, busy in earlier if busy} & whole.keys():
             gone.discard(whole.pop(execution_id))
         gone.update(run_id for run_id, _, busy in earlier[: request.limit] if not busy)

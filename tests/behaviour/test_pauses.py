@@ -430,6 +430,34 @@ async def test_the_end_of_a_pause_wakes_a_run_that_waits_for_something_else_too(
         assert await handle.result("20s") == ["sent", "heard"]
 
 
+@pytest.mark.parametrize("ends", ["send", "note"])
+async def test_each_of_two_pauses_lets_the_branch_go_that_it_has_held(ends: str, replay: Replay) -> None:  # B68
+    said: list[str] = []
+
+    class Both(TaskHandler[None, None]):
+        name = "both"
+
+        async def run(self, ctx: TaskContext, data: None) -> None:
+            await asyncio.gather(*(ctx.step(name, self.say, name) for name in ("send", "note")))
+
+        async def say(self, text: str) -> None:
+            said.append(text)
+
+    async with TestEngine(registry_of(Both()), replay=replay) as engine:
+        for name in ("send", "note"):
+            await engine.client.pause(step=name)
+        handle = await engine.start(Both, None)
+        await engine.settle()
+        assert said == []
+        await engine.client.resume(step=ends)
+        await engine.advance("1m")
+        assert said == [ends]
+        assert (await handle.status()).status == "paused"
+        await engine.client.resume(step="note" if ends == "send" else "send")
+        await engine.settle()
+        assert (await handle.status()).status == "completed"
+
+
 async def test_a_paused_execution_stays_paused_when_it_is_restarted(world: World) -> None:  # B68, B66
     world.register(Mailing(world))
     handle = await world.client.start(Mailing, "a", execution_id="a")

@@ -14,6 +14,7 @@ from zart_core.engine import detour, journal
 from zart_core.records import Offer
 from zart_core.testing.contract.bench import new
 from zart_core.testing.contract.hand import child, completed, finish, suspend, watch
+from zart_core.testing.contract.succession import rerun
 from zart_postgres import claims, signals
 
 KB = 1_000
@@ -68,6 +69,20 @@ async def test_inputs_and_events_count_as_results_do() -> None:
         for execution_id in ("a", "b", "c"):
             [run] = await hand.claim()
             assert run.execution_id == execution_id
+
+
+@pytest.mark.usefixtures("limits")
+async def test_the_first_claim_of_a_rerun_counts_what_it_has_taken_over() -> None:  # B35
+    async with desk() as d:
+        hand = await d.hand()
+        runs = await d.running(hand, "a", "b")
+        for run in runs:
+            await hand.record(completed(run, "x", bytes(20 * KB)), finish(run, "failed"))
+            await d.scheduler.begin_run(rerun(run))
+        for execution_id in ("a", "b"):
+            [claimed] = await hand.claim()
+            assert claimed.execution_id == execution_id
+            assert len(claimed.steps) == 1
 
 
 @pytest.mark.usefixtures("limits")

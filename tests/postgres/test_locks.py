@@ -116,6 +116,28 @@ async def test_a_suspension_at_a_pause_does_not_wait_for_its_end() -> None:  # B
             await hand.record(finish(run))
 
 
+async def test_a_claim_does_not_wait_for_the_end_of_a_pause() -> None:  # B68
+    async with desk() as d:
+        hand = await d.hand()
+        await d.scheduler.start([new("a"), new("b")])
+        until = await d.value("SELECT now_v1()")
+        for nonce, execution_id in enumerate(("a", "b")):
+            await d.scheduler.pause(NewPause(nonce=nonce, execution_id=execution_id, expires_at=until))
+        async with users_transaction(d, "a"):
+            await d.scheduler.start([new("free")])
+            before = d.scheduler.clock.now()
+            async with asyncio.timeout(SOON):
+                claimed = await hand.ask(100)
+            assert {run.execution_id for run in claimed.runs} == {"b", "free"}
+            # Not at once: that would be a loop of claims for as long as the user's transaction is open.
+            assert claimed.next_wake is not None
+            assert before + 100_000 <= claimed.next_wake <= d.scheduler.clock.latest() + 100_000
+        again = await hand.ask(100)
+        assert [run.execution_id for run in again.runs] == ["a"]
+        for run in [*claimed.runs, *again.runs]:
+            await hand.record(finish(run))
+
+
 async def test_a_continuation_waits_for_nobody() -> None:  # B34
     async with desk() as d:
         hand, a, b = await two(d)

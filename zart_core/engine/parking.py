@@ -37,6 +37,8 @@ _TURNS: Final = 50
 _PATIENCE: Final = 1.0
 """Seconds without one more step met, after which a replay stops waiting for those that it should meet."""
 _PAUSE: Final = 0.005
+_GLANCE: Final = 30_000_000
+"""Microseconds after which a run is claimed to look again, whose calls are held by several rules: the backend knows of one of them."""
 
 
 class Parking(Ending):
@@ -359,6 +361,8 @@ class Parking(Ending):
         elif any(parked.hold for parked in self._parked):
             return self.clock.now()
         times = [parked.wake_at for parked in self._parked if parked.wake_at is not None]
+        if self._held is not None and len(self._rules) > 1:
+            times.append(later(self.clock.now(), _GLANCE))
         return min(times) if times else None
 
     @property
@@ -370,7 +374,13 @@ class Parking(Ending):
 
     @property
     def _only_held(self) -> bool:
-        return all(parked.rule is not None for parked in self._parked)
+        """Whether nothing but the end of one pause can let the run go on."""
+        return len(self._rules) == 1 and all(parked.rule is not None for parked in self._parked)
+
+    @property
+    def _rules(self) -> set[int]:
+        """The pauses that hold calls."""
+        return {parked.rule.rule_id for parked in self._parked if parked.rule is not None}
 
     def _suspend(self) -> None:
         if not (self.compensating or self.overdue) and self.deadline.is_over:

@@ -413,7 +413,8 @@ BEGIN
                    a.parent_run, r.created_at, a.started_at, a.deadline, a.signal_seq, a.open_children,
                    a.cancel_requested, a.cancel_reason, a.queue, a.priority,
                    octet_length(r.input)
-                   + CASE WHEN a.epoch > 1 THEN (
+                   -- A first claim has no steps, unless they were taken over of another run.
+                   + CASE WHEN a.epoch > 1 OR r.trigger IN ('rerun', 'fork') THEN (
                          SELECT coalesce(sum(octet_length(x.output)), 0) + coalesce(sum(octet_length(x.error)), 0)
                                 + coalesce(sum(octet_length(x.details)), 0)
                          FROM {schema}.steps AS x WHERE x.run_id = t.run_id)

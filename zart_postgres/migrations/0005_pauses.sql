@@ -59,8 +59,11 @@ BEGIN
     ON CONFLICT (nonce) DO UPDATE SET nonce = excluded.nonce
     RETURNING p.rule_id INTO o_rule;
     IF v_run IS NOT NULL AND p_step IS NULL THEN
-        -- The run goes on to be whosever it is, and finishes what it does; it is not claimed again.
-        UPDATE {schema}.active AS a SET queue = '', held_by = o_rule, held_at = o_now
+        -- The run goes on to be whosever it is, and finishes what it does; it is not claimed again. That a rule for a step holds a call
+        -- of it is forgotten here, so it is due when this one ends, and looks again.
+        UPDATE {schema}.active AS a SET
+            queue = '', held_by = o_rule, held_at = o_now,
+            wake_at = CASE WHEN a.worker_id IS NULL AND a.held_by IS NOT NULL AND NOT a.quarantined THEN o_now ELSE a.wake_at END
         WHERE a.run_id = v_run AND a.queue <> '' AND (p_task IS NULL OR a.task = p_task) AND NOT a.cancel_requested;
     END IF;
 END $$;
@@ -176,22 +179,37 @@ END $$;
 CREATE FUNCTION {schema}.heed_v1(
     p_tasks text[], p_versions text[], p_timeouts bigint[],
     OUT o_tasks text[], OUT o_versions text[], OUT o_timeouts bigint[], OUT o_rules text, OUT o_others boolean,
-    OUT o_first_end bigint)
+    OUT o_first_end bigint, OUT o_ended boolean)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    v_expired bigint[];
+    v_expired bigint[]; v_since bigint[];
+    v_wait text := current_setting('lock_timeout');
+    v_blocked boolean := false;
 BEGIN
-    o_tasks := p_tasks; o_versions := p_versions; o_timeouts := p_timeouts; o_others := false;
+    o_tasks := p_tasks; o_versions := p_versions; o_timeouts := p_timeouts; o_others := false; o_ended := false;
     IF NOT EXISTS (SELECT 1 FROM {schema}.pauses) THEN RETURN; END IF;
-    SELECT array_agg(p.rule_id) INTO v_expired
+    SELECT array_agg(p.rule_id), array_agg(p.expires_at) INTO v_expired, v_since
     FROM (
-        SELECT x.rule_id FROM {schema}.pauses AS x WHERE x.expires_at <= {schema}.now_v1()
+        SELECT x.rule_id, x.expires_at FROM {schema}.pauses AS x WHERE x.expires_at <= {schema}.now_v1()
         ORDER BY x.rule_id FOR UPDATE SKIP LOCKED
     ) AS p;
+    -- Race: a user's transaction, open for long, has one of a rule's runs locked. A claim does not wait for it: the rule holds on, and
+    -- is ended by a later claim. Those that only wait for other short calls are waited for; the longer a rule is late, the more
+    -- patiently, but only for one such rule.
+    FOR v_place IN 1 .. coalesce(cardinality(v_expired), 0) LOOP
+        BEGIN
+            PERFORM set_config('lock_timeout', CASE WHEN v_blocked THEN '1ms' ELSE
+                least(200, 20 + ({schema}.now_v1() - v_since[v_place]) / 50000) || 'ms' END, true);
+            PERFORM {schema}.lift_v1(v_expired[v_place:v_place]);
+            o_ended := true;
+        EXCEPTION WHEN lock_not_available THEN
+            v_blocked := true;
+        END;
+    END LOOP;
     IF v_expired IS NOT NULL THEN
-        PERFORM {schema}.lift_v1(v_expired);
+        PERFORM set_config('lock_timeout', v_wait, true);
     END IF;
     SELECT coalesce(array_agg(o.task ORDER BY o.place), '{}'), coalesce(array_agg(o.version ORDER BY o.place), '{}'),
            coalesce(array_agg(o.timeout ORDER BY o.place), '{}')
@@ -202,7 +220,9 @@ BEGIN
     SELECT coalesce(jsonb_agg({schema}.rule_v1(p) ORDER BY p.rule_id), '[]')::text INTO o_rules
     FROM {schema}.pauses AS p WHERE p.execution_id IS NULL;
     o_others := EXISTS (SELECT 1 FROM {schema}.pauses AS p WHERE p.execution_id IS NOT NULL);
-    SELECT min(p.expires_at) INTO o_first_end FROM {schema}.pauses AS p WHERE p.expires_at IS NOT NULL;
+    -- What could not be ended now is tried again, but not at once.
+    SELECT min(CASE WHEN p.expires_at <= {schema}.now_v1() THEN {schema}.now_v1() + 100000 ELSE p.expires_at END) INTO o_first_end
+    FROM {schema}.pauses AS p WHERE p.expires_at IS NOT NULL;
 END $$;
 
 -- The rules of the executions that a worker holds runs of: by these, of which there are no more than it has slots. VOLATILE, so that
@@ -280,15 +300,15 @@ BEGIN
     WITH parked AS (
         UPDATE {schema}.active AS a SET
             worker_id = NULL,
-            wake_at = CASE WHEN u.rule IS NULL THEN o_now WHEN u.compensating THEN u.wake_at
+            -- What a rule of the whole execution holds is due when that ends, whatever else holds it: then it looks again.
+            wake_at = CASE WHEN u.rule IS NULL OR a.queue = '' THEN o_now WHEN u.compensating THEN u.wake_at
                            ELSE least(u.wake_at, a.deadline) END,
             waits = u.waits,
             children_left = u.children_left,
             cleanup = u.cleanup,
             error = u.error,
-            -- A rule of the whole execution holds it already, whatever else does.
-            held_by = coalesce(u.rule, CASE WHEN a.queue = '' THEN a.held_by END),
-            held_at = CASE WHEN u.rule IS NOT NULL THEN coalesce(a.held_at, o_now) WHEN a.queue = '' THEN a.held_at END,
+            held_by = CASE WHEN a.queue = '' THEN a.held_by ELSE u.rule END,
+            held_at = CASE WHEN a.queue = '' THEN a.held_at WHEN u.rule IS NOT NULL THEN o_now END,
             queue = CASE WHEN u.only_held AND u.rule IS NOT NULL THEN '' ELSE a.queue END
         FROM (
             SELECT g.*, CASE WHEN g.wanted = ANY (v_rules) THEN g.wanted END AS rule

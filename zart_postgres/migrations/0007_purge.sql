@@ -87,15 +87,17 @@ BEGIN
         IF cardinality(v_earlier) > p_limit THEN
             -- As many as that alone are a portion: their executions are met again by the next.
             v_kept := v_latest;
-            o_finished_at := p_finished_at;
-            o_run := p_run;
+            IF false = ANY (v_busy[1:p_limit]) THEN  -- else they would be met for ever
+                o_finished_at := p_finished_at;
+                o_run := p_run;
+            END IF;
         ELSE
             SELECT array_agg(o.latest) INTO v_kept FROM unnest(v_owners, v_busy) AS o(latest, busy) WHERE o.busy;
         END IF;
         SELECT array_agg(g.run_id) INTO v_going FROM (
             SELECT y.run_id FROM unnest(v_going) AS y(run_id) WHERE y.run_id <> ALL (coalesce(v_kept, '{}'))
             UNION ALL
-            (SELECT o.run_id FROM unnest(v_earlier, v_busy) AS o(run_id, busy) WHERE NOT o.busy LIMIT p_limit)
+            (SELECT o.run_id FROM unnest(v_earlier[1:p_limit], v_busy[1:p_limit]) AS o(run_id, busy) WHERE NOT o.busy)
         ) AS g;
         SELECT array_agg(r.execution_id) INTO v_whole
         FROM unnest(v_latest) AS l(run_id) JOIN {schema}.runs AS r ON r.run_id = l.run_id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from zart_core.errors import ExecutionFinished, ExecutionNotFound
 from zart_core.records import (
     ClaimedRun,
@@ -9,6 +11,7 @@ from zart_core.records import (
     Flushed,
     ListQuery,
     NewPause,
+    Notification,
     PauseFilter,
     SuspendFact,
     TaskOffer,
@@ -88,22 +91,88 @@ class PausingContract(Contract):
         await bench.scheduler.lift(PauseFilter(rule_id=rule))
         await hand.record(held(run, rule, bench.now()))
         again = await hand.take("a")
-        await hand.record(suspend_held(again, rule, on_signal=True))
+        await hand.record(suspend_held(again, rule, bench.now()))
         await hand.take("a")  # nobody would wake it for the rule, so it is due
 
     @on_bench
     async def test_a_run_that_waits_for_something_else_too_is_woken_by_either(self, bench: Bench) -> None:
         hand, run = await bench.running("a")
         rule = await bench.scheduler.pause(pausing(step="s"))
-        await hand.record(suspend_held(run, rule, on_signal=True))
+        await hand.record(suspend_held(run, rule, bench.now()))
         assert await hand.claim() == []
         assert (await bench.row("a")).status == "waiting"
         await bench.offer("a")
         run = await hand.take("a")
-        await hand.record(suspend_held(run, rule, on_signal=True))
+        await hand.record(suspend_held(run, rule, bench.now()))
         assert await hand.claim() == []
         await bench.scheduler.lift(PauseFilter(rule_id=rule))
         await hand.take("a")
+
+    @on_bench
+    async def test_the_end_of_a_pause_of_an_execution_wakes_what_also_waits_for_something_else(
+        self, bench: Bench
+    ) -> None:
+        hand, run = await bench.running("a")
+        rule = await bench.scheduler.pause(pausing(execution_id="a"))
+        await hand.record(suspend_held(run, rule, bench.now()))
+        assert await hand.claim() == []
+        await bench.scheduler.lift(PauseFilter(rule_id=rule))
+        await hand.take("a")
+
+    @on_bench
+    async def test_a_run_that_is_held_at_a_step_and_paused_as_a_whole_goes_on_when_that_ends(
+        self, bench: Bench
+    ) -> None:
+        for name, fact in (("a", held), ("b", suspend_held)):
+            hand, run = await bench.running(name)
+            step = await bench.scheduler.pause(pausing(step="s", nonce=1))
+            await bench.scheduler.pause(pausing(execution_id=name, nonce=len(name) + ord(name)))
+            await hand.record(fact(run, step, bench.now()))
+            assert await hand.claim() == []
+            await bench.scheduler.lift(PauseFilter(rule_id=step))
+            assert await hand.claim() == []
+            step = await bench.scheduler.pause(pausing(step="s", nonce=2))
+            await bench.scheduler.lift(PauseFilter(execution_id=name))
+            run = await hand.take(name)  # it has to look what holds it now
+            await hand.record(held(run, step, bench.now()))
+            assert await hand.claim() == []
+            await bench.scheduler.lift(PauseFilter(rule_id=step))
+            await hand.record(finish(await hand.take(name)))
+
+    @on_bench
+    async def test_what_a_step_held_before_its_execution_was_paused_goes_on_when_both_have_ended(
+        self, bench: Bench
+    ) -> None:
+        for n, first in enumerate(("step", "execution")):
+            hand, run = await bench.running(f"a-{n}")
+            step = await bench.scheduler.pause(pausing(step="s", nonce=2 * n))
+            await hand.record(suspend_held(run, step, bench.now()))
+            whole = await bench.scheduler.pause(pausing(execution_id=f"a-{n}", nonce=2 * n + 1))
+            rules = [step, whole] if first == "step" else [whole, step]
+            await bench.scheduler.lift(PauseFilter(rule_id=rules[0]))
+            if first == "execution":
+                run = await hand.take(f"a-{n}")  # it has to look what holds it now
+                await hand.record(suspend_held(run, step, bench.now()))
+            assert await hand.claim() == []
+            await bench.scheduler.lift(PauseFilter(rule_id=rules[1]))
+            await hand.record(finish(await hand.take(f"a-{n}")))
+
+    @on_bench
+    async def test_time_between_two_stays_at_a_step_is_not_given_back(self, bench: Bench) -> None:  # B50
+        hand, run = await bench.running("a", timeout=LONG)
+        rule = await bench.scheduler.pause(pausing(step="s"))
+        await hand.record(suspend_held(run, rule, bench.now()))
+        await bench.offer("a")
+        run = await hand.take("a")
+        await bench.pass_time(LAPSE)
+        before = bench.now()
+        await hand.record(held(run, rule, before))
+        await bench.scheduler.lift(PauseFilter(rule_id=rule))
+        after = bench.scheduler.clock.latest()
+        again = await hand.take("a")
+        assert run.deadline is not None
+        assert again.deadline is not None
+        assert again.deadline - run.deadline <= after - before
 
     @on_bench
     async def test_a_run_that_is_paused_while_it_runs_is_not_claimed_again(self, bench: Bench) -> None:
@@ -198,6 +267,26 @@ class PausingContract(Contract):
         await bench.pass_until(until)
         assert sorted(await hand.claim_ids()) == ["a", "b"]
         assert list(await bench.scheduler.pauses()) == []
+
+    @on_bench
+    async def test_whoever_listens_is_told_that_a_rule_has_ended_at_its_time(self, bench: Bench) -> None:
+        hand, _ = await bench.running("a")
+        until = bench.scheduler.clock.latest() + LAPSE
+        await bench.scheduler.pause(pausing(execution_id="a", expires_at=until))
+        await bench.pass_until(until)
+        heard = asyncio.Event()
+
+        def listen(told: Notification) -> None:
+            # A backend that begins to listen says that anything may have happened.
+            if told.pauses and told.signals is not None:
+                heard.set()
+
+        unsubscribe = bench.scheduler.subscribe(listen)
+        try:
+            await hand.ask(0)
+            await asyncio.wait_for(heard.wait(), 10)
+        finally:
+            unsubscribe()
 
     @on_bench
     async def test_a_cancellation_gets_through_a_pause_of_the_execution(self, bench: Bench) -> None:  # B52, B68
@@ -332,6 +421,6 @@ def held(run: ClaimedRun, rule: int, now: int) -> SuspendFact:
     return suspend(run, now, held_by=rule, only_held=True)
 
 
-def suspend_held(run: ClaimedRun, rule: int, *, on_signal: bool) -> SuspendFact:
+def suspend_held(run: ClaimedRun, rule: int, now: int | None = None, *, on_signal: bool = True) -> SuspendFact:
     """``run`` waits for the end of a rule, and for something else."""
     return suspend(run, on_signal=on_signal, held_by=rule)

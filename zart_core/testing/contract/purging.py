@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from msgspec.structs import replace
 
 from zart_core.records import FINISHED, FinalStatus, NewPause, Purge
@@ -135,6 +137,21 @@ class PurgingContract(Contract):
         assert await purge(bench) == 0
         await hand.flush(finish(run, "cancelled"))
         assert await purge(bench) == 2
+
+    @on_bench
+    async def test_a_purge_ends_although_earlier_runs_have_to_stay_for_their_children(self, bench: Bench) -> None:
+        hand, run = await bench.running("p")
+        cleaning = []
+        for n in range(3):
+            await hand.record(child(run, "call", new(f"c-{n}")))
+            cleaning.append(await hand.take(f"c-{n}"))
+            await hand.record(continued(run))
+            run = await hand.take("p")
+        await hand.record(finish(run))
+        async with asyncio.timeout(10):
+            assert await purge(bench, limit=1) == 0
+        await hand.flush(*(finish(one, "cancelled") for one in cleaning))
+        assert await purge(bench, limit=1) == 4
 
     @on_bench
     async def test_an_execution_that_was_restarted_is_not_purged_by_its_old_run(self, bench: Bench) -> None:
