@@ -33,7 +33,7 @@ ALTER TABLE {schema}.active
 DROP INDEX {schema}.active_ready;
 CREATE INDEX active_ready ON {schema}.active (queue, task, priority DESC, wake_at, run_id)
     WHERE worker_id IS NULL AND wake_at IS NOT NULL AND line = 0;
-CREATE INDEX active_line ON {schema}.active (queue, line, priority DESC, key, task, wake_at, run_id) WHERE line > 0;
+CREATE INDEX active_line ON {schema}.active (queue, line, task, priority DESC, key, wake_at, run_id) WHERE line > 0;
 CREATE INDEX active_place ON {schema}.active (place, key) WHERE worker_id IS NOT NULL AND place IS NOT NULL;
 
 -- Stores definitions. What is running when a queue is defined for the first time occupies its places from then on, but for what
@@ -67,9 +67,10 @@ BEGIN
     END IF;
 END $$;
 
--- Keys in the line of a queue at one priority, from p_from on, up to p_upto: until p_need of them have room and a run of one of the tasks. Each
--- step seeks the next key, so the length of a key's own line costs nothing. A key without room is passed over; these are no more than
--- there are runs in work. p_met: keys of which runs are to be taken already, once for each.
+-- Keys that have runs of one of the tasks in the line of a queue at one priority, from p_from on, up to p_upto: until p_need of them have
+-- room. Each step seeks the next key, task by task: so neither the length of a key's own line nor what stands there of other tasks costs
+-- anything. A key without room is passed over; these are no more than there are runs in work. p_met: keys of which runs are to be
+-- taken already, once for each.
 CREATE FUNCTION {schema}.walk_line_v1(
     p_queue text, p_line integer, p_priority bigint, p_from text, p_upto text, p_per_key integer, p_tasks text[],
     p_need integer, p_met text[], OUT o_keys text[], OUT o_rooms integer[])
@@ -80,35 +81,40 @@ BEGIN
     WITH RECURSIVE walk AS (
         SELECT n.key, r.room, (r.room > 0)::integer AS found, 1 AS steps
         FROM (
-            SELECT a.key FROM {schema}.active AS a
-            WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority = p_priority AND a.key >= p_from
-            ORDER BY a.key LIMIT 1
+            SELECT s.key FROM unnest(p_tasks) AS t(task)
+            CROSS JOIN LATERAL (
+                SELECT a.key FROM {schema}.active AS a
+                WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.task = t.task AND a.priority = p_priority
+                  AND a.key >= p_from
+                ORDER BY a.key LIMIT 1
+            ) AS s
+            ORDER BY s.key LIMIT 1
         ) AS n
-        CROSS JOIN LATERAL (
-            SELECT {schema}.room_v1(p_queue, p_line, p_priority, n.key, p_per_key, p_tasks, p_need, p_met) AS room
-        ) AS r
+        CROSS JOIN LATERAL (SELECT {schema}.room_v1(p_queue, n.key, p_per_key, p_need, p_met) AS room) AS r
         WHERE p_upto IS NULL OR n.key <= p_upto
         UNION ALL
         SELECT n.key, r.room, w.found + (r.room > 0)::integer, w.steps + 1
         FROM walk AS w
         CROSS JOIN LATERAL (
-            SELECT a.key FROM {schema}.active AS a
-            WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority = p_priority AND a.key > w.key
-            ORDER BY a.key LIMIT 1
+            SELECT s.key FROM unnest(p_tasks) AS t(task)
+            CROSS JOIN LATERAL (
+                SELECT a.key FROM {schema}.active AS a
+                WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.task = t.task AND a.priority = p_priority
+                  AND a.key > w.key
+                ORDER BY a.key LIMIT 1
+            ) AS s
+            ORDER BY s.key LIMIT 1
         ) AS n
-        CROSS JOIN LATERAL (
-            SELECT {schema}.room_v1(p_queue, p_line, p_priority, n.key, p_per_key, p_tasks, p_need, p_met) AS room
-        ) AS r
-        WHERE w.found < p_need AND w.steps < 5000 AND (p_upto IS NULL OR n.key <= p_upto)
+        CROSS JOIN LATERAL (SELECT {schema}.room_v1(p_queue, n.key, p_per_key, p_need, p_met) AS room) AS r
+        WHERE w.found < p_need AND (p_upto IS NULL OR n.key <= p_upto)
     )
     SELECT coalesce(array_agg(w.key ORDER BY w.steps) FILTER (WHERE w.room > 0), '{}'),
            coalesce(array_agg(w.room ORDER BY w.steps) FILTER (WHERE w.room > 0), '{}')
       INTO o_keys, o_rooms FROM walk AS w;
 END $$;
 
--- How many runs of a key may be taken; 0 also when none of them is of one of the tasks.
-CREATE FUNCTION {schema}.room_v1(
-    p_queue text, p_line integer, p_priority bigint, p_key text, p_per_key integer, p_tasks text[], p_need integer, p_met text[])
+-- How many runs of a key may be taken.
+CREATE FUNCTION {schema}.room_v1(p_queue text, p_key text, p_per_key integer, p_need integer, p_met text[])
 RETURNS integer
 LANGUAGE plpgsql STABLE
 AS $$
@@ -122,16 +128,6 @@ BEGIN
         IF p_met <> '{}' THEN
             v_room := v_room - (SELECT count(*) FROM unnest(p_met) AS m(key) WHERE m.key = p_key)::integer;
         END IF;
-    END IF;
-    IF v_room > 0 AND NOT EXISTS (
-        SELECT 1 FROM unnest(p_tasks) AS t(task)
-        CROSS JOIN LATERAL (
-            SELECT 1 FROM {schema}.active AS a
-            WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority = p_priority AND a.key = p_key
-              AND a.task = t.task LIMIT 1
-        ) AS x
-    ) THEN
-        v_room := 0;
     END IF;
     RETURN v_room;
 END $$;
@@ -151,8 +147,12 @@ DECLARE
     v_picked record;
 BEGIN
     o_runs := '{}'; o_offers := '{}'; o_priorities := '{}'; o_keys := '{}';
-    SELECT a.priority INTO v_priority FROM {schema}.active AS a
-    WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line ORDER BY a.priority DESC LIMIT 1;
+    SELECT max(l.priority) INTO v_priority
+    FROM unnest(p_tasks) AS t(task)
+    CROSS JOIN LATERAL (
+        SELECT a.priority FROM {schema}.active AS a
+        WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.task = t.task ORDER BY a.priority DESC LIMIT 1
+    ) AS l;
     WHILE v_priority IS NOT NULL AND v_left > 0 LOOP
         -- The first text after the key served last, to the end; then from the beginning to that key.
         SELECT w.o_keys, w.o_rooms INTO v_keys, v_rooms FROM {schema}.walk_line_v1(
@@ -191,9 +191,13 @@ BEGIN
             o_priorities := o_priorities || array_fill(v_priority, ARRAY[cardinality(v_picked.runs)]);
             v_left := v_left - cardinality(v_picked.runs);
         END IF;
-        SELECT a.priority INTO v_priority FROM {schema}.active AS a
-        WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority < v_priority
-        ORDER BY a.priority DESC LIMIT 1;
+        SELECT max(l.priority) INTO v_priority
+        FROM unnest(p_tasks) AS t(task)
+        CROSS JOIN LATERAL (
+            SELECT a.priority FROM {schema}.active AS a
+            WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.task = t.task AND a.priority < v_priority
+            ORDER BY a.priority DESC LIMIT 1
+        ) AS l;
     END LOOP;
 END $$;
 
