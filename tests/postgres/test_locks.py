@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 
 from msgspec.structs import replace
 
-from tests.postgres.hand import Desk, desk, until
+from tests.postgres.hand import TASK, Desk, desk, until
 from tests.postgres.server import connection_to
+from tests.postgres.test_races import holding
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
-from zart_core.records import ClaimedRun, Flushed, NewPause, Offer, PauseFilter
-from zart_core.testing.contract.bench import new
+from zart_core.records import ClaimedRun, Flushed, NewPause, Offer, PauseFilter, QueueLimits, WorkerInfo
+from zart_core.testing.contract.bench import LONG, new
 from zart_core.testing.contract.hand import Fact, Hand, child, completed, finish, suspend, watch
 from zart_core.testing.contract.succession import continued
 
@@ -293,3 +294,21 @@ async def test_an_open_transaction_of_a_user_stops_one_execution_and_not_its_wor
             steps.go_on.set()
             assert [await handle.result("30s") for handle in handles] == ["done"] * 5
         assert await d.scheduler.audit() == []
+
+
+async def test_a_claim_does_not_hang_on_a_queue_that_another_claim_keeps_locked() -> None:
+    async with desk() as d:
+        tight = tuple(QueueLimits(name=name, concurrency=100) for name in ("default", "other"))
+        info = WorkerInfo(name="w", host="h", pid=1, tasks=("task",), queues=("default", "other"), limits=tight)
+        worker_id = await d.scheduler.register(info, LONG)
+        hand = Hand(d.scheduler, worker_id, name="w", lease=LONG, tasks=(TASK,), queues=info.queues)
+        await d.scheduler.start([new("a"), new("b", queue="other"), new("c", queue="other")])
+        # What a claim does whose worker is frozen and does not read the answer.
+        async with holding(d, "SELECT 1 FROM queues WHERE name = $1 FOR NO KEY UPDATE", "default"):
+            async with asyncio.timeout(SOON):
+                claimed = await hand.ask(100)
+                await d.scheduler.heartbeat(hand.worker_id, LONG)
+            assert [run.execution_id for run in claimed.runs] == ["b", "c"]
+            assert claimed.next_wake is not None
+            assert claimed.next_wake < d.scheduler.clock.now() + 1_000_000
+        assert await hand.claim_ids() == ["a"]
