@@ -90,7 +90,12 @@ BEGIN
             ) AS s
             ORDER BY s.key LIMIT 1
         ) AS n
-        CROSS JOIN LATERAL (SELECT {schema}.room_v1(p_queue, n.key, p_per_key, p_need, p_met) AS room) AS r
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p_per_key IS NULL OR n.key = '' THEN p_need ELSE p_per_key - (
+                SELECT count(*) FROM {schema}.active AS a
+                WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = p_queue AND a.key = n.key
+            )::integer - coalesce(cardinality(array_positions(p_met, n.key COLLATE "C")), 0) END AS room OFFSET 0
+        ) AS r
         WHERE p_upto IS NULL OR n.key <= p_upto
         UNION ALL
         SELECT n.key, r.room, w.found + (r.room > 0)::integer, w.steps + 1
@@ -105,31 +110,17 @@ BEGIN
             ) AS s
             ORDER BY s.key LIMIT 1
         ) AS n
-        CROSS JOIN LATERAL (SELECT {schema}.room_v1(p_queue, n.key, p_per_key, p_need, p_met) AS room) AS r
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p_per_key IS NULL OR n.key = '' THEN p_need ELSE p_per_key - (
+                SELECT count(*) FROM {schema}.active AS a
+                WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = p_queue AND a.key = n.key
+            )::integer - coalesce(cardinality(array_positions(p_met, n.key COLLATE "C")), 0) END AS room OFFSET 0
+        ) AS r
         WHERE w.found < p_need AND (p_upto IS NULL OR n.key <= p_upto)
     )
     SELECT coalesce(array_agg(w.key ORDER BY w.steps) FILTER (WHERE w.room > 0), '{}'),
            coalesce(array_agg(w.room ORDER BY w.steps) FILTER (WHERE w.room > 0), '{}')
       INTO o_keys, o_rooms FROM walk AS w;
-END $$;
-
--- How many runs of a key may be taken.
-CREATE FUNCTION {schema}.room_v1(p_queue text, p_key text, p_per_key integer, p_need integer, p_met text[])
-RETURNS integer
-LANGUAGE plpgsql STABLE
-AS $$
-DECLARE
-    v_room integer := p_need;
-BEGIN
-    IF p_per_key IS NOT NULL AND p_key <> '' THEN
-        v_room := p_per_key - (
-            SELECT count(*) FROM {schema}.active AS a
-            WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = p_queue AND a.key = p_key)::integer;
-        IF p_met <> '{}' THEN
-            v_room := v_room - (SELECT count(*) FROM unnest(p_met) AS m(key) WHERE m.key = p_key)::integer;
-        END IF;
-    END IF;
-    RETURN v_room;
 END $$;
 
 -- Up to p_need runs of the line of a queue: higher priority first; at one priority keys take turns, from the one after p_served on.
