@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import pytest
 from msgspec.structs import replace
 
 from tests.postgres.hand import TASK, Desk, desk, until
@@ -312,3 +313,20 @@ async def test_a_claim_does_not_hang_on_a_queue_that_another_claim_keeps_locked(
             assert claimed.next_wake is not None
             assert claimed.next_wake < d.scheduler.clock.now() + 1_000_000
         assert await hand.claim_ids() == ["a"]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_what_a_user_has_locked_in_a_line_keeps_none_behind_it_waiting(key: str | None) -> None:
+    async with desk() as d:
+        tight = (QueueLimits(name="default", concurrency=1, per_key=1),)
+        info = WorkerInfo(name="w", host="h", pid=1, tasks=("task",), queues=("default",), limits=tight)
+        await d.scheduler.register(info, LONG)
+        hand = await d.hand()
+        [first] = await d.running(hand, "first")
+        keys = [None, None, None] if key is None else ["a", "b", "c"]
+        await d.scheduler.start([new(name, key=key) for name, key in zip(("a", "b", "c"), keys, strict=True)])
+        assert await hand.claim() == []  # now all three are in the line
+        async with users_transaction(d, "a", "b"):
+            await hand.record(finish(first))
+            async with asyncio.timeout(SOON):
+                assert await hand.claim_ids() == ["c"]

@@ -70,10 +70,10 @@ END $$;
 -- Keys that have runs of one of the tasks in the line of a queue at one priority, from p_from on, up to p_upto: until p_need of them have
 -- room. Each step seeks the next key, task by task: so neither the length of a key's own line nor what stands there of other tasks costs
 -- anything. A key without room is passed over; these are no more than there are runs in work. p_met: keys of which runs are to be
--- taken already, once for each.
+-- taken already, once for each. p_past: keys that have been looked at.
 CREATE FUNCTION {schema}.walk_line_v1(
     p_queue text, p_line integer, p_priority bigint, p_from text, p_upto text, p_per_key integer, p_tasks text[],
-    p_need integer, p_met text[], OUT o_keys text[], OUT o_rooms integer[])
+    p_need integer, p_met text[], p_past text[], OUT o_keys text[], OUT o_rooms integer[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan
 AS $$
@@ -91,7 +91,8 @@ BEGIN
             ORDER BY s.key LIMIT 1
         ) AS n
         CROSS JOIN LATERAL (
-            SELECT CASE WHEN p_per_key IS NULL OR n.key = '' THEN p_need ELSE p_per_key - (
+            SELECT CASE WHEN p_past <> '{}' AND n.key = ANY (p_past) THEN 0
+                        WHEN p_per_key IS NULL OR n.key = '' THEN p_need ELSE p_per_key - (
                 SELECT count(*) FROM {schema}.active AS a
                 WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = p_queue AND a.key = n.key
             )::integer - coalesce(cardinality(array_positions(p_met, n.key COLLATE "C")), 0) END AS room OFFSET 0
@@ -111,7 +112,8 @@ BEGIN
             ORDER BY s.key LIMIT 1
         ) AS n
         CROSS JOIN LATERAL (
-            SELECT CASE WHEN p_per_key IS NULL OR n.key = '' THEN p_need ELSE p_per_key - (
+            SELECT CASE WHEN p_past <> '{}' AND n.key = ANY (p_past) THEN 0
+                        WHEN p_per_key IS NULL OR n.key = '' THEN p_need ELSE p_per_key - (
                 SELECT count(*) FROM {schema}.active AS a
                 WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = p_queue AND a.key = n.key
             )::integer - coalesce(cardinality(array_positions(p_met, n.key COLLATE "C")), 0) END AS room OFFSET 0
@@ -123,7 +125,8 @@ BEGIN
       INTO o_keys, o_rooms FROM walk AS w;
 END $$;
 
--- Up to p_need runs of the line of a queue: higher priority first; at one priority keys take turns, from the one after p_served on.
+-- Up to p_need runs of the line of a queue: higher priority first; at one priority keys take turns, from the one after p_served on. They are
+-- locked: what somebody else has locked, a user whose transaction may be open for long, is passed over, and keeps none behind it waiting.
 CREATE FUNCTION {schema}.pick_line_v1(
     p_queue text, p_line integer, p_served text, p_per_key integer, p_tasks text[], p_need integer, p_met text[],
     OUT o_runs bigint[], OUT o_offers integer[], OUT o_priorities bigint[], OUT o_keys text[])
@@ -134,7 +137,8 @@ DECLARE
     v_priority bigint;
     v_left integer := p_need;
     v_keys text[]; v_rooms integer[]; v_more record;
-    v_each integer;
+    v_past text[] := '{}';         -- keys that were looked at, at this priority
+    v_each integer; v_wanted integer;
     v_picked record;
 BEGIN
     o_runs := '{}'; o_offers := '{}'; o_priorities := '{}'; o_keys := '{}';
@@ -147,13 +151,14 @@ BEGIN
     WHILE v_priority IS NOT NULL AND v_left > 0 LOOP
         -- The first text after the key served last, to the end; then from the beginning to that key.
         SELECT w.o_keys, w.o_rooms INTO v_keys, v_rooms FROM {schema}.walk_line_v1(
-            p_queue, p_line, v_priority, p_served || chr(1), NULL, p_per_key, p_tasks, v_left, p_met || o_keys) AS w;
+            p_queue, p_line, v_priority, p_served || chr(1), NULL, p_per_key, p_tasks, v_left, p_met || o_keys, v_past) AS w;
         IF cardinality(v_keys) < v_left THEN
             v_more := {schema}.walk_line_v1(
-                p_queue, p_line, v_priority, '', p_served, p_per_key, p_tasks, v_left - cardinality(v_keys), p_met || o_keys);
+                p_queue, p_line, v_priority, '', p_served, p_per_key, p_tasks, v_left - cardinality(v_keys), p_met || o_keys, v_past);
             v_keys := v_keys || v_more.o_keys;
             v_rooms := v_rooms || v_more.o_rooms;
         END IF;
+        v_wanted := v_left;
         IF v_keys <> '{}' THEN
             v_each := (2 * v_left - 1) / cardinality(v_keys) + 1;
             SELECT array_agg(p.run_id ORDER BY p.round, p.place) AS runs, array_agg(p.offer ORDER BY p.round, p.place) AS offers,
@@ -171,6 +176,7 @@ BEGIN
                         WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority = v_priority
                           AND a.key = k.key AND a.task = t.task
                         ORDER BY a.wake_at, a.run_id LIMIT least(k.room, v_each)
+                        FOR NO KEY UPDATE SKIP LOCKED
                     ) AS x
                     ORDER BY x.wake_at, x.run_id LIMIT least(k.room, v_each)
                 ) AS c
@@ -179,9 +185,15 @@ BEGIN
             o_runs := o_runs || v_picked.runs;
             o_offers := o_offers || v_picked.offers;
             o_keys := o_keys || v_picked.keys;
-            o_priorities := o_priorities || array_fill(v_priority, ARRAY[cardinality(v_picked.runs)]);
-            v_left := v_left - cardinality(v_picked.runs);
+            o_priorities := o_priorities || array_fill(v_priority, ARRAY[coalesce(cardinality(v_picked.runs), 0)]);
+            v_left := v_left - coalesce(cardinality(v_picked.runs), 0);
         END IF;
+        IF v_left > 0 AND cardinality(v_keys) = v_wanted THEN
+            -- Each of these keys has room for one, and some of their runs are locked: others may follow.
+            v_past := v_past || v_keys;
+            CONTINUE;
+        END IF;
+        v_past := '{}';
         SELECT max(l.priority) INTO v_priority
         FROM unnest(p_tasks) AS t(task)
         CROSS JOIN LATERAL (
