@@ -139,12 +139,16 @@ _STARTS: Final = "SELECT coalesce(sum(starts), 0), min(at) FROM zart_queue_start
 _NEVER_RAN: Final = """
     SELECT 1 FROM zart_active AS a INDEXED BY zart_active_line WHERE a.line <> 0 AND a.queue = ? AND a.line = 1 LIMIT 1
 """
+# All of them are added up by every claim, so of a long period, more than ten minutes, there are ten thousand at most: those of one part of
+# it count as of its end.
 _COUNT_STARTS: Final = """
     INSERT INTO zart_queue_starts (queue, at, starts)
-    SELECT a.place, ?1, count(*) FROM zart_active AS a
-    WHERE a.run_id IN (SELECT value FROM json_each(?2)) AND a.epoch = 1
-      AND EXISTS (SELECT 1 FROM zart_queues AS q WHERE q.name = a.place AND q.rate IS NOT NULL)
-    GROUP BY a.place
+    SELECT q.name, iif(q.period > 600000000, (?1 / (q.period / 10000) + 1) * (q.period / 10000), ?1), n.starts
+    FROM (
+        SELECT a.place, count(*) AS starts FROM zart_active AS a
+        WHERE a.run_id IN (SELECT value FROM json_each(?2)) AND a.epoch = 1 GROUP BY a.place
+    ) AS n CROSS JOIN zart_queues AS q ON q.name = n.place
+    WHERE q.rate IS NOT NULL
     ON CONFLICT (queue, at) DO UPDATE SET starts = starts + excluded.starts
 """
 _SERVED: Final = "UPDATE zart_queues SET served = ?2 WHERE name = ?1"

@@ -343,12 +343,15 @@ SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET 
 SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
+    -- All of them are added up by every claim, so of a long period, more than ten minutes, there are ten thousand at most: those of one part
+    -- of it count as of its end.
     INSERT INTO {schema}.queue_starts AS s (queue, at, starts)
-    SELECT a.place, p_now, count(*)::integer
-    FROM {schema}.active AS a
-    WHERE a.run_id = ANY (p_runs) AND a.epoch = 1
-      AND a.place IN (SELECT q.name FROM {schema}.queues AS q WHERE q.rate IS NOT NULL)
-    GROUP BY a.place
+    SELECT q.name, CASE WHEN q.period > 600000000 THEN (p_now / (q.period / 10000) + 1) * (q.period / 10000) ELSE p_now END, n.starts
+    FROM (
+        SELECT a.place, count(*)::integer AS starts FROM {schema}.active AS a
+        WHERE a.run_id = ANY (p_runs) AND a.epoch = 1 GROUP BY a.place
+    ) AS n
+    JOIN {schema}.queues AS q ON q.name = n.place AND q.rate IS NOT NULL
     ON CONFLICT (queue, at) DO UPDATE SET starts = s.starts + excluded.starts;
     UPDATE {schema}.queues AS q SET served = last.key
     FROM (

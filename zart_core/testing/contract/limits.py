@@ -227,6 +227,19 @@ class LimitContract(Contract):
     # --- definitions --------------------------------------------------------------------------------------------------
 
     @on_bench
+    async def test_the_rate_of_a_long_period_holds_to_within_a_ten_thousandth(self, bench: Bench) -> None:
+        day = 86_400_000_000
+        hand = await bench.hand(limits=limits(rate=2, period=day))
+        await bench.start("a", "b", "c")
+        for _ in range(2):
+            assert len(await hand.claim(limit=1)) == 1
+        before = bench.scheduler.clock.now()
+        claimed = await hand.ask()
+        assert claimed.runs == []
+        assert claimed.next_wake is not None
+        assert before - 3_600_000_000 + day < claimed.next_wake <= bench.scheduler.clock.now() + day + day // 10_000
+
+    @on_bench
     async def test_the_last_definition_counts(self, bench: Bench) -> None:
         hand = await bench.hand(limits=limits(concurrency=1, rate=1, period=LONG, per_key=1))
         await keyed(bench, "a", "a", "a", "a")
