@@ -122,6 +122,7 @@ class Worker:
         self._payloads = payloads or Payloads()
         self._stopping = asyncio.Event()
         self._opened = False
+        self._defined = False  # whether the definitions of queues have been stored since it started
         self._threads: Threads | None = None
         self._main: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -281,6 +282,7 @@ class Worker:
         if not len(self._registry):
             raise ValueError("the registry has no handler: a worker without tasks would claim nothing")
         self._stopping.clear()
+        self._defined = False
         self._threads = Threads(self.config.threads)
         try:
             if not self._scheduler.is_open:
@@ -322,9 +324,11 @@ class Worker:
             library=library_version(),
             versions=tuple(body.version for body in bodies),
             concurrency=config.concurrency,
-            limits=tuple(queue.limits() for queue in config.queues if isinstance(queue, Queue)),
+            # Once: a worker that lost its lease and comes back must not undo what a newer deployment has stored meanwhile.
+            limits=tuple(queue.limits() for queue in config.queues if isinstance(queue, Queue) and not self._defined),
         )
         worker_id = await self._scheduler.register(info, lease)
+        self._defined = True
         if self._threads is None:
             raise RuntimeError("the worker was stopped while it registered")
         linger = micros(config.linger)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import asyncpg
+
 from zart_core.duration import FOREVER
 from zart_core.records import DueRecurrence, DueRecurrences, Fired, Firing, NewRecurrence, RecurrenceRow
 from zart_postgres.cancellations import CANCELLED
@@ -42,8 +44,11 @@ DUE: Final = """
 """
 FIRE: Final = """
     SELECT o_now, o_started, o_ready, o_signals, o_finished
-    FROM {schema}.fire_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+    FROM {schema}.fire_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 """
+
+_PATIENCE: Final = 2_000
+"""Milliseconds that a tick waits for what somebody has locked, before the others get their turn."""
 
 
 async def recurrences(db: Session, name: str | None) -> list[RecurrenceRow]:
@@ -84,7 +89,18 @@ async def due(db: Session, limit: int) -> DueRecurrences:
 
 async def fire(db: Session, firing: Firing) -> tuple[Fired | None, Happened]:
     """See :meth:`zart_core.scheduler.Scheduler.fire`."""
-    row = await db.row(
+    try:
+        row = await _fire(db, firing)
+    except asyncpg.exceptions.LockNotAvailableError:
+        # Locked by a user, who has started the same id or offers an event to the execution that is to be cancelled. Nothing has happened.
+        return None, Happened()
+    _, started, ready, signals, finished = row
+    fired = None if started is None else Fired(tuple(started))
+    return fired, Happened(ready=ready, signals=signals, finished=finished)
+
+
+async def _fire(db: Session, firing: Firing) -> asyncpg.Record:
+    return await db.row(
         FIRE,
         firing.name,
         firing.revision,
@@ -100,7 +116,5 @@ async def fire(db: Session, firing: Firing) -> tuple[Fired | None, Happened]:
         f"the next one of {firing.name!r} starts",
         CANCELLED,
         FOREVER,
+        _PATIENCE,
     )
-    _, started, ready, signals, finished = row
-    fired = None if started is None else Fired(tuple(started))
-    return fired, Happened(ready=ready, signals=signals, finished=finished)

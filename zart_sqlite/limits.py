@@ -81,39 +81,42 @@ _AT_ONCE: Final = 1_000
 """How many runs go into the line in one claim."""
 
 _NEXT_PRIORITY: Final = """
-    SELECT a.priority FROM zart_active AS a INDEXED BY zart_active_line
-    WHERE a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.priority < :below ORDER BY a.priority DESC LIMIT 1
+    SELECT max((
+        SELECT a.priority FROM zart_active AS a INDEXED BY zart_active_line
+        WHERE a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.task = t.value AND a.priority < :below
+        ORDER BY a.priority DESC LIMIT 1))
+    FROM json_each(:tasks) AS t
 """
-# How many runs of a key may be taken; none also when none of them is of one of the tasks.
+# How many runs of a key may be taken.
 _ROOM: Final = """
-    CASE WHEN NOT EXISTS (
-        SELECT 1 FROM json_each(:tasks) AS t CROSS JOIN zart_active AS a INDEXED BY zart_active_line
-            ON a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.priority = :priority AND a.key = walk.key AND a.task = t.value
-    ) THEN 0
-    WHEN :per_key IS NULL OR walk.key = '' THEN :need
+    CASE WHEN :per_key IS NULL OR walk.key = '' THEN :need
     ELSE max(0, :per_key - (
         SELECT count(*) FROM zart_active AS a INDEXED BY zart_active_place
         WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = :queue AND a.key = walk.key
     ) - (SELECT count(*) FROM json_each(:met) AS m WHERE m.value = walk.key)) END
 """
-# Keys in the line at one priority, until enough of them have room. Each step seeks the next key, so the length of a key's own line costs
-# nothing. Keys without room are passed over; these are no more than there are runs in work. The room of a key is in the row of the
-# next one, because only there it can be counted.
+# Keys in the line that have runs of one of the tasks at one priority, until enough of them have room. Each step seeks the next key, task
+# by task: so neither the length of a key's own line nor what stands there of other tasks costs anything. Keys without room are passed
+# over; these are no more than there are runs in work. The room of a key is in the row of the next one, because only there it can be counted.
 WALK: Final = f"""
 WITH RECURSIVE
-    walk (key, found, steps, last, room) AS (
+    walk (key, found, last, room) AS (
         SELECT (
-            SELECT a.key FROM zart_active AS a INDEXED BY zart_active_line
-            WHERE a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.priority = :priority
-              AND a.key >= :from AND a.key <= :upto
-            ORDER BY a.key LIMIT 1), 0, 1, NULL, 0
+            SELECT min((
+                SELECT a.key FROM zart_active AS a INDEXED BY zart_active_line
+                WHERE a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.task = t.value AND a.priority = :priority
+                  AND a.key >= :from AND a.key <= :upto
+                ORDER BY a.key LIMIT 1))
+            FROM json_each(:tasks) AS t), 0, NULL, 0
         UNION ALL
         SELECT (
-            SELECT a.key FROM zart_active AS a INDEXED BY zart_active_line
-            WHERE a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.priority = :priority
-              AND a.key > walk.key AND a.key <= :upto
-            ORDER BY a.key LIMIT 1), walk.found + (walk.room > 0), walk.steps + 1, walk.key, {_ROOM}
-        FROM walk WHERE walk.key IS NOT NULL AND walk.found + (walk.room > 0) < :need AND walk.steps < 5000
+            SELECT min((
+                SELECT a.key FROM zart_active AS a INDEXED BY zart_active_line
+                WHERE a.line <> 0 AND a.queue = :queue AND a.line = :line AND a.task = t.value AND a.priority = :priority
+                  AND a.key > walk.key AND a.key <= :upto
+                ORDER BY a.key LIMIT 1))
+            FROM json_each(:tasks) AS t), walk.found + (walk.room > 0), walk.key, {_ROOM}
+        FROM walk WHERE walk.key IS NOT NULL AND walk.found + (walk.room > 0) < :need
     )
 SELECT json_group_array(json_array(last, room)) FROM walk WHERE room > 0
 """
@@ -136,12 +139,16 @@ _STARTS: Final = "SELECT coalesce(sum(starts), 0), min(at) FROM zart_queue_start
 _NEVER_RAN: Final = """
     SELECT 1 FROM zart_active AS a INDEXED BY zart_active_line WHERE a.line <> 0 AND a.queue = ? AND a.line = 1 LIMIT 1
 """
+# All of them are added up by every claim, so of a long period, more than ten minutes, there are ten thousand at most: those of one part of
+# it count as of its end.
 _COUNT_STARTS: Final = """
     INSERT INTO zart_queue_starts (queue, at, starts)
-    SELECT a.place, ?1, count(*) FROM zart_active AS a
-    WHERE a.run_id IN (SELECT value FROM json_each(?2)) AND a.epoch = 1
-      AND EXISTS (SELECT 1 FROM zart_queues AS q WHERE q.name = a.place AND q.rate IS NOT NULL)
-    GROUP BY a.place
+    SELECT q.name, iif(q.period > 600000000, (?1 / (q.period / 10000) + 1) * (q.period / 10000), ?1), n.starts
+    FROM (
+        SELECT a.place, count(*) AS starts FROM zart_active AS a
+        WHERE a.run_id IN (SELECT value FROM json_each(?2)) AND a.epoch = 1 GROUP BY a.place
+    ) AS n CROSS JOIN zart_queues AS q ON q.name = n.place
+    WHERE q.rate IS NOT NULL
     ON CONFLICT (queue, at) DO UPDATE SET starts = starts + excluded.starts
 """
 _SERVED: Final = "UPDATE zart_queues SET served = ?2 WHERE name = ?1"
@@ -283,12 +290,11 @@ class _Line:
         """Add up to ``need`` runs of the line: 2 for those that have run before, 1 for the others."""
         priority = 2**62
         while need > 0:
-            found = self._db.execute(
-                _NEXT_PRIORITY, {"queue": self._queue.name, "line": line, "below": priority}
-            ).fetchone()
+            parameters = {"queue": self._queue.name, "line": line, "tasks": self._tasks, "below": priority}
+            found: int | None = self._db.execute(_NEXT_PRIORITY, parameters).fetchone()[0]
             if found is None:
                 return
-            priority = found[0]
+            priority = found
             need -= self._take(line, priority, need)
 
     def _take(self, line: int, priority: int, need: int) -> int:

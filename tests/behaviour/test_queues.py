@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.behaviour.world import Ledger, World, registry_of
+from tests.behaviour.world import Ledger, World, registry_of, until
 from zart_core import DurableScheduler, ExecutionAlreadyExists, Queue, StartRequest, TaskContext, TaskHandler
 
 PATIENT = "60s"
@@ -123,6 +123,31 @@ async def test_a_place_that_becomes_free_wakes_another_worker(world: World) -> N
             gated.open("a")
             assert await first.result("30s") == "a"
             assert await second.result("30s") == "b"
+
+
+async def test_a_worker_that_comes_back_does_not_undo_a_newer_definition(world: World) -> None:
+    old = (Queue("narrow", concurrency=1),)
+    new = (Queue("narrow", concurrency=2),)
+    gated = Gated()
+    async with world.worker(registry=registry_of(Quick()), queues=old, lease="1s") as worker:
+        first = worker.tenure
+        assert first is not None
+        async with world.worker(registry=registry_of(gated), queues=new):
+            await world.scheduler.deregister(first.worker_id)
+
+            async def has_come_back() -> bool:
+                return worker.tenure not in (None, first)
+
+            await until(has_come_back, "it has come back")
+            handles = [await world.client.start("gated", name, queue="narrow") for name in "ab"]
+
+            async def both_run() -> bool:
+                return len(gated.began) == 2
+
+            await until(both_run, "two run at once")
+            for name, handle in zip("ab", handles, strict=True):
+                gated.open(name)
+                assert await handle.result("30s") == name
 
 
 async def test_no_more_begin_in_any_period_than_the_rate_and_none_waits_for_a_poll(world: World) -> None:

@@ -28,7 +28,7 @@ from zart_core import (
     connect,
 )
 from zart_core.duration import Duration, instant, micros
-from zart_core.records import NewRecurrence
+from zart_core.records import Fired, Firing, NewRecurrence
 from zart_core.testing import TestEngine, VirtualClock
 from zart_core.testing.faults import FaultPlan, FaultyScheduler, NotificationFaults, fail
 
@@ -350,6 +350,26 @@ async def test_a_schedule_that_a_worker_cannot_read_is_named_and_keeps_no_other_
     assert "Mars/Olympus" in said[0] + said[1]
     [lost] = await world.scheduler.recurrences("lost")
     assert lost.counter == 0
+
+
+class Refusing(FaultyScheduler):
+    """Refuses to fire one schedule, in a way that nobody foresaw."""
+
+    async def fire(self, firing: Firing) -> Fired | None:
+        if firing.name == "bad":
+            raise RuntimeError("out of order")
+        return await super().fire(firing)
+
+
+async def test_a_schedule_that_cannot_be_fired_keeps_no_other_from_its_ticks(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:  # B71
+    world.register(Report())
+    await world.client.recurring("bad", Report, "text", every="10ms")
+    async with world.worker(scheduler=Refusing(world.scheduler, FaultPlan())):
+        await world.client.recurring("other", Report, "text", every="50ms", overlap="allow")
+        await until(counts(world.client, 3, "other"), "the other one is fired")
+    assert "out of order" in caplog.text
 
 
 # --- faults -------------------------------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import pytest
 from msgspec.structs import replace
 
-from tests.postgres.hand import Desk, desk, until
+from tests.postgres.hand import TASK, Desk, desk, until
 from tests.postgres.server import connection_to
+from tests.postgres.test_races import holding
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
 from zart_core.records import ClaimedRun, Flushed, NewPause, Offer, PauseFilter, QueueLimits, WorkerInfo
-from zart_core.testing.contract.bench import new
+from zart_core.testing.contract.bench import LONG, new
 from zart_core.testing.contract.hand import Fact, Hand, child, completed, finish, suspend, watch
 from zart_core.testing.contract.succession import continued
 
@@ -338,3 +340,38 @@ async def test_what_is_locked_in_a_queue_with_limits_keeps_the_others_from_no_pl
             assert sorted(taken) == ["b", "d"]
             assert await hand.claim() == []
         assert len(await hand.claim()) == 1
+
+
+async def test_a_claim_does_not_hang_on_a_queue_that_another_claim_keeps_locked() -> None:
+    async with desk() as d:
+        tight = tuple(QueueLimits(name=name, concurrency=100) for name in ("default", "other"))
+        info = WorkerInfo(name="w", host="h", pid=1, tasks=("task",), queues=("default", "other"), limits=tight)
+        worker_id = await d.scheduler.register(info, LONG)
+        hand = Hand(d.scheduler, worker_id, name="w", lease=LONG, tasks=(TASK,), queues=info.queues)
+        await d.scheduler.start([new("a"), new("b", queue="other"), new("c", queue="other")])
+        # What a claim does whose worker is frozen and does not read the answer.
+        async with holding(d, "SELECT 1 FROM queues WHERE name = $1 FOR NO KEY UPDATE", "default"):
+            async with asyncio.timeout(SOON):
+                claimed = await hand.ask(100)
+                await d.scheduler.heartbeat(hand.worker_id, LONG)
+            assert [run.execution_id for run in claimed.runs] == ["b", "c"]
+            assert claimed.next_wake is not None
+            assert claimed.next_wake < d.scheduler.clock.now() + 1_000_000
+        assert await hand.claim_ids() == ["a"]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_what_a_user_has_locked_in_a_line_keeps_none_behind_it_waiting(key: str | None) -> None:
+    async with desk() as d:
+        tight = (QueueLimits(name="default", concurrency=1, per_key=1),)
+        info = WorkerInfo(name="w", host="h", pid=1, tasks=("task",), queues=("default",), limits=tight)
+        await d.scheduler.register(info, LONG)
+        hand = await d.hand()
+        [first] = await d.running(hand, "first")
+        keys = [None, None, None] if key is None else ["a", "b", "c"]
+        await d.scheduler.start([new(name, key=key) for name, key in zip(("a", "b", "c"), keys, strict=True)])
+        assert await hand.claim() == []  # now all three are in the line
+        async with users_transaction(d, "a", "b"):
+            await hand.record(finish(first))
+            async with asyncio.timeout(SOON):
+                assert await hand.claim_ids() == ["c"]

@@ -197,6 +197,20 @@ async def test_a_claim_does_not_walk_the_backlog_of_a_key_without_room() -> None
             await hand.record(*(finish(run) for run in runs))
 
 
+async def test_a_rate_of_a_long_period_keeps_few_rows() -> None:
+    async with fresh_database() as url, opened(url) as d:
+        limits = (QueueLimits(name="default", rate=10_000_000, period=30 * 86_400_000_000),)
+        info = WorkerInfo(name="w", host="h", pid=1, tasks=("task",), queues=("default",), limits=limits)
+        await d.scheduler.register(info, LONG)
+        hand = await d.hand()
+        await d.scheduler.start([new(f"a-{n}") for n in range(10)])
+        for _ in range(10):
+            assert len(await hand.claim(limit=1)) == 1
+        # A part of this period is some minutes long, and may have ended in between.
+        assert await d.value("SELECT count(*) FROM queue_starts") <= 2
+        assert await d.value("SELECT sum(starts) FROM queue_starts") == 10
+
+
 BACKLOG = """
     INSERT INTO runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input, key)
     SELECT 1000000 + i, 0, 0, 1, 'backlog-' || i, 'task', 'default', '{}', 'null', '3-full' FROM generate_series(1, 100000) AS i;

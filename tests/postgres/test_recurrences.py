@@ -6,9 +6,11 @@ import asyncio
 import json
 from typing import Any
 
-from tests.postgres.hand import Desk, desk
+import pytest
+
+from tests.postgres.hand import Desk, desk, until
 from tests.postgres.test_races import holding
-from zart_core import DurableScheduler
+from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker
 from zart_core.records import Fired, RecurrenceRow
 from zart_core.testing.contract.bench import new
 from zart_core.testing.contract.recurring import fire, schedule
@@ -73,6 +75,38 @@ async def test_an_id_that_is_given_back_while_a_tick_waits_for_it_is_used() -> N
         await d.blocked()
         await transaction.rollback()
         assert await firing == Fired(("a-0",))
+
+
+@pytest.mark.parametrize("overlap", ["allow", "cancel"])
+async def test_a_schedule_whose_tick_waits_for_a_user_keeps_no_other_from_its_ticks(overlap: Any) -> None:  # B71, B72
+    async with desk() as d:
+        client, registry = DurableScheduler(d.scheduler), TaskRegistry()
+        registry.register(Waits())
+        await client.recurring("stuck", Waits, None, every="1h", overlap=overlap)
+        await d.sql.execute("UPDATE recurrences SET last_execution = 'last', counter = 5, next_at = 1")
+        await d.scheduler.start([new("last", task="waits", input=b"null")])
+        async with d.sql.transaction():
+            if overlap == "allow":
+                await d.scheduler.start([new("stuck-5")], d.sql)
+            else:
+                await client.offer_event("last", "news", tx=d.sql)
+            async with Worker(d.scheduler, registry):
+                await client.recurring("other", Waits, None, every="20ms", overlap="allow")
+
+                async def goes_on() -> bool:
+                    return (await d.scheduler.recurrences("other"))[0].counter >= 3
+
+                await until(goes_on, 15.0)
+                # Whoever stops it does not wait for the user either.
+                assert await asyncio.wait_for(client.stop_recurring("stuck"), 15)
+                assert (await d.scheduler.recurrences("stuck"))[0].counter == 5
+
+
+class Waits(TaskHandler[None, None]):
+    name = "waits"
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        await ctx.wait_for_event("end")
 
 
 async def test_the_next_tick_is_found_by_the_index_among_very_many_schedules() -> None:  # B76

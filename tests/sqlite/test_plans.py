@@ -166,12 +166,11 @@ def test_a_claims_work_does_not_grow_with_what_it_cannot_take(db: sqlite3.Connec
 def test_a_queue_with_limits_is_looked_through_by_seeks_alone(db: sqlite3.Connection) -> None:
     bounds = [line[line.index("(") :] for line in plan(db, limits.WALK) if "zart_active_line" in line]
     assert bounds == [
-        "(queue=? AND line=? AND priority=? AND key>? AND key<?)",
-        "(queue=? AND line=? AND priority=? AND key>? AND key<?)",
-        "(queue=? AND line=? AND priority=? AND key=? AND task=?)",
+        "(queue=? AND line=? AND task=? AND priority=? AND key>? AND key<?)",
+        "(queue=? AND line=? AND task=? AND priority=? AND key>? AND key<?)",
     ]
     [first] = [line for line in plan(db, limits.FIRST) if "zart_active_line" in line]
-    assert first.endswith("(queue=? AND line=? AND priority=? AND key=? AND task=?)")
+    assert first.endswith("(queue=? AND line=? AND task=? AND priority=? AND key=?)")
     assert [line for line in plan(db, limits.WALK) if "zart_active_place (place=? AND key=?)" in line]
 
 

@@ -95,19 +95,19 @@ class Ticker:
 
     async def _look(self) -> None:
         refusals = 0
-        while True:
+        while not self._lost():
             self._wanted.clear()
             self._ended = self._puzzled = False
             self._awaited = set()
             found = await self._scheduler.due_recurrences(_LIMIT)
             outcomes = [await self._fire(due, found) for due in found.due]
             if "refused" in outcomes:
-                # Another worker has fired the same tick, or is about to.
+                # Another worker has fired the same tick, or is about to; or a user has locked what it needs.
                 refusals += 1
                 await asyncio.sleep(min(_BREATH * 2**refusals, 1.0) * random.uniform(0.5, 1.0))
             elif "fired" not in outcomes:
+                self._expect(found.next_at)
                 break
-        self._expect(found.next_at)
         if self._awaited and self._ended:
             # Race: what is waited for may have ended between the look and here, when nobody listened for it yet.
             self._wanted.set()
@@ -118,20 +118,33 @@ class Ticker:
             firing = plan(due, found.now)
         except ValueError as error:
             # A zone that is not installed here, a definition of a later version: other workers may know it.
-            self._puzzled = True
-            if (due.name, due.revision) not in self._complained:
-                self._complained.add((due.name, due.revision))
-                logger.error("recurring %r cannot be started by this worker: %s", due.name, error)
+            self._complain(due, error)
             return "left"
         if firing is None:
             if due.last_execution_id is not None:
                 self._awaited.add(due.last_execution_id)
             return "left"
-        fired = await self._scheduler.fire(firing)
+        try:
+            fired = await self._scheduler.fire(firing)
+        except BackendUnavailable:
+            raise
+        except Exception as error:
+            # What the store refuses, whatever it is, keeps no other schedule from its ticks.
+            self._complain(due, error)
+            return "left"
         if fired is None:
             return "refused"
         _tell(due, firing, fired)
         return "fired"
+
+    def _complain(self, due: DueRecurrence, error: Exception) -> None:
+        self._puzzled = True
+        if (due.name, due.revision) not in self._complained:
+            self._complained.add((due.name, due.revision))
+            known = isinstance(error, ValueError)
+            logger.error(
+                "recurring %r cannot be started by this worker: %s", due.name, error, exc_info=None if known else error
+            )
 
     def _notified(self, notification: Notification) -> None:
         if notification.ticks:

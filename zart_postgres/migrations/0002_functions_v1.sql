@@ -171,6 +171,8 @@ DECLARE
     v_bytes bigint := 0;                                                         -- of these, but for small results
     v_left integer := greatest(p_limit, 0);
     v_limited text[]; v_plain text[] := p_queues;                                -- queues with limits, and without
+    v_name text;
+    v_passed boolean := false;                                                   -- that one with limits could not be looked at
     v_picked record;                                                             -- what those with limits let have
     v_waiting boolean := false;                                                  -- that they let have anything
     v_overdue integer := p_overdue; v_late text[] := p_queues;
@@ -189,11 +191,23 @@ BEGIN
 
     -- Queues with limits are locked, in the order of their names, and looked at by themselves: see pick_limited_v1. There are
     -- hardly ever any. The time is read after the locks, so that of two claims the later one has the later time.
+    --
+    -- Race: another claim has one locked, which it has for some milliseconds, unless its worker is frozen and does not read the answer.
+    -- Then nobody may hang on it, as this worker's heartbeats hang on this claim: the queue is passed over, and soon asked for again.
     IF EXISTS (SELECT 1 FROM {schema}.queues AS q WHERE q.name = ANY (p_queues)) THEN
-        SELECT array_agg(q.name) INTO v_limited
-        FROM (
-            SELECT x.name FROM {schema}.queues AS x WHERE x.name = ANY (p_queues) AND v_left > 0 ORDER BY x.name FOR NO KEY UPDATE
-        ) AS q;
+        FOR v_name IN SELECT x.name FROM {schema}.queues AS x WHERE x.name = ANY (p_queues) AND v_left > 0 ORDER BY x.name LOOP
+            PERFORM 1 FROM {schema}.queues AS x WHERE x.name = v_name FOR NO KEY UPDATE SKIP LOCKED;
+            IF NOT FOUND THEN
+                BEGIN
+                    PERFORM {schema}.patience_v1(200);
+                    PERFORM 1 FROM {schema}.queues AS x WHERE x.name = v_name FOR NO KEY UPDATE;
+                EXCEPTION WHEN lock_not_available THEN
+                    v_passed := true;
+                    CONTINUE;
+                END;
+            END IF;
+            v_limited := v_limited || v_name;
+        END LOOP;
         v_plain := ARRAY(
             SELECT q.name FROM unnest(p_queues) AS q(name) WHERE q.name NOT IN (SELECT x.name FROM {schema}.queues AS x));
         IF v_limited IS NOT NULL THEN
@@ -370,6 +384,9 @@ BEGIN
     now := v_now; turn := v_turn; next_wake := v_next;
     IF v_limited IS NOT NULL THEN
         next_wake := least(v_next, v_picked.o_next);
+    END IF;
+    IF v_passed THEN
+        next_wake := least(next_wake, v_now + 100000);
     END IF;
     RETURN NEXT;
     IF v_taken = '{}' THEN RETURN; END IF;

@@ -28,11 +28,12 @@ AS $$
 $$;
 
 -- Starts executions of a recurrence and moves it on. o_started is NULL when nothing was done: its revision is another one, somebody else is
--- at it, or its last execution is live and p_unless_live.
+-- at it, or its last execution is live and p_unless_live. SQLSTATE 55P03 when a user's open transaction has locked what it needs, and
+-- for longer than p_patience milliseconds: other recurrences, and whoever stops this one, wait meanwhile.
 CREATE FUNCTION {schema}.fire_v1(
     p_name text, p_revision bigint, p_prefix text, p_suffix text, p_timeout bigint, p_count integer, p_next_at bigint,
     p_owed_until bigint, p_skipped bigint, p_unless_live boolean, p_cancel_last boolean, p_reason text, p_failure jsonb,
-    p_forever bigint,
+    p_forever bigint, p_patience integer,
     OUT o_now bigint, OUT o_started text[], OUT o_ready boolean, OUT o_signals bigint[], OUT o_finished text[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
@@ -47,6 +48,7 @@ DECLARE
 BEGIN
     o_ready := false; o_signals := '{}'; o_finished := '{}';
     o_now := {schema}.now_v1();
+    PERFORM {schema}.patience_v1(p_patience);
     -- Race: other workers fire the same tick, somebody stops the recurrence. Whoever has the row first raises its revision. The others
     -- need not wait for that: they pass over the row while it is locked, and find another revision later.
     SELECT c.* INTO v_row FROM {schema}.recurrences AS c

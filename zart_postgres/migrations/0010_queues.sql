@@ -33,7 +33,7 @@ ALTER TABLE {schema}.active
 DROP INDEX {schema}.active_ready;
 CREATE INDEX active_ready ON {schema}.active (queue, task, priority DESC, wake_at, run_id)
     WHERE worker_id IS NULL AND wake_at IS NOT NULL AND line = 0;
-CREATE INDEX active_line ON {schema}.active (queue, line, priority DESC, key, task, wake_at, run_id) WHERE line > 0;
+CREATE INDEX active_line ON {schema}.active (queue, line, task, priority DESC, key, wake_at, run_id) WHERE line > 0;
 CREATE INDEX active_place ON {schema}.active (place, key) WHERE worker_id IS NOT NULL AND place IS NOT NULL;
 
 -- Stores definitions. What is running when a queue is defined for the first time occupies its places from then on, but for what
@@ -67,12 +67,13 @@ BEGIN
     END IF;
 END $$;
 
--- Keys in the line of a queue at one priority, from p_from on, up to p_upto: until p_need of them have room and a run of one of the tasks. Each
--- step seeks the next key, so the length of a key's own line costs nothing. A key without room is passed over; these are no more than
--- there are runs in work. p_met: keys of which runs are to be taken already, once for each.
+-- Keys that have runs of one of the tasks in the line of a queue at one priority, from p_from on, up to p_upto: until p_need of them have
+-- room. Each step seeks the next key, task by task: so neither the length of a key's own line nor what stands there of other tasks costs
+-- anything. A key without room is passed over; these are no more than there are runs in work. p_met: keys of which runs are to be
+-- taken already, once for each. p_past: keys that have been looked at.
 CREATE FUNCTION {schema}.walk_line_v1(
     p_queue text, p_line integer, p_priority bigint, p_from text, p_upto text, p_per_key integer, p_tasks text[],
-    p_need integer, p_met text[], OUT o_keys text[], OUT o_rooms integer[])
+    p_need integer, p_met text[], p_past text[], OUT o_keys text[], OUT o_rooms integer[])
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan
 AS $$
@@ -80,63 +81,52 @@ BEGIN
     WITH RECURSIVE walk AS (
         SELECT n.key, r.room, (r.room > 0)::integer AS found, 1 AS steps
         FROM (
-            SELECT a.key FROM {schema}.active AS a
-            WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority = p_priority AND a.key >= p_from
-            ORDER BY a.key LIMIT 1
+            SELECT s.key FROM unnest(p_tasks) AS t(task)
+            CROSS JOIN LATERAL (
+                SELECT a.key FROM {schema}.active AS a
+                WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.task = t.task AND a.priority = p_priority
+                  AND a.key >= p_from
+                ORDER BY a.key LIMIT 1
+            ) AS s
+            ORDER BY s.key LIMIT 1
         ) AS n
         CROSS JOIN LATERAL (
-            SELECT {schema}.room_v1(p_queue, p_line, p_priority, n.key, p_per_key, p_tasks, p_need, p_met) AS room
+            SELECT CASE WHEN p_past <> '{}' AND n.key = ANY (p_past) THEN 0
+                        WHEN p_per_key IS NULL OR n.key = '' THEN p_need ELSE p_per_key - (
+                SELECT count(*) FROM {schema}.active AS a
+                WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = p_queue AND a.key = n.key
+            )::integer - coalesce(cardinality(array_positions(p_met, n.key COLLATE "C")), 0) END AS room OFFSET 0
         ) AS r
         WHERE p_upto IS NULL OR n.key <= p_upto
         UNION ALL
         SELECT n.key, r.room, w.found + (r.room > 0)::integer, w.steps + 1
         FROM walk AS w
         CROSS JOIN LATERAL (
-            SELECT a.key FROM {schema}.active AS a
-            WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority = p_priority AND a.key > w.key
-            ORDER BY a.key LIMIT 1
+            SELECT s.key FROM unnest(p_tasks) AS t(task)
+            CROSS JOIN LATERAL (
+                SELECT a.key FROM {schema}.active AS a
+                WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.task = t.task AND a.priority = p_priority
+                  AND a.key > w.key
+                ORDER BY a.key LIMIT 1
+            ) AS s
+            ORDER BY s.key LIMIT 1
         ) AS n
         CROSS JOIN LATERAL (
-            SELECT {schema}.room_v1(p_queue, p_line, p_priority, n.key, p_per_key, p_tasks, p_need, p_met) AS room
+            SELECT CASE WHEN p_past <> '{}' AND n.key = ANY (p_past) THEN 0
+                        WHEN p_per_key IS NULL OR n.key = '' THEN p_need ELSE p_per_key - (
+                SELECT count(*) FROM {schema}.active AS a
+                WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = p_queue AND a.key = n.key
+            )::integer - coalesce(cardinality(array_positions(p_met, n.key COLLATE "C")), 0) END AS room OFFSET 0
         ) AS r
-        WHERE w.found < p_need AND w.steps < 5000 AND (p_upto IS NULL OR n.key <= p_upto)
+        WHERE w.found < p_need AND (p_upto IS NULL OR n.key <= p_upto)
     )
     SELECT coalesce(array_agg(w.key ORDER BY w.steps) FILTER (WHERE w.room > 0), '{}'),
            coalesce(array_agg(w.room ORDER BY w.steps) FILTER (WHERE w.room > 0), '{}')
       INTO o_keys, o_rooms FROM walk AS w;
 END $$;
 
--- How many runs of a key may be taken; 0 also when none of them is of one of the tasks.
-CREATE FUNCTION {schema}.room_v1(
-    p_queue text, p_line integer, p_priority bigint, p_key text, p_per_key integer, p_tasks text[], p_need integer, p_met text[])
-RETURNS integer
-LANGUAGE plpgsql STABLE
-AS $$
-DECLARE
-    v_room integer := p_need;
-BEGIN
-    IF p_per_key IS NOT NULL AND p_key <> '' THEN
-        v_room := p_per_key - (
-            SELECT count(*) FROM {schema}.active AS a
-            WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = p_queue AND a.key = p_key)::integer;
-        IF p_met <> '{}' THEN
-            v_room := v_room - (SELECT count(*) FROM unnest(p_met) AS m(key) WHERE m.key = p_key)::integer;
-        END IF;
-    END IF;
-    IF v_room > 0 AND NOT EXISTS (
-        SELECT 1 FROM unnest(p_tasks) AS t(task)
-        CROSS JOIN LATERAL (
-            SELECT 1 FROM {schema}.active AS a
-            WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority = p_priority AND a.key = p_key
-              AND a.task = t.task LIMIT 1
-        ) AS x
-    ) THEN
-        v_room := 0;
-    END IF;
-    RETURN v_room;
-END $$;
-
--- Up to p_need runs of the line of a queue: higher priority first; at one priority keys take turns, from the one after p_served on.
+-- Up to p_need runs of the line of a queue: higher priority first; at one priority keys take turns, from the one after p_served on. They are
+-- locked: what somebody else has locked, a user whose transaction may be open for long, is passed over, and keeps none behind it waiting.
 CREATE FUNCTION {schema}.pick_line_v1(
     p_queue text, p_line integer, p_served text, p_per_key integer, p_tasks text[], p_need integer, p_met text[],
     OUT o_runs bigint[], OUT o_offers integer[], OUT o_priorities bigint[], OUT o_keys text[])
@@ -147,24 +137,29 @@ DECLARE
     v_priority bigint;
     v_left integer := p_need;
     v_keys text[]; v_rooms integer[]; v_more record;
-    v_each integer;
+    v_past text[] := '{}';         -- keys that were looked at, at this priority
+    v_each integer; v_wanted integer;
     v_picked record;
 BEGIN
     o_runs := '{}'; o_offers := '{}'; o_priorities := '{}'; o_keys := '{}';
-    SELECT a.priority INTO v_priority FROM {schema}.active AS a
-    WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line ORDER BY a.priority DESC LIMIT 1;
+    SELECT max(l.priority) INTO v_priority
+    FROM unnest(p_tasks) AS t(task)
+    CROSS JOIN LATERAL (
+        SELECT a.priority FROM {schema}.active AS a
+        WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.task = t.task ORDER BY a.priority DESC LIMIT 1
+    ) AS l;
     WHILE v_priority IS NOT NULL AND v_left > 0 LOOP
         -- The first text after the key served last, to the end; then from the beginning to that key. Some more than there is room for: a
         -- user's transaction may have locked all runs of a key, for long.
         SELECT w.o_keys, w.o_rooms INTO v_keys, v_rooms FROM {schema}.walk_line_v1(
-            p_queue, p_line, v_priority, p_served || chr(1), NULL, p_per_key, p_tasks, v_left + 10, p_met || o_keys) AS w;
-        IF cardinality(v_keys) < v_left + 10 THEN
+            p_queue, p_line, v_priority, p_served || chr(1), NULL, p_per_key, p_tasks, v_left, p_met || o_keys, v_past) AS w;
+        IF cardinality(v_keys) < v_left THEN
             v_more := {schema}.walk_line_v1(
-                p_queue, p_line, v_priority, '', p_served, p_per_key, p_tasks, v_left + 10 - cardinality(v_keys),
-                p_met || o_keys);
+                p_queue, p_line, v_priority, '', p_served, p_per_key, p_tasks, v_left - cardinality(v_keys), p_met || o_keys, v_past);
             v_keys := v_keys || v_more.o_keys;
             v_rooms := v_rooms || v_more.o_rooms;
         END IF;
+        v_wanted := v_left;
         IF v_keys <> '{}' THEN
             v_each := (2 * v_left - 1) / cardinality(v_keys) + 1;
             SELECT array_agg(p.run_id ORDER BY p.round, p.place) AS runs, array_agg(p.offer ORDER BY p.round, p.place) AS offers,
@@ -188,17 +183,25 @@ BEGIN
                 ) AS c
                 ORDER BY round, k.place LIMIT v_left
             ) AS p;
-            IF v_picked.runs IS NOT NULL THEN
-                o_runs := o_runs || v_picked.runs;
-                o_offers := o_offers || v_picked.offers;
-                o_keys := o_keys || v_picked.keys;
-                o_priorities := o_priorities || array_fill(v_priority, ARRAY[cardinality(v_picked.runs)]);
-                v_left := v_left - cardinality(v_picked.runs);
-            END IF;
+            o_runs := o_runs || v_picked.runs;
+            o_offers := o_offers || v_picked.offers;
+            o_keys := o_keys || v_picked.keys;
+            o_priorities := o_priorities || array_fill(v_priority, ARRAY[coalesce(cardinality(v_picked.runs), 0)]);
+            v_left := v_left - coalesce(cardinality(v_picked.runs), 0);
         END IF;
-        SELECT a.priority INTO v_priority FROM {schema}.active AS a
-        WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.priority < v_priority
-        ORDER BY a.priority DESC LIMIT 1;
+        IF v_left > 0 AND cardinality(v_keys) = v_wanted THEN
+            -- Each of these keys has room for one, and some of their runs are locked: others may follow.
+            v_past := v_past || v_keys;
+            CONTINUE;
+        END IF;
+        v_past := '{}';
+        SELECT max(l.priority) INTO v_priority
+        FROM unnest(p_tasks) AS t(task)
+        CROSS JOIN LATERAL (
+            SELECT a.priority FROM {schema}.active AS a
+            WHERE a.line > 0 AND a.queue = p_queue AND a.line = p_line AND a.task = t.task AND a.priority < v_priority
+            ORDER BY a.priority DESC LIMIT 1
+        ) AS l;
     END LOOP;
 END $$;
 
@@ -341,12 +344,15 @@ SET enable_seqscan = off SET enable_nestloop = off SET enable_hashjoin = on SET 
 SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
+    -- All of them are added up by every claim, so of a long period, more than ten minutes, there are ten thousand at most: those of one part
+    -- of it count as of its end.
     INSERT INTO {schema}.queue_starts AS s (queue, at, starts)
-    SELECT a.place, p_now, count(*)::integer
-    FROM {schema}.active AS a
-    WHERE a.run_id = ANY (p_runs) AND a.epoch = 1
-      AND a.place IN (SELECT q.name FROM {schema}.queues AS q WHERE q.rate IS NOT NULL)
-    GROUP BY a.place
+    SELECT q.name, CASE WHEN q.period > 600000000 THEN (p_now / (q.period / 10000) + 1) * (q.period / 10000) ELSE p_now END, n.starts
+    FROM (
+        SELECT a.place, count(*)::integer AS starts FROM {schema}.active AS a
+        WHERE a.run_id = ANY (p_runs) AND a.epoch = 1 GROUP BY a.place
+    ) AS n
+    JOIN {schema}.queues AS q ON q.name = n.place AND q.rate IS NOT NULL
     ON CONFLICT (queue, at) DO UPDATE SET starts = s.starts + excluded.starts;
     UPDATE {schema}.queues AS q SET served = last.key
     FROM (

@@ -29,7 +29,7 @@ ALTER TABLE zart_active ADD COLUMN place TEXT;
 DROP INDEX zart_active_ready;
 CREATE INDEX zart_active_ready ON zart_active (queue, task, priority DESC, wake_at, run_id)
     WHERE worker_id IS NULL AND wake_at IS NOT NULL AND line = 0;
-CREATE INDEX zart_active_line ON zart_active (queue, line, priority DESC, key, task, wake_at, run_id) WHERE line <> 0;
+CREATE INDEX zart_active_line ON zart_active (queue, line, task, priority DESC, key, wake_at, run_id) WHERE line <> 0;
 CREATE INDEX zart_active_place ON zart_active (place, key) WHERE worker_id IS NOT NULL AND place IS NOT NULL;
 
 -- The latest execution that was started as the only one of its task and key ('singleton'), or debounced ('debounce'). Whether it still

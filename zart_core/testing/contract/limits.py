@@ -175,6 +175,17 @@ class LimitContract(Contract):
         hand = await bench.hand()
         assert len(await hand.claim()) == 1
 
+    @on_bench
+    async def test_very_many_keys_without_a_handler_keep_nobody_waiting(self, bench: Bench) -> None:  # B7
+        # Of a task that is paused, or whose workers are gone: each key has a run in the line before the only one for this worker.
+        other = await bench.hand(tasks=(TaskOffer("other", "1", None),), limits=limits(concurrency=1))
+        await bench.scheduler.start([new(f"other-{n}", task="other", key=f"{n:05}") for n in range(6_000)])
+        for _ in range(7):  # each puts a thousand into the line
+            await other.claim(limit=1)
+        hand = await bench.hand(limits=limits(concurrency=2))
+        await bench.start("mine", key="x")
+        await hand.take("mine")
+
     # --- rates --------------------------------------------------------------------------------------------------------
 
     @on_bench
@@ -226,6 +237,19 @@ class LimitContract(Contract):
         assert min(later - earlier for earlier, later in zip(started, started[5:], strict=False)) >= LAPSE
 
     # --- definitions --------------------------------------------------------------------------------------------------
+
+    @on_bench
+    async def test_the_rate_of_a_long_period_holds_to_within_a_ten_thousandth(self, bench: Bench) -> None:
+        day = 86_400_000_000
+        hand = await bench.hand(limits=limits(rate=2, period=day))
+        await bench.start("a", "b", "c")
+        for _ in range(2):
+            assert len(await hand.claim(limit=1)) == 1
+        before = bench.scheduler.clock.now()
+        claimed = await hand.ask()
+        assert claimed.runs == []
+        assert claimed.next_wake is not None
+        assert before - 3_600_000_000 + day < claimed.next_wake <= bench.scheduler.clock.now() + day + day // 10_000
 
     @on_bench
     async def test_the_last_definition_counts(self, bench: Bench) -> None:
