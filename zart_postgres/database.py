@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from zart_core.errors import BackendUnavailable, SchemaOutdated, ZartError
+from zart_postgres.hosts import elsewhere, one_by_one
 
 
 class ServerVersion(Protocol):
@@ -52,6 +53,8 @@ class Connection(Protocol):
 
     def is_in_transaction(self) -> bool: ...
 
+    timeline: str
+
     async def reset(self, *, timeout: float | None = None) -> None: ...
 
     def is_closed(self) -> bool: ...
@@ -63,7 +66,14 @@ class Connection(Protocol):
     def terminate(self) -> None: ...
 
 
-class LentConnection(asyncpg.Connection):
+class OwnConnection(asyncpg.Connection):
+    """A connection that was made here."""
+
+    timeline = ""
+    """What tells the server's past from others; empty when it was a standby as the connection was made. See ``Timelines``."""
+
+
+class LentConnection(OwnConnection):
     """A connection for users' statements, which knows whether its next user would find it altered.
 
     ``reset()`` undoes what the server knows of a session. Codecs live here.
@@ -94,6 +104,17 @@ _POOLERS_WORDS: Final = "unsupported startup parameter"
 _CONFLICTS: Final = frozenset(("40001", "40P01"))
 # The schema, a table, a function or a column of it is not there.
 _NOT_OURS: Final = frozenset(("3F000", "42P01", "42883", "42703"))
+# A promotion and a restore begin a new timeline; another server than before has another identifier. Where commits are not waited
+# for, a crash forgets some of them too. No server starts its past anew without one of these being another.
+_TIMELINE: Final = """
+    SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE
+        concat_ws('.', (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8),
+                  CASE WHEN current_setting('synchronous_commit') = 'off' THEN extract(epoch FROM pg_postmaster_start_time()) END)
+    END
+"""
+_ONE_TIMELINE: Final = "one"
+"""Of servers that do not tell."""
+_NO_ANSWER: Final = frozenset(("0A", "42", "55"))
 _SILENCE_MS: Final = 10_000  # unanswered bytes on the wire for this long mean that the connection is gone
 _SERVER_SIDE_SILENCE: Final = {
     "tcp_keepalives_idle": "5",
@@ -155,18 +176,18 @@ class Database:
             # Planned once, then: an array of one would be planned anew each time, which takes longer than its statement.
             if not varied:
                 settings["plan_cache_mode"] = "force_generic_plan"
+        options = {
+            "timeout": self.connect_timeout if timeout is None else min(timeout, self.connect_timeout),
+            # What users' statements may take is for the step's own timeout to say.
+            "command_timeout": None if lent else self.command_timeout,
+            "connection_class": LentConnection if lent else OwnConnection,
+            # A pooler hands out another server connection each time, where nothing is prepared.
+            "statement_cache_size": 0 if self.pooler else 256,
+            "max_cached_statement_lifetime": 0,
+            "server_settings": settings,
+        }
         try:
-            connection = await _connect(
-                url or self.url,
-                timeout=self.connect_timeout if timeout is None else min(timeout, self.connect_timeout),
-                # What users' statements may take is for the step's own timeout to say.
-                command_timeout=None if lent else self.command_timeout,
-                connection_class=LentConnection if lent else asyncpg.Connection,
-                # A pooler hands out another server connection each time, where nothing is prepared.
-                statement_cache_size=0 if self.pooler else 256,
-                max_cached_statement_lifetime=0,
-                server_settings=settings,
-            )
+            connection = await self._reach(one_by_one(url or self.url), options)
         except Exception as error:
             raise self.explained(error)  # noqa: B904 - it has its cause
         version = connection.get_server_version()
@@ -177,6 +198,17 @@ class Database:
             )
         _watch_wire(connection)
         return connection
+
+    async def _reach(self, urls: Sequence[str], options: dict[str, Any]) -> Connection:
+        """A connection to the first host that takes it, and knows its timeline."""
+        *others, last = urls
+        for url in others:
+            try:
+                return await _made(url, options)
+            except Exception as error:
+                if not elsewhere(error):
+                    raise
+        return await _made(last, options)
 
     def explained(self, cause: Exception) -> Exception:
         """``cause`` for people: which database, what happened, what to do.
@@ -231,6 +263,25 @@ class Database:
         user, _, place = parts.netloc.rpartition("@")
         name = user.partition(":")[0]
         return f"{parts.scheme}://{name + '@' if name else ''}{place}{parts.path}"
+
+
+async def _made(url: str, options: dict[str, Any]) -> Connection:
+    connection = await _connect(url, **options)
+    try:
+        connection.timeline = await _timeline(connection, options["timeout"])
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def _timeline(connection: Connection, seconds: float) -> str:
+    try:
+        return str(await connection.fetchval(_TIMELINE, timeout=seconds))
+    except asyncpg.exceptions.PostgresError as error:
+        if sqlstate(error)[:2] not in _NO_ANSWER:
+            raise
+        return _ONE_TIMELINE
 
 
 def valid_schema(name: str) -> str:

@@ -33,6 +33,11 @@ class Session:
         self._clock = clock
         self._timeout = timeout
 
+    @property
+    def timeline(self) -> str:
+        """See ``Timelines``; of a connection that was made here."""
+        return self._connection.timeline
+
     async def rows(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         """All rows of a statement."""
         self._database.round_trips += 1
