@@ -226,12 +226,12 @@ class Database:
             explained: Exception = SchemaOutdated(f"{self.name}: {cause}; {self.remedy}")
             explained.__cause__ = cause
             return explained
+        elif state == _READ_ONLY:
+            said = f"{cause}: this server is a standby; connect with target_session_attrs=read-write"
         elif is_disconnected(cause) or state[:2] in _UNAVAILABLE or state in _CONFLICTS or isinstance(cause, OSError):
             said = str(cause) or type(cause).__name__
             if _POOLERS_WORDS in said:
                 said += " (is this a pooler? Then connect with pooler=true)"
-        elif state == _READ_ONLY:
-            said = f"{cause}: this server is a standby; connect with target_session_attrs=read-write"
         elif state == "42501":
             said = f"{cause}: see the grants that the schema {self.schema!r} needs"
         else:
