@@ -129,6 +129,20 @@ class Replication:
         await self.kill()
         await self.promote()
 
+    async def exchange(self) -> None:
+        """After a failover: what was the primary becomes the standby of what is it now, from scratch."""
+        self.primary, self.standby = self.standby, self.primary
+        await asyncio.to_thread(shutil.rmtree, self.standby.data)
+        await self.follow()
+
+    async def follow(self) -> None:
+        """Have the standby made, and wait until it streams."""
+        async with connected(self.primary.url) as connection:
+            await connection.execute("SELECT pg_create_physical_replication_slot($1)", _NAME)
+        await asyncio.to_thread(self.standby.copy, self.primary)
+        await asyncio.to_thread(self.standby.start)
+        await self.synchronous(False)
+
 
 @contextlib.asynccontextmanager
 async def replication(version: int = NEWEST) -> AsyncIterator[Replication]:
@@ -155,11 +169,7 @@ async def replication(version: int = NEWEST) -> AsyncIterator[Replication]:
 
     try:
         await asyncio.to_thread(prepare)
-        async with connected(primary.url) as connection:
-            await connection.execute("SELECT pg_create_physical_replication_slot($1)", _NAME)
-        await asyncio.to_thread(standby.copy, primary)
-        await asyncio.to_thread(standby.start)
-        await pair.synchronous(False)
+        await pair.follow()
         yield pair
     finally:
         for server in servers:
