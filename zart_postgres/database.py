@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from zart_core.errors import BackendUnavailable, SchemaOutdated, ZartError
-from zart_postgres.hosts import elsewhere, one_by_one
+from zart_postgres.hosts import elsewhere, one_by_one, wants_primary
 
 
 class ServerVersion(Protocol):
@@ -139,6 +139,7 @@ class Database:
         self.pooler: Final = pooler
         self.round_trips = 0
         self._statements: dict[str, str] = {}
+        self._hosts: dict[str, tuple[str, ...]] = {}
 
     def sql(self, statement: str) -> str:
         """``statement`` with the schema's name where ``{schema}`` stands."""
@@ -187,7 +188,7 @@ class Database:
             "server_settings": settings,
         }
         try:
-            connection = await self._reach(one_by_one(url or self.url), options)
+            connection = await self._reach(url or self.url, options)
         except Exception as error:
             raise self.explained(error)  # noqa: B904 - it has its cause
         version = connection.get_server_version()
@@ -199,16 +200,23 @@ class Database:
         _watch_wire(connection)
         return connection
 
-    async def _reach(self, urls: Sequence[str], options: dict[str, Any]) -> Connection:
+    async def _reach(self, url: str, options: dict[str, Any]) -> Connection:
         """A connection to the first host that takes it, and knows its timeline."""
-        *others, last = urls
-        for url in others:
+        hosts = self._hosts.get(url)
+        if hosts is None:
+            hosts = self._hosts[url] = one_by_one(url)
+        for host in hosts:
             try:
-                return await _made(url, options)
+                connection = await _made(host, options)
             except Exception as error:
-                if not elsewhere(error):
+                if host == hosts[-1] or not elsewhere(error):
                     raise
-        return await _made(last, options)
+            else:
+                if host != hosts[0] and wants_primary(url):
+                    # The next connection begins here, and does not wait for those that are gone.
+                    self._hosts[url] = (host, *(other for other in hosts if other != host))
+                return connection
+        raise ValueError("a URL has a host")
 
     def explained(self, cause: Exception) -> Exception:
         """``cause`` for people: which database, what happened, what to do.
@@ -268,14 +276,15 @@ class Database:
 async def _made(url: str, options: dict[str, Any]) -> Connection:
     connection = await _connect(url, **options)
     try:
-        connection.timeline = await _timeline(connection, options["timeout"])
+        connection.timeline = await timeline_of(connection, options["timeout"])
     except BaseException:
         connection.terminate()
         raise
     return connection
 
 
-async def _timeline(connection: Connection, seconds: float) -> str:
+async def timeline_of(connection: Connection, seconds: float | None = None) -> str:
+    """What tells the server's past from others; empty for a standby."""
     try:
         return str(await connection.fetchval(_TIMELINE, timeout=seconds))
     except asyncpg.exceptions.PostgresError as error:

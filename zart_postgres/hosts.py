@@ -39,6 +39,12 @@ def one_by_one(url: str) -> tuple[str, ...]:
     return tuple(urls)
 
 
+def wants_primary(url: str) -> bool:
+    """Whether only one of the hosts will do, whichever it is."""
+    wanted = dict(parse_qsl(urlsplit(url).query)).get("target_session_attrs")
+    return wanted in ("read-write", "primary")
+
+
 def elsewhere(error: BaseException) -> bool:
     """Whether ``error`` of one host is a reason to ask the next."""
     if isinstance(error, OSError | asyncpg.exceptions.TargetServerAttributeNotMatched):  # a TimeoutError is an OSError

@@ -128,7 +128,7 @@ class PostgresScheduler:
         self._sender: Final = uuid.uuid4().hex
         self._notices: Final = Notices()
         self._turns: Final = claims.Turns()
-        self._timelines: Final = Timelines()
+        self._timelines: Final = Timelines(asks=pooler)
         self._fenced: Final = self._timelines.fenced
         self._connections: Connections | None = None
         self._opening: asyncio.Task[Connections] | None = None
@@ -357,6 +357,7 @@ class PostgresScheduler:
             made = await self._do(lambda calls: calls.lease.run(lambda db: leases.register(db, info, lease)))
             if self._timelines.note(made):
                 return made.worker_id
+            # An id of a lost past, given out again. Its lease runs out, with nothing that depends on it.
 
     async def heartbeat(self, worker_id: int, lease: int) -> None:
         # Answered within a third of the lease or not at all: then the next one goes by a new connection, in time.
@@ -489,7 +490,6 @@ class PostgresScheduler:
             if registration is not None and not await calls.lease.run(
                 lambda db: leases.known(db, registration), repeatable=True
             ):
-                self._timelines.forget(worker_id)
                 return
             freed = await leases.deregister(calls.lease, worker_id)
             self._timelines.forget(worker_id)

@@ -24,9 +24,13 @@ class Timelines:
     its lease and its runs' epochs is right, so the next step would be recorded without the one before. Therefore nothing is written
     for a worker on another timeline than its own: it has lost its lease, registers anew, and loads everything again. Ids that
     were given out in the lost time are given out again; they are told apart by the same rule.
+
+    A connection shows the timeline on which it was made; that it ends with its server is what makes the fence exact. Those of a pooler
+    do not end. So behind one (``asks``) it is asked for before each call, which leaves the moment between the two.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, asks: bool = False) -> None:
+        self._asks: Final = asks
         self._registered: dict[int, Registration] = {}
 
     def note(self, registration: Registration) -> bool:
@@ -37,7 +41,10 @@ class Timelines:
         return True
 
     def forget(self, worker_id: int) -> None:
-        self._registered.pop(worker_id, None)
+        """A worker has been deregistered. What is left of one on a lost timeline may still try to write, and stays known."""
+        registration = self._registered.get(worker_id)
+        if registration is not None and not registration.left:
+            del self._registered[worker_id]
 
     def of(self, worker_id: int) -> Registration | None:
         """``None`` for a worker of another scheduler: nothing is known of it."""
@@ -69,4 +76,8 @@ class Timelines:
                 raise LeaseLost(f"worker {worker_id} has registered on another timeline of the database")
             return work(db)
 
-        return checked
+        async def asked(db: Session) -> T:
+            await db.ask_timeline()
+            return await checked(db)
+
+        return asked if self._asks else checked

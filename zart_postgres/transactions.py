@@ -92,6 +92,8 @@ class StepTransaction:
     async def _transact(self, connection: Connection) -> StepRow | None:
         patience = self._database.command_timeout
         db = Session(self._database, connection, self._clock, patience)
+        if self._database.pooler:
+            await db.ask_timeline()
         if not self._timelines.held(self._key.worker_id, db.timeline):
             return None
         held, finished = await self._look(db)
