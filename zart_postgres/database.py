@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from zart_core.errors import BackendUnavailable, SchemaOutdated, ZartError
+from zart_postgres.hosts import elsewhere, one_by_one, wants_primary
 
 
 class ServerVersion(Protocol):
@@ -52,6 +53,8 @@ class Connection(Protocol):
 
     def is_in_transaction(self) -> bool: ...
 
+    timeline: str
+
     async def reset(self, *, timeout: float | None = None) -> None: ...
 
     def is_closed(self) -> bool: ...
@@ -63,7 +66,14 @@ class Connection(Protocol):
     def terminate(self) -> None: ...
 
 
-class LentConnection(asyncpg.Connection):
+class OwnConnection(asyncpg.Connection):
+    """A connection that was made here."""
+
+    timeline = ""
+    """What tells the server's past from others; empty when it was a standby as the connection was made. See ``Timelines``."""
+
+
+class LentConnection(OwnConnection):
     """A connection for users' statements, which knows whether its next user would find it altered.
 
     ``reset()`` undoes what the server knows of a session. Codecs live here.
@@ -94,6 +104,17 @@ _POOLERS_WORDS: Final = "unsupported startup parameter"
 _CONFLICTS: Final = frozenset(("40001", "40P01"))
 # The schema, a table, a function or a column of it is not there.
 _NOT_OURS: Final = frozenset(("3F000", "42P01", "42883", "42703"))
+# A promotion and a restore begin a new timeline; another server than before has another identifier. Where commits are not waited
+# for, a crash forgets some of them too. No server starts its past anew without one of these being another.
+_TIMELINE: Final = """
+    SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE
+        concat_ws('.', (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8),
+                  CASE WHEN current_setting('synchronous_commit') = 'off' THEN extract(epoch FROM pg_postmaster_start_time()) END)
+    END
+"""
+_ONE_TIMELINE: Final = "one"
+"""Of servers that do not tell."""
+_NO_ANSWER: Final = frozenset(("0A", "42", "55"))
 _SILENCE_MS: Final = 10_000  # unanswered bytes on the wire for this long mean that the connection is gone
 _SERVER_SIDE_SILENCE: Final = {
     "tcp_keepalives_idle": "5",
@@ -118,6 +139,7 @@ class Database:
         self.pooler: Final = pooler
         self.round_trips = 0
         self._statements: dict[str, str] = {}
+        self._hosts: dict[str, tuple[str, ...]] = {}
 
     def sql(self, statement: str) -> str:
         """``statement`` with the schema's name where ``{schema}`` stands."""
@@ -155,18 +177,18 @@ class Database:
             # Planned once, then: an array of one would be planned anew each time, which takes longer than its statement.
             if not varied:
                 settings["plan_cache_mode"] = "force_generic_plan"
+        options = {
+            "timeout": self.connect_timeout if timeout is None else min(timeout, self.connect_timeout),
+            # What users' statements may take is for the step's own timeout to say.
+            "command_timeout": None if lent else self.command_timeout,
+            "connection_class": LentConnection if lent else OwnConnection,
+            # A pooler hands out another server connection each time, where nothing is prepared.
+            "statement_cache_size": 0 if self.pooler else 256,
+            "max_cached_statement_lifetime": 0,
+            "server_settings": settings,
+        }
         try:
-            connection = await _connect(
-                url or self.url,
-                timeout=self.connect_timeout if timeout is None else min(timeout, self.connect_timeout),
-                # What users' statements may take is for the step's own timeout to say.
-                command_timeout=None if lent else self.command_timeout,
-                connection_class=LentConnection if lent else asyncpg.Connection,
-                # A pooler hands out another server connection each time, where nothing is prepared.
-                statement_cache_size=0 if self.pooler else 256,
-                max_cached_statement_lifetime=0,
-                server_settings=settings,
-            )
+            connection = await self._reach(url or self.url, options)
         except Exception as error:
             raise self.explained(error)  # noqa: B904 - it has its cause
         version = connection.get_server_version()
@@ -177,6 +199,24 @@ class Database:
             )
         _watch_wire(connection)
         return connection
+
+    async def _reach(self, url: str, options: dict[str, Any]) -> Connection:
+        """A connection to the first host that takes it, and knows its timeline."""
+        hosts = self._hosts.get(url)
+        if hosts is None:
+            hosts = self._hosts[url] = one_by_one(url)
+        for host in hosts:
+            try:
+                connection = await _made(host, options)
+            except Exception as error:
+                if host == hosts[-1] or not elsewhere(error):
+                    raise
+            else:
+                if host != hosts[0] and wants_primary(url):
+                    # The next connection begins here, and does not wait for those that are gone.
+                    self._hosts[url] = (host, *(other for other in hosts if other != host))
+                return connection
+        raise ValueError("a URL has a host")
 
     def explained(self, cause: Exception) -> Exception:
         """``cause`` for people: which database, what happened, what to do.
@@ -194,12 +234,12 @@ class Database:
             explained: Exception = SchemaOutdated(f"{self.name}: {cause}; {self.remedy}")
             explained.__cause__ = cause
             return explained
+        elif state == _READ_ONLY:
+            said = f"{cause}: this server is a standby; connect with target_session_attrs=read-write"
         elif is_disconnected(cause) or state[:2] in _UNAVAILABLE or state in _CONFLICTS or isinstance(cause, OSError):
             said = str(cause) or type(cause).__name__
             if _POOLERS_WORDS in said:
                 said += " (is this a pooler? Then connect with pooler=true)"
-        elif state == _READ_ONLY:
-            said = f"{cause}: this server is a standby; connect with target_session_attrs=read-write"
         elif state == "42501":
             said = f"{cause}: see the grants that the schema {self.schema!r} needs"
         else:
@@ -231,6 +271,26 @@ class Database:
         user, _, place = parts.netloc.rpartition("@")
         name = user.partition(":")[0]
         return f"{parts.scheme}://{name + '@' if name else ''}{place}{parts.path}"
+
+
+async def _made(url: str, options: dict[str, Any]) -> Connection:
+    connection = await _connect(url, **options)
+    try:
+        connection.timeline = await timeline_of(connection, options["timeout"])
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def timeline_of(connection: Connection, seconds: float | None = None) -> str:
+    """What tells the server's past from others; empty for a standby."""
+    try:
+        return str(await connection.fetchval(_TIMELINE, timeout=seconds))
+    except asyncpg.exceptions.PostgresError as error:
+        if sqlstate(error)[:2] not in _NO_ANSWER:
+            raise
+        return _ONE_TIMELINE
 
 
 def valid_schema(name: str) -> str:

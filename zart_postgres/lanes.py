@@ -13,7 +13,7 @@ import asyncpg
 
 from zart_core.errors import BackendUnavailable
 from zart_postgres.clock import DatabaseClock
-from zart_postgres.database import Connection, Database, is_conflict, is_disconnected
+from zart_postgres.database import Connection, Database, is_conflict, is_disconnected, timeline_of
 
 T = TypeVar("T")
 
@@ -32,6 +32,15 @@ class Session:
         self._connection = connection
         self._clock = clock
         self._timeout = timeout
+
+    @property
+    def timeline(self) -> str:
+        """See ``Timelines``; of a connection that was made here."""
+        return self._connection.timeline
+
+    async def ask_timeline(self) -> None:
+        """Behind a pooler a connection may lead to another server than a moment ago."""
+        self._connection.timeline = await timeline_of(self._connection, self._timeout)
 
     async def rows(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         """All rows of a statement."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -90,6 +91,7 @@ _FREE_LEFT: Final = """
     JOIN {schema}.active AS a ON a.run_id = lease.run_id AND a.run_id = ANY ($2) AND a.epoch = lease.epoch
     WHERE a.worker_id = $1 AND lease.run_id NOT IN (SELECT freed.run_id FROM freed)
 """
+_KNOWN: Final = "SELECT 1 FROM {schema}.workers AS w WHERE w.worker_id = $1 AND w.registered_at = $2"
 _DEREGISTER: Final = "SELECT o_now, o_freed, o_left FROM {schema}.deregister_v1($1)"
 _DEREGISTER_TRIES: Final = 20
 _PAUSE: Final = 0.1
@@ -120,6 +122,17 @@ class Released(NamedTuple):
     left: list[tuple[int, int]]
 
 
+@dataclass
+class Registration:
+    """A worker as it has registered."""
+
+    worker_id: int
+    registered_at: int
+    timeline: str
+    left: bool = False
+    """Whether the database has been found to be on another timeline since."""
+
+
 class HeldRun(NamedTuple):
     """A run as a worker holds it."""
 
@@ -128,8 +141,10 @@ class HeldRun(NamedTuple):
     epoch: int
 
 
-async def register(db: Session, info: WorkerInfo, lease: int) -> int:
+async def register(db: Session, info: WorkerInfo, lease: int) -> Registration:
     """See :meth:`zart_core.scheduler.Scheduler.register`."""
+    if not db.timeline:
+        raise asyncpg.ReadOnlySQLTransactionError("no worker can register here")
     if info.limits:
         await db.rows(
             _DEFINE,
@@ -152,8 +167,7 @@ async def register(db: Session, info: WorkerInfo, lease: int) -> int:
         list(info.versions),
         info.concurrency,
     )
-    worker_id: int = row[1]
-    return worker_id
+    return Registration(worker_id=row[1], registered_at=row[0], timeline=db.timeline)
 
 
 async def heartbeat(db: Session, worker_id: int, lease: int) -> None:
@@ -238,6 +252,13 @@ async def deregister(lane: Lane, worker_id: int) -> int:
             break
         await asyncio.sleep(_PAUSE)
     return freed
+
+
+async def known(db: Session, registration: Registration) -> bool:
+    """Whether the database knows the worker: on another timeline its id may be another's, or nobody's yet."""
+    return db.timeline == registration.timeline or bool(
+        await db.rows(_KNOWN, registration.worker_id, registration.registered_at)
+    )
 
 
 async def resume(db: Session, execution_id: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 import asyncpg
 
 from zart_core.duration import SECOND, Duration, positive_micros
+from zart_core.errors import LeaseLost
 from zart_core.records import (
     Claim,
     Claimed,
@@ -68,6 +69,7 @@ from zart_postgres.database import Database
 from zart_postgres.flush import flush as write_facts
 from zart_postgres.lanes import Session, Work
 from zart_postgres.notices import Happened, Notices
+from zart_postgres.timelines import Timelines
 
 T = TypeVar("T")
 _Told = tuple[Flushed, Happened]
@@ -127,6 +129,8 @@ class PostgresScheduler:
         self._sender: Final = uuid.uuid4().hex
         self._notices: Final = Notices()
         self._turns: Final = claims.Turns()
+        self._timelines: Final = Timelines(asks=pooler)
+        self._fenced: Final = self._timelines.fenced
         self._connections: Connections | None = None
         self._opening: asyncio.Task[Connections] | None = None
         self._was_closed = False
@@ -248,9 +252,13 @@ class PostgresScheduler:
         self, worker_id: int, run_id: int, epoch: int, calls: Sequence[tuple[str, int]], reason: str | None
     ) -> None:
         async def work(connections: Connections) -> None:
-            happened = await connections.client.run(
-                lambda db: signals.cancel_children(db, worker_id, run_id, epoch, calls, reason)
+            work = self._fenced(
+                worker_id, lambda db: signals.cancel_children(db, worker_id, run_id, epoch, calls, reason)
             )
+            try:
+                happened = await connections.client.run(work)
+            except LeaseLost:
+                return  # a run that is not held cancels nothing
             self._tell(connections, happened)
 
         await self._do(work)
@@ -346,21 +354,28 @@ class PostgresScheduler:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     async def register(self, info: WorkerInfo, lease: int) -> int:
-        return await self._do(lambda calls: calls.lease.run(lambda db: leases.register(db, info, lease)))
+        while True:
+            made = await self._do(lambda calls: calls.lease.run(lambda db: leases.register(db, info, lease)))
+            if self._timelines.note(made):
+                return made.worker_id
+            # An id of a lost past, given out again. Its lease runs out, with nothing that depends on it.
 
     async def heartbeat(self, worker_id: int, lease: int) -> None:
         # Answered within a third of the lease or not at all: then the next one goes by a new connection, in time.
         timeout = min(self._database.command_timeout, max(1.0, lease / SECOND / 3))
         await self._do(
             lambda calls: calls.lease.run(
-                lambda db: leases.heartbeat(db, worker_id, lease), repeatable=True, timeout=timeout
+                self._fenced(worker_id, lambda db: leases.heartbeat(db, worker_id, lease)),
+                repeatable=True,
+                timeout=timeout,
             )
         )
 
     async def claim(self, claim: Claim) -> Claimed:
         calls = await self._use()
         parked = functools.partial(self._tell, calls)
-        claiming = calls.begin(calls.claim.run(lambda db: claims.claim(db, claim, self._turns, parked)))
+        work = self._fenced(claim.worker_id, lambda db: claims.claim(db, claim, self._turns, parked))
+        claiming = calls.begin(calls.claim.run(work))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
@@ -380,7 +395,7 @@ class PostgresScheduler:
         lane = calls.patient if flush.patience else calls.flush
         # In the caller's own task, unlike all else: a lone step waits for each turn of the event loop. A worker's journal is
         # cancelled when the worker is given up, and then it does not matter what becomes of the connection.
-        outcome = await lane.run(lambda db: write_facts(db, flush))
+        outcome = await lane.run(self._fenced(flush.worker_id, lambda db: write_facts(db, flush)))
         self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
         return outcome.flushed
 
@@ -419,7 +434,7 @@ class PostgresScheduler:
 
         async def work(calls: Connections) -> Flushed:
             lane = calls.patient if flush.patience else calls.flush
-            flushed, happened = await lane.run(once)
+            flushed, happened = await lane.run(self._fenced(flush.worker_id, once))
             self._tell(calls, happened)
             return flushed
 
@@ -428,7 +443,7 @@ class PostgresScheduler:
     async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
         """``work`` gets an asyncpg connection. Its transaction is READ COMMITTED; nested ones are savepoints."""
         calls = await self._use()
-        transaction = transactions.StepTransaction(self._database, self.clock, key, work)
+        transaction = transactions.StepTransaction(self._database, self.clock, self._timelines, key, work)
         running = calls.begin(transaction.run(calls.lent))
         try:
             return await asyncio.shield(running)
@@ -461,7 +476,7 @@ class PostgresScheduler:
     async def release(self, worker_id: int, keep: Sequence[int]) -> int:
         async def work(calls: Connections) -> int:
             # Between claims, and so on their lane: not on that of the heartbeats.
-            released = await calls.claim.run(lambda db: leases.release(db, worker_id, keep))
+            released = await calls.claim.run(self._fenced(worker_id, lambda db: leases.release(db, worker_id, keep)))
             self._turns.note(worker_id, released.turn)
             self._tell(calls, Happened(ready=released.freed > 0))
             if released.left:
@@ -472,7 +487,13 @@ class PostgresScheduler:
 
     async def deregister(self, worker_id: int) -> None:
         async def work(calls: Connections) -> None:
+            registration = self._timelines.of(worker_id)
+            if registration is not None and not await calls.lease.run(
+                lambda db: leases.known(db, registration), repeatable=True
+            ):
+                return
             freed = await leases.deregister(calls.lease, worker_id)
+            self._timelines.forget(worker_id)
             self._turns.note(worker_id, None)
             self._tell(calls, Happened(ready=freed > 0))
 
@@ -565,7 +586,7 @@ class PostgresScheduler:
     async def _give_back(self, calls: Connections, worker_id: int, claiming: asyncio.Task[Claimed]) -> None:
         claimed = await claiming
         if claimed.runs:
-            await calls.claim.run(lambda db: claims.give_back(db, worker_id, claimed))
+            await calls.claim.run(self._fenced(worker_id, lambda db: claims.give_back(db, worker_id, claimed)))
             self._tell(calls, Happened(ready=True))
 
     async def _release_left(self, calls: Connections, worker_id: int, left: Sequence[tuple[int, int]]) -> None:

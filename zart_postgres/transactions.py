@@ -15,6 +15,7 @@ from zart_postgres.database import Connection, Database, is_conflict, is_missing
 from zart_postgres.herald import channel, written
 from zart_postgres.lanes import CONFLICT_TRIES, Lane, Session, Work
 from zart_postgres.notices import Happened
+from zart_postgres.timelines import Timelines
 
 T = TypeVar("T")
 
@@ -41,9 +42,17 @@ _ANYBODY: Final = ""
 class StepTransaction:
     """One transaction of a step: the user's writes and the step's row, in one commit."""
 
-    def __init__(self, database: Database, clock: DatabaseClock, key: StepKey, work: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: DatabaseClock,
+        timelines: Timelines,
+        key: StepKey,
+        work: Callable[[Any], Any],
+    ) -> None:
         self._database: Final = database
         self._clock: Final = clock
+        self._timelines: Final = timelines
         self._key: Final = key
         self._work: Final = work
         self.committing = False
@@ -83,6 +92,10 @@ class StepTransaction:
     async def _transact(self, connection: Connection) -> StepRow | None:
         patience = self._database.command_timeout
         db = Session(self._database, connection, self._clock, patience)
+        if self._database.pooler:
+            await db.ask_timeline()
+        if not self._timelines.held(self._key.worker_id, db.timeline):
+            return None
         held, finished = await self._look(db)
         if not held or finished is not None:
             return finished if held else None

@@ -188,6 +188,7 @@ class Storm:
                 "could not be deregistered, its lease will run out",
                 "signals failed, it will be repeated",
                 "sweeping failed, it will be repeated",
+                "a standby was promoted, or a backup restored",
                 "DETAIL:  ",
                 "HINT:  ",
             )

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from tests.postgres.replication import Replication
 from tests.postgres.server import connection_to
 from tests.postgres.wire import Wire
 
@@ -69,6 +70,21 @@ class Crashes:
         while not await within(dice.uniform(1.0, 4.0), over):
             await asyncio.to_thread(self._crash)
             self.count += 1
+
+
+class Failovers:
+    """The primary dies and its synchronous standby is promoted; then it gets a standby again."""
+
+    def __init__(self, pair: Replication) -> None:
+        self._pair = pair
+        self.count = 0
+
+    async def __call__(self, dice: random.Random, over: asyncio.Event) -> None:
+        while not await within(dice.uniform(1.0, 4.0), over):
+            await self._pair.fail_over()
+            self.count += 1
+            await self._pair.exchange()
+            await self._pair.synchronous(True)
 
 
 async def within(seconds: float, event: asyncio.Event) -> bool:
