@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from tests.behaviour.programs import Place
-from tests.verification.interpreter import task_of
+from tests.behaviour.programs import Place, until
+from tests.verification.interpreter import ended, task_of
 from tests.verification.prediction import Prediction, predict
 from tests.verification.program import Act, Hear, Program, Saga, Together, draw
 from zart_core import DurableScheduler, Execution, ExecutionFinished, ExecutionNotFound
@@ -53,6 +53,13 @@ class Driver:
             self._over = True
             await listening
             await asyncio.gather(*self._errands)
+        await until(self._at_rest, seconds=60)
+
+    async def _at_rest(self) -> bool:
+        """Whether nothing waits for a worker and none is at work: detached children and losers of races have ended too."""
+        stats = await self.client.stats()
+        live = stats.by_status.keys() - {"completed", "failed", "cancelled"}
+        return not (live or stats.ready or any(worker.held for worker in stats.workers))
 
     def program(self, number: int) -> Program:
         """The program of this number."""
@@ -78,6 +85,9 @@ class Driver:
             await asyncio.sleep(dice.uniform(0, 1.5))
             self.done["cancels"] += await self.client.cancel(name, reason="struck")
         self.ended[name] = await self.client.wait(name)
+        for member, prediction in self.told[name].family(name):
+            if prediction.struck:
+                self.place.open_gate(ended(member))
         del self.open[name]
 
     async def _recur(self, end: float) -> None:

@@ -240,12 +240,15 @@ class Interpreter(TaskHandler[Program, list[str]]):
                     handles.append(ctx.schedule_sleep(name, HOUR))
                 case "event":
                     handles.append(ctx.schedule_event(name))
-                case _:
-                    handles.append(self.scheduled(ctx, Step(name, ms=round(HOUR * 1_000)), far=kind == "far"))
+                case "near":
+                    handles.append(self.scheduled(ctx, Step(name, ms=round(HOUR * 1_000)), far=False))
+                case "far":
+                    handles.append(ctx.schedule(name, self.linger, act.name))
         if len(act.winners) == 1:
             won = [await ctx.wait_any(handles, name=act.name)]
         else:
             won = await ctx.wait_first(handles, len(act.winners), name=act.name)
+        self.place.open_gate(_gate(ctx.execution_id, act.name))
         places = sorted(place for place, _ in won)
         for place, receipt in won:
             self.write(ctx, "got", act.winners[place].name, receipt.nonce)
@@ -295,6 +298,15 @@ class Interpreter(TaskHandler[Program, list[str]]):
             raise Broken(act.name)
         return Receipt(act.name, self.nonce(), "x" * act.size)
 
+    async def linger(self, race: str) -> Receipt:
+        """A loser that another worker runs: it is not cut off, so it goes on until its race is decided, or its execution was cancelled."""
+        self.note("begin")
+        name = context().execution_id
+        gates = [self.place.gate(_gate(name, race)), self.place.gate(ended(name))]
+        while not any(gate.exists() for gate in gates):
+            await asyncio.sleep(0.05)
+        return Receipt(race, self.nonce())
+
     async def item(self, number: int) -> int:
         self.note("begin")
         await asyncio.sleep(0.005)
@@ -339,6 +351,15 @@ class Again(Interpreter):
 
     name = "verified-again"
     max_retries = 1
+
+
+def _gate(execution_id: str, race: str) -> str:
+    return f"race-{execution_id.replace('/', '_')}-{race}"
+
+
+def ended(execution_id: str) -> str:
+    """The gate that is opened when an execution has ended that may have been cancelled in the middle of a race."""
+    return f"ended-{execution_id.replace('/', '_')}"
 
 
 def task_of(program: Program) -> str:

@@ -147,6 +147,7 @@ class _Oracle:
         if act.ending == "overruns":
             # Its time counts from the first attempt: who comes after it has passed does not begin.
             self.told.maybe.add(act.name)
+            self.ran_again(act.name)
             return f"{act.name}!timeout"
         self.told.attempts[act.name] = act.failures + 1
         if act.ending == "raises":

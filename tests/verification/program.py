@@ -120,9 +120,21 @@ def draw(dice: random.Random, *, depth: int = MAXIMAL_DEPTH, early: bool = True)
     runs = dice.choice([1, 1, 1, 1, 1, 2, 3]) if depth else 1
     blocks = [_block(dice, f"{number}", depth, early and depth == MAXIMAL_DEPTH) for number in range(runs)]
     if depth < MAXIMAL_DEPTH:  # a child, which nobody cancels but its parent
-        return Program(blocks, dice.choice(["completes", "completes", "fails", "rescued", "again"]))
+        ending = dice.choice(["completes", "completes", "fails", "rescued", "again"])
+        return Program(blocks, "completes" if ending == "again" and _breeds(blocks[-1]) else ending)
     [ending] = dice.choices(["completes", "fails", "rescued", "hangs", "again"], [10, 1, 1, 2, 1])
+    if ending == "again" and _breeds(blocks[-1]):
+        ending = "completes"
     return Program(blocks, ending, struck=dice.random() < 0.08)
+
+
+def _breeds(block: list[Act]) -> bool:
+    """Whether a child is begun here. One that fails would keep its id from the handler's next attempt: that is no way to go on."""
+    for act in block:
+        inner = act.blocks if isinstance(act, Together) else [act.block] if isinstance(act, Saga) else []
+        if isinstance(act, Child) or any(map(_breeds, inner)):
+            return True
+    return False
 
 
 _KINDS = {
