@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=12, help="programs under way at once")
     parser.add_argument("--calm", type=float, default=1.0, help="about how many seconds a worker is left in peace")
     parser.add_argument(
-        "--reports", type=Path, default=Path("build/verification"), help="the folder that keeps the reports"
+        "--reports", type=Path, default=Path("reports/verification"), help="the folder that keeps the reports"
     )
     given = parser.parse_args()
     # Which store it is, the modules below ask when they are imported, here and in the workers.

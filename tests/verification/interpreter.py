@@ -102,7 +102,7 @@ class Interpreter(TaskHandler[Program, list[str]]):
     async def block(self, ctx: TaskContext, acts: list[Act], *, undo: bool = False) -> list[str]:
         return [word for act in acts for word in await self.act(ctx, act, undo)]
 
-    async def act(self, ctx: TaskContext, act: Act, undo: bool) -> list[str]:
+    async def act(self, ctx: TaskContext, act: Act, undo: bool) -> list[str]:  # noqa: PLR0912 - a case for each kind
         match act:
             case Step():
                 return [await self.step(ctx, act, undo)]
@@ -241,7 +241,7 @@ class Interpreter(TaskHandler[Program, list[str]]):
                 case "event":
                     handles.append(ctx.schedule_event(name))
                 case "near":
-                    handles.append(self.scheduled(ctx, Step(name, ms=round(HOUR * 1_000)), far=False))
+                    handles.append(ctx.schedule(name, lambda: self.linger(act.name)))
                 case "far":
                     handles.append(ctx.schedule(name, self.linger, act.name))
         if len(act.winners) == 1:
@@ -299,10 +299,10 @@ class Interpreter(TaskHandler[Program, list[str]]):
         return Receipt(act.name, self.nonce(), "x" * act.size)
 
     async def linger(self, race: str) -> Receipt:
-        """A loser that another worker runs: it is not cut off, so it goes on until its race is decided, or its execution was cancelled."""
+        """A loser. What runs may finish, be it cancelled: so it goes on until its race is decided, or its execution was cancelled."""
         self.note("begin")
         name = context().execution_id
-        gates = [self.place.gate(_gate(name, race)), self.place.gate(ended(name))]
+        gates = [self.place.gate(_gate(name, race)), self.place.gate(cancelled(name))]
         while not any(gate.exists() for gate in gates):
             await asyncio.sleep(0.05)
         return Receipt(race, self.nonce())
@@ -357,9 +357,9 @@ def _gate(execution_id: str, race: str) -> str:
     return f"race-{execution_id.replace('/', '_')}-{race}"
 
 
-def ended(execution_id: str) -> str:
-    """The gate that is opened when an execution has ended that may have been cancelled in the middle of a race."""
-    return f"ended-{execution_id.replace('/', '_')}"
+def cancelled(execution_id: str) -> str:
+    """The gate that is opened when an execution has been cancelled, in the middle of a race perhaps."""
+    return f"cancelled-{execution_id.replace('/', '_')}"
 
 
 def task_of(program: Program) -> str:

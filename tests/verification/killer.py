@@ -54,6 +54,7 @@ class Killer:
                     group.create_task(self._slot(random.Random(f"slot {number} {self._seed}")))
                 for number, weather in enumerate(self._weather):
                     group.create_task(self._blow(weather, random.Random(f"weather {number} {self._seed}")))
+                await self._closed.wait()
         finally:
             for process in self.crew:
                 await process.kill()

@@ -95,7 +95,7 @@ class _Oracle:
         """The words of a block. ``breaks``: in a saga whose steps are undone."""
         return [word for act in acts for word in self.act(act, breaks)]
 
-    def act(self, act: Act, breaks: bool) -> list[str]:
+    def act(self, act: Act, breaks: bool) -> list[str]:  # noqa: PLR0912 - a case for each kind
         told = self.told
         match act:
             case Step():
