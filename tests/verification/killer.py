@@ -21,7 +21,7 @@ OPTIONS: Final[dict[str, Any]] = {
     "concurrency": 40,
     "linger": "50ms",
     "poll_interval": "200ms",
-    "drain_timeout": "10s",
+    "drain_timeout": "3s",
     # A run whose worker died so often is set aside for an operator; here nobody is to be.
     "max_deliveries": 10_000,
     "replay": REPLAY,
@@ -112,17 +112,18 @@ class Killer:
 
     async def _strike(self, dice: random.Random, worker: Process) -> None:
         chance = dice.random()
-        if chance < 0.55:
+        if chance < 0.4:
             await self._kill(worker)
         elif chance < 0.8:
             self.place.ledger.write(f"stop {worker.pid}")
             await freeze(worker, self.place)
             self.done["freezes"] += 1
-            await asyncio.sleep(LEASE * dice.uniform(0.5, 2.5))
+            # Mostly a little longer than the lease, so that it goes on just when another has taken its work.
+            await asyncio.sleep(LEASE * dice.choice([0.5, 1.2, 1.4, 1.6, 2.5]))
             self.place.ledger.write(f"cont {worker.pid}")
             worker.send(signal.SIGCONT)
-            await within(dice.uniform(0.2, 2.0), self.over)  # it finds out, and rejoins
-            await self._kill(worker)
+            await within(self._calm * dice.uniform(0.2, 2.0), self.over)  # it finds out, and rejoins
+            await (self._kill if dice.random() < 0.5 else self._drain)(worker)
         else:
             await self._drain(worker)
 

@@ -114,6 +114,8 @@ _ALLOWED: Final = (
     "has lost its lease",
     "a worker has died",
     "the event loop has been blocked",
+    # Losers that go on until their race is decided, which a worker that is drained does not do any more.
+    "did not come to a stop in time",
     # A branch has heard of the cancellation while another one was in a step.
     "a pass through its handler has ended before",
 )
