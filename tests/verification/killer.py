@@ -14,6 +14,7 @@ from tests.behaviour.programs import ROOT, Place, Process, freeze
 from tests.behaviour.world import REPLAY
 from tests.chaos.storm import Weather
 from tests.chaos.weather import within
+from tests.verification.work import CALM
 
 LEASE: Final = 1.0
 OPTIONS: Final[dict[str, Any]] = {
@@ -54,6 +55,8 @@ class Killer:
                     group.create_task(self._slot(random.Random(f"slot {number} {self._seed}")))
                 for number, weather in enumerate(self._weather):
                     group.create_task(self._blow(weather, random.Random(f"weather {number} {self._seed}")))
+                await self.over.wait()
+                self.place.open_gate(CALM)
                 await self._closed.wait()
         finally:
             for process in self.crew:
@@ -75,8 +78,9 @@ class Killer:
     async def _slot(self, dice: random.Random) -> None:
         """One worker after another; what happens to each is rolled."""
         while not self.over.is_set():
-            worker = await self._launch()
-            await within(self._calm * dice.uniform(0.3, 3.0), self.over)
+            parted = dice.randrange(1, 1_000) if dice.random() < 0.35 else 0
+            worker = await self._launch(parted)
+            await within((5.0 if parted else self._calm) * dice.uniform(0.3, 3.0), self.over)
             if not self.over.is_set():
                 await self._strike(dice, worker)
             else:
@@ -85,7 +89,8 @@ class Killer:
         await self._closed.wait()
         await self._drain(worker)
 
-    async def _launch(self) -> Process:
+    async def _launch(self, parted: int = 0) -> Process:
+        """A worker that has registered. ``parted``: not 0 for one that is cut off from its store now and then."""
         while True:
             errors = self.place.folder / f"worker-{len(self.crew)}"
             with errors.open("wb") as sink:
@@ -95,6 +100,7 @@ class Killer:
                     "tests.verification.work",
                     str(self.place.folder),
                     json.dumps(OPTIONS),
+                    f"{parted}",
                     cwd=ROOT,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=sink,
@@ -103,6 +109,7 @@ class Killer:
             self.crew.append(worker)
             if await worker.line() == "ready\n":
                 self.done["workers"] += 1
+                self.done["parted workers"] += parted != 0
                 return worker
             await worker.kill()
             # One that does not reach its store when it starts ends with an error, and is started again.

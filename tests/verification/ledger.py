@@ -54,7 +54,7 @@ class Account:
 
     def _read(self, position: int, words: list[str]) -> None:
         match words:
-            case [("kill" | "stop" | "cont" | "term") as signal, pid]:
+            case [("kill" | "stop" | "cont" | "term" | "part" | "join") as signal, pid]:
                 self._signals[pid].append((signal, position))
                 return
             case ["blow", *_]:
@@ -160,11 +160,12 @@ class Account:
         for word, cause in (("kill", "killed"), ("term", "drained")):
             if any(signal == word and position < second.position for signal, position in signals):
                 return cause
-        stops = [position for signal, position in signals if signal == "stop"]
-        conts = [position for signal, position in signals if signal == "cont"]
-        for number, stop in enumerate(stops):
-            if stop < second.position and (number >= len(conts) or conts[number] > first.position):
-                return "frozen"
+        for begin, end, cause in (("stop", "cont", "frozen"), ("part", "join", "cut off from the store")):
+            stops = [position for signal, position in signals if signal == begin]
+            conts = [position for signal, position in signals if signal == end]
+            for number, stop in enumerate(stops):
+                if stop < second.position and (number >= len(conts) or conts[number] > first.position):
+                    return cause
         if first.pid in self._lost:
             return "lease lost"
         if any(first.position < blow < second.position for blow in self._blows):

@@ -116,6 +116,8 @@ _ALLOWED: Final = (
     "the event loop has been blocked",
     # Losers that go on until their race is decided, which a worker that is drained does not do any more.
     "did not come to a stop in time",
+    # Of workers that were cut off from their store.
+    "signals failed, it will be repeated",
     # A branch has heard of the cancellation while another one was in a step.
     "a pass through its handler has ended before",
 )
