@@ -6,8 +6,8 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Coroutine, Iterator
+from typing import Any, Final, Literal
 
 from tests.behaviour.programs import Place, until
 from tests.verification.interpreter import cancelled, task_of
@@ -17,6 +17,10 @@ from zart_core import DurableScheduler, Execution, ExecutionFinished, ExecutionN
 
 EVERY: Final = 0.4
 """Seconds between two ticks of what recurs."""
+
+
+class Restless(Exception):
+    """What is left behind by programs does not come to an end."""
 
 
 class Driver:
@@ -53,7 +57,10 @@ class Driver:
             self._over = True
             await listening
             await asyncio.gather(*self._errands)
-        await until(self._at_rest, seconds=60)
+        try:
+            await until(self._at_rest, seconds=60)
+        except AssertionError:
+            raise Restless("all programs have ended, and a minute later something still waits or is at work") from None
 
     async def _at_rest(self) -> bool:
         """Whether nothing waits for a worker and none is at work: detached children and losers of races have ended too."""
@@ -93,9 +100,10 @@ class Driver:
 
     async def _recur(self, end: float) -> None:
         """Programs that recur; at the end, those that were started are known."""
-        for number, overlap in enumerate(("allow", "skip")):
+        overlaps: tuple[Literal["allow", "skip"], ...] = ("allow", "skip")
+        for number, overlap in enumerate(overlaps):
             program = draw(random.Random(f"recurring {self.seed} {number}"), depth=0, early=False)
-            await self.client.recurring(f"r{number}", task_of(program), program, every=EVERY, overlap=overlap)  # type: ignore[arg-type]
+            await self.client.recurring(f"r{number}", task_of(program), program, every=EVERY, overlap=overlap)
         began = time.monotonic()
         await asyncio.sleep(max(0.0, end - began))
         for number in range(2):
@@ -143,8 +151,8 @@ class Driver:
         self._position += len(new)
         return new.decode().splitlines()
 
-    def _send(self, errand: object) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(errand)  # type: ignore[arg-type]
+    def _send(self, errand: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(errand)
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 

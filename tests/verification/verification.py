@@ -6,19 +6,19 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from tests.behaviour.programs import Place
 from tests.behaviour.world import STORE
 from tests.chaos.storm import Weather
 from tests.chaos.weather import Crashes, Lightning
-from tests.verification.check import entered, findings, make_ledger
-from tests.verification.driver import Driver
+from tests.verification.check import entered, everything, findings, make_ledger
+from tests.verification.driver import Driver, Restless
 from tests.verification.killer import Killer
 from tests.verification.ledger import Account, Finding
 from tests.verification.report import Report
-from tests.verification.watchdog import Stuck, watch
+from tests.verification.watchdog import Stuck, dump, watch
 from zart_core import DurableScheduler, connect
 
 PATIENCE: Final = 40.0
@@ -48,16 +48,27 @@ async def verify(
         place.ledger.write(f"blow {what}")
         blows[what] += 1
 
+    def noted(crash: Callable[[], None]) -> Callable[[], None]:
+        def blow() -> None:
+            note("server crashes")
+            crash()
+
+        return blow
+
     weather: list[Weather] = []
     if STORE != "sqlite":
         weather.append(Lightning(place.url, note=lambda: note("connections ended")))
     if crash is not None:
-        weather.append(Crashes(lambda: (note("server crashes"), crash())[1], pause=(4.0, 12.0)))
+        weather.append(Crashes(noted(crash), pause=(4.0, 12.0)))
     async with connect(place.url) as scheduler:
         client = DurableScheduler(scheduler)
         driver = Driver(place, client, seed=seed, seconds=seconds, at_once=at_once)
         killer = Killer(place, seed=seed, workers=workers, weather=weather, calm=calm)
-        stuck = await _all_of_it(driver, killer, watch(driver, killer, scheduler, patience, place.folder / "stuck.txt"))
+        file = place.folder / "stuck.txt"
+        stuck = await _all_of_it(driver, killer, watch(driver, killer, scheduler, patience, file))
+        if stuck is not None and not file.exists():
+            names = [name for name, execution in (await everything(client)).items() if execution.finished_at is None]
+            file.write_text(await dump(driver, killer, scheduler, names))
         account = Account(place.ledger.entries(), killer.lost)
         found = [Finding("wrong", text) for text in (*driver.findings, *killer.findings, *_complaints(killer))]
         if stuck is None:
@@ -82,10 +93,10 @@ async def verify(
     )
 
 
-async def _all_of_it(driver: Driver, killer: Killer, watching: object) -> str | None:
+async def _all_of_it(driver: Driver, killer: Killer, watching: Coroutine[Any, Any, None]) -> str | None:
     """Drive and kill, and see whether anything is stuck."""
     raging = asyncio.create_task(killer.rage())
-    watcher: asyncio.Task[None] = asyncio.create_task(watching)  # type: ignore[arg-type]
+    watcher = asyncio.create_task(watching)
     driving = asyncio.create_task(driver.drive())
     tasks = [raging, watcher, driving]
     try:
@@ -100,7 +111,7 @@ async def _all_of_it(driver: Driver, killer: Killer, watching: object) -> str | 
         for task in (raging, watcher):
             if task.done() and not task.cancelled():
                 task.result()
-    except Stuck as error:
+    except (Stuck, Restless) as error:
         return f"{error}"
     finally:
         for task in tasks:

@@ -26,11 +26,11 @@ async def watch(driver: Driver, killer: Killer, scheduler: Scheduler, patience: 
         await asyncio.sleep(1.0)
         old = [name for name, seen in driver.open.items() if time.monotonic() - seen > patience]
         if old:
-            file.write_text(await report(driver, killer, scheduler, old))
+            file.write_text(await dump(driver, killer, scheduler, old))
             raise Stuck(f"{len(old)} programs have not moved for {patience:g} s, {old[0]} among them; see {file}")
 
 
-async def report(driver: Driver, killer: Killer, scheduler: Scheduler, names: list[str]) -> str:
+async def dump(driver: Driver, killer: Killer, scheduler: Scheduler, names: list[str]) -> str:
     """The executions of these programs as the store has them, the ledger's words on them, the workers, and the audit."""
     client = DurableScheduler(scheduler)
     stats = await client.stats()
