@@ -5,6 +5,10 @@ WORKERS ?= 2
 # What `make bench` is told: --quick, --only W1-postgres, --peer none, ...
 BENCH ?=
 
+# How long `make soak` verifies on each store, and from which seed: by default the time, which the report keeps.
+MINUTES ?= 30
+SEED ?=
+
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_VENV := .venv-demo
@@ -49,7 +53,7 @@ test: $(VENV)/.stamp ## Run every test; the behaviour suite also with a replay a
 	ZART_TEST_REPLAY=always $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour
 	# The oldest and the newest server at hand; the contract runs on both in the first line already.
 	ZART_TEST_STORE=postgres16 $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
-	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos -m "store and not soak"
+	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos tests/verification -m "store and not soak"
 
 .PHONY: check
 check: $(VENV)/.stamp ## Lint, check formatting, types, the layering and the pins
@@ -78,10 +82,15 @@ examples: $(VENV)/.stamp ## Run every example
 	@set -e; for example in $(EXAMPLES); do echo "== $$example"; $(BIN)/python -m $$example; done
 
 .PHONY: soak
-soak: $(VENV)/.stamp ## Run the long chaos and workload tests
+soak: $(VENV)/.stamp verify ## Run the long chaos and workload tests
 	# The limit per test that catches a hang in the suite would cut these short.
 	$(BIN)/python -m pytest -n $(WORKERS) -m soak --timeout=3600
 	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos -m "store and soak" --timeout=3600
+
+.PHONY: verify
+verify: $(VENV)/.stamp ## Run random programs under fire and compare; MINUTES=30 SEED=, reports in reports/verification
+	$(BIN)/python -m tests.verification --minutes $(MINUTES) $(addprefix --seed ,$(SEED)) --store sqlite
+	$(BIN)/python -m tests.verification --minutes $(MINUTES) $(addprefix --seed ,$(SEED)) --store postgres
 
 .PHONY: clean
 clean: ## Remove the environments, caches and build products

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+import asyncpg
+
 from tests.postgres.replication import Replication
 from tests.postgres.server import connection_to
 from tests.postgres.wire import Wire
@@ -23,17 +25,25 @@ _END_ONE: Final = """
 
 
 class Lightning:
-    """The server ends connections: now one of this duty, now one of that."""
+    """The server ends connections: now one of this duty, now one of that. ``note`` is called before each."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, note: Callable[[], None] = lambda: None) -> None:
         self._url = url
+        self._note = note
         self.struck: Counter[str] = Counter()
 
     async def __call__(self, dice: random.Random, over: asyncio.Event) -> None:
-        async with connection_to(self._url) as connection:
+        async with contextlib.AsyncExitStack() as stack:
+            connection = None
             while not await within(dice.uniform(0.05, 0.3), over):
                 duty = dice.choice(DUTIES)
-                self.struck[duty] += len(await connection.fetch(_END_ONE, f"zart {duty}"))
+                try:
+                    if connection is None:
+                        connection = await stack.enter_async_context(connection_to(self._url))
+                    self._note()
+                    self.struck[duty] += len(await connection.fetch(_END_ONE, f"zart {duty}"))
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    connection = None  # the server itself is struck
 
 
 class Gusts:
@@ -60,14 +70,15 @@ class Gusts:
 
 
 class Crashes:
-    """The server crashes and comes up again."""
+    """The server crashes and comes up again; between two crashes lie so many seconds."""
 
-    def __init__(self, crash: Callable[[], None]) -> None:
+    def __init__(self, crash: Callable[[], None], pause: tuple[float, float] = (1.0, 4.0)) -> None:
         self._crash = crash
+        self._pause = pause
         self.count = 0
 
     async def __call__(self, dice: random.Random, over: asyncio.Event) -> None:
-        while not await within(dice.uniform(1.0, 4.0), over):
+        while not await within(dice.uniform(*self._pause), over):
             await asyncio.to_thread(self._crash)
             self.count += 1
 

@@ -1,0 +1,367 @@
+"""The one handler of the workload: it does what its program says, and tells the ledgers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from typing import Any, ClassVar, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tests.behaviour.programs import Place
+from tests.behaviour.world import STORE
+from tests.verification.prediction import child_id, lost_to
+from tests.verification.program import (
+    Act,
+    Child,
+    Each,
+    Fan,
+    Hear,
+    Note,
+    Program,
+    Race,
+    Saga,
+    Sleep,
+    Step,
+    Together,
+    Transaction,
+)
+from zart_core import (
+    BusinessErr,
+    EventTimeout,
+    ExecutionFailed,
+    ExecutionFailure,
+    Ok,
+    RetryExhausted,
+    StepError,
+    StepFailed,
+    StepHandle,
+    StepTimedOut,
+    TaskContext,
+    TaskHandler,
+    context,
+)
+
+HOUR: Final = 3_600.0
+PATIENCE: Final = "80ms"
+"""How long a wait for an event lasts that comes late, or never."""
+_INSERT: Final = "INSERT INTO verified (execution, name, amount) VALUES ({})"
+
+
+class Receipt(Struct, frozen=True):
+    """What a step returns: a ``nonce`` that no other run of its body would return, and so many bytes."""
+
+    step: str
+    nonce: str
+    filling: str = ""
+
+
+class Broken(Exception):
+    """What a saga, a step or a program ends with that is to fail."""
+
+
+class Interpreter(TaskHandler[Program, list[str]]):
+    """Lines ``begin ID STEP ATTEMPT PID`` and ``end …`` around a body, ``got ID STEP NONCE PID`` when the handler has its result,
+    ``lay ID SLEEP MICROS PID`` and ``woke …`` around a sleep; ``ask ID EVENT VALUE PID`` for an event, ``hang ID PID`` for a
+    cancellation."""
+
+    name: ClassVar[str | None] = "verified"
+    max_retries: ClassVar[int] = 0
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    async def run(self, ctx: TaskContext, data: Program) -> list[str]:
+        words = await self.block(ctx, data.blocks[data.run - 1])
+        if data.run < len(data.blocks):
+            await ctx.continue_as_new(replace(data, run=data.run + 1))
+        match data.ending:
+            case "fails" | "rescued":
+                raise Broken("the program fails")
+            case "hangs":
+                self.write(ctx, "hang")
+                await ctx.wait_for_event("release")
+            case "again" if ctx.attempt == 0:
+                raise Broken("again")
+        return words
+
+    async def on_failure(self, ctx: TaskContext, data: Program, failure: ExecutionFailure) -> list[str]:
+        if failure.kind == "cancelled":
+            await self.enter(ctx, "cleanup", 1)
+            return ["cleaned"]
+        if data.ending != "rescued":
+            raise Broken(failure.error.message)
+        await self.enter(ctx, "rescue", 1)
+        return ["rescued"]
+
+    # --- acts -------------------------------------------------------------------------------------------------------
+
+    async def block(self, ctx: TaskContext, acts: list[Act], *, undo: bool = False) -> list[str]:
+        return [word for act in acts for word in await self.act(ctx, act, undo)]
+
+    async def act(self, ctx: TaskContext, act: Act, undo: bool) -> list[str]:  # noqa: PLR0912 - a case for each kind
+        match act:
+            case Step():
+                return [await self.step(ctx, act, undo)]
+            case Transaction():
+                return [await self.transaction(ctx, act)]
+            case Sleep():
+                self.write(ctx, "lay", act.name, time.time_ns() // 1_000)
+                await ctx.sleep(act.name, act.ms / 1_000)
+                self.write(ctx, "woke", act.name, time.time_ns() // 1_000)
+                return [act.name]
+            case Hear():
+                return await self.hear(ctx, act)
+            case Fan():
+                return await self.fan(ctx, act)
+            case Race():
+                return await self.race(ctx, act)
+            case Each():
+                items = range(act.count)
+                if act.at_once:
+                    got = await ctx.map(act.name, items, self.item, concurrency=act.at_once)
+                else:
+                    got = await ctx.loop(act.name, items, self.item)
+                return [f"{act.name}+{sum(got)}"]
+            case Together():
+                parts = await asyncio.gather(*(self.block(ctx, block, undo=undo) for block in act.blocks))
+                return [word for part in parts for word in part]
+            case Saga():
+                return await self.saga(ctx, act, undo)
+            case Child():
+                return [await self.child(ctx, act)]
+            case Note():
+                captured = await ctx.capture(act.name, lambda: time.monotonic_ns())
+                now = await ctx.now(f"{act.name}n")
+                self.write(ctx, "got", act.name, f"{captured}-{now.timestamp()}")
+                await ctx.publish("note", act.name)
+                return [act.name]
+
+    async def step(self, ctx: TaskContext, act: Step, undo: bool) -> str:
+        options: Any = {"retry": f"fixed({act.failures}, 20ms)"} if act.failures else {}
+        if act.ending == "overruns":
+            options["timeout"] = "40ms"
+        if undo:
+            options["undo"] = self.undo
+        body: Any = self.work_in_thread if act.how == "in a thread" else self.work
+        got: Any
+        match act.how:
+            case "outcome":
+                got = await ctx.outcome(act.name, body, act, **options)
+            case "step_or" if act.ending == "returns":
+                got = await ctx.step_or(act.name, body, act, default=None, **options)
+            case _:
+                try:
+                    got = await ctx.step(act.name, body, act, **options)
+                except StepError as error:
+                    got = error
+        return self.word(ctx, act, got)
+
+    def word(self, ctx: TaskContext, act: Step, got: Any) -> str:
+        """What a step's result or failure is called in the output."""
+        match got:
+            case Receipt() | Ok(Receipt()):
+                receipt: Receipt = got if isinstance(got, Receipt) else got.value
+                self.write(ctx, "got", act.name, receipt.nonce)
+                if receipt.step != act.name:
+                    return f"{act.name} got the receipt of {receipt.step}"
+                return f"{act.name}#{len(receipt.filling)}"
+            case BusinessErr() | StepFailed():
+                end = "failed"
+            case RetryExhausted():
+                end = "exhausted"
+            case StepTimedOut():
+                end = "timeout"
+            case _ if hasattr(got, "error"):  # ZartErr
+                return self.word(ctx, act, got.error)
+            case _:
+                end = repr(got)
+        return f"{act.name}!{end}"
+
+    async def transaction(self, ctx: TaskContext, act: Transaction) -> str:
+        book: Any = self.book if STORE == "sqlite" else self.book_on_server
+        try:
+            nonce = await ctx.transaction(act.name, book, act, retry=f"fixed({act.failures}, 20ms)")
+        except RetryExhausted:
+            return f"{act.name}!exhausted"
+        except StepFailed:
+            return f"{act.name}!failed"
+        self.write(ctx, "got", act.name, nonce)
+        return act.name
+
+    async def enter(self, ctx: TaskContext, name: str, amount: int) -> None:
+        """A row of the ledger, for sure."""
+        await self.transaction(ctx, Transaction(name, amount))
+
+    async def hear(self, ctx: TaskContext, act: Hear) -> list[str]:
+        words = []
+        if act.when in ("late", "never"):
+            try:
+                await ctx.wait_for_event(act.name, int, timeout=PATIENCE)
+            except EventTimeout:
+                words.append(f"{act.name}!late")
+        if act.when in ("asked", "late"):
+            self.write(ctx, "ask", act.name, act.value)
+        if act.when != "never":
+            value = await ctx.wait_for_event(act.name, int)
+            words.append(f"{act.name}={value}")
+        return words
+
+    async def fan(self, ctx: TaskContext, act: Fan) -> list[str]:
+        handles = [self.scheduled(ctx, step, far) for step, far in zip(act.steps, act.far, strict=True)]
+        if all(step.ending == "returns" for step in act.steps):
+            ends: list[Any] = await ctx.wait_all(handles)
+        else:
+            ends = await ctx.wait(handles)
+        return [self.word(ctx, step, end) for step, end in zip(act.steps, ends, strict=True)]
+
+    def scheduled(self, ctx: TaskContext, act: Step, far: bool) -> StepHandle[Receipt]:
+        options: Any = {"retry": f"fixed({act.failures}, 20ms)"} if act.failures else {}
+        if act.ending == "overruns":
+            options["timeout"] = "40ms"
+        if far:
+            return ctx.schedule(act.name, self.work, act, **options)
+
+        async def near() -> Receipt:
+            return await self.work(act)
+
+        return ctx.schedule(act.name, near, **options)
+
+    async def race(self, ctx: TaskContext, act: Race) -> list[str]:
+        handles: list[StepHandle[Any]] = [
+            self.scheduled(ctx, step, far=number % 2 == 0) for number, step in enumerate(act.winners)
+        ]
+        for name, kind in lost_to(act).items():
+            match kind:
+                case "sleep":
+                    handles.append(ctx.schedule_sleep(name, HOUR))
+                case "event":
+                    handles.append(ctx.schedule_event(name))
+                case "near":
+                    handles.append(ctx.schedule(name, lambda: self.linger(act.name)))
+                case "far":
+                    handles.append(ctx.schedule(name, self.linger, act.name))
+        if len(act.winners) == 1:
+            won = [await ctx.wait_any(handles, name=act.name)]
+        else:
+            won = await ctx.wait_first(handles, len(act.winners), name=act.name)
+        self.place.open_gate(_gate(ctx.execution_id, act.name))
+        places = sorted(place for place, _ in won)
+        for place, receipt in won:
+            self.write(ctx, "got", act.winners[place].name, receipt.nonce)
+        return [f"{act.name}>{','.join(map(str, places))}"]
+
+    async def saga(self, ctx: TaskContext, act: Saga, undo: bool) -> list[str]:
+        broken = False
+        words: list[str] = []
+        try:
+            async with ctx.saga():
+                words = await self.block(ctx, act.block, undo=True)
+                if act.breaks:
+                    raise Broken(act.name)
+        except Broken:
+            broken = True
+        await self.enter(ctx, act.name, act.amount if broken else -act.amount)
+        return [f"{act.name}!broken"] if broken else words
+
+    async def child(self, ctx: TaskContext, act: Child) -> str:
+        name = child_id(ctx.execution_id, act.name)
+        task = task_of(act.program)
+        if act.detached:
+            await ctx.start_child(act.name, task, act.program, name)
+            return act.name
+        try:
+            await ctx.run_child(act.name, task, act.program, name)
+        except ExecutionFailed:
+            return f"{act.name}:failed"
+        return f"{act.name}:completed"
+
+    # --- bodies -----------------------------------------------------------------------------------------------------
+
+    async def work(self, act: Step) -> Receipt:
+        self.note("begin")
+        await asyncio.sleep(HOUR if act.ending == "overruns" else act.ms / 1_000)
+        return self.finish(act)
+
+    def work_in_thread(self, act: Step) -> Receipt:
+        self.note("begin")
+        time.sleep(act.ms / 1_000)
+        return self.finish(act)
+
+    def finish(self, act: Step) -> Receipt:
+        info = context()
+        self.note("end")
+        if act.ending == "raises" or info.current_attempt < act.failures:
+            raise Broken(act.name)
+        return Receipt(act.name, self.nonce(), "x" * act.size)
+
+    async def linger(self, race: str) -> Receipt:
+        """A loser. What runs may finish, be it cancelled: so it goes on until its race is decided, or its execution was cancelled."""
+        self.note("begin")
+        name = context().execution_id
+        gates = [self.place.gate(_gate(name, race)), self.place.gate(cancelled(name))]
+        while not any(gate.exists() for gate in gates):
+            await asyncio.sleep(0.05)
+        return Receipt(race, self.nonce())
+
+    async def item(self, number: int) -> int:
+        self.note("begin")
+        await asyncio.sleep(0.005)
+        return number
+
+    async def undo(self, receipt: Receipt) -> None:
+        self.place.write("undo", context().execution_id, receipt.step, receipt.nonce)
+        await asyncio.sleep(0.002)
+
+    def book(self, db: sqlite3.Connection, act: Transaction) -> str:
+        self.note("begin")
+        info = context()
+        db.execute(_INSERT.format("?, ?, ?"), (info.execution_id, act.name, act.amount))
+        return self.booked(act)
+
+    async def book_on_server(self, connection: Any, act: Transaction) -> str:
+        self.note("begin")
+        info = context()
+        await connection.execute(_INSERT.format("$1, $2, $3"), info.execution_id, act.name, act.amount)
+        return self.booked(act)
+
+    def booked(self, act: Transaction) -> str:
+        if act.ending == "raises" or context().current_attempt < act.failures:
+            raise Broken(act.name)
+        return self.nonce()
+
+    # --- ledger -----------------------------------------------------------------------------------------------------
+
+    def note(self, word: str) -> None:
+        info = context()
+        self.place.write(word, info.execution_id, info.step_name, info.current_attempt)
+
+    def write(self, ctx: TaskContext, word: str, *words: object) -> None:
+        self.place.write(word, ctx.execution_id, *words)
+
+    def nonce(self) -> str:
+        return f"{os.getpid()}-{time.monotonic_ns()}"
+
+
+class Again(Interpreter):
+    """The same, run again when it fails."""
+
+    name = "verified-again"
+    max_retries = 1
+
+
+def _gate(execution_id: str, race: str) -> str:
+    return f"race-{execution_id.replace('/', '_')}-{race}"
+
+
+def cancelled(execution_id: str) -> str:
+    """The gate that is opened when an execution has been cancelled, in the middle of a race perhaps."""
+    return f"cancelled-{execution_id.replace('/', '_')}"
+
+
+def task_of(program: Program) -> str:
+    """Who interprets a program."""
+    return "verified-again" if program.ending == "again" else "verified"

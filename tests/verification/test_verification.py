@@ -1,0 +1,90 @@
+"""A short verification on each store, and what the tool itself has to notice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.behaviour.programs import Place
+from tests.behaviour.world import STORE, store
+from tests.verification.ledger import Account
+from tests.verification.prediction import Prediction, predict
+from tests.verification.program import Program, Step, draw
+from tests.verification.run import run
+from tests.verification.verification import verify
+
+
+@pytest.mark.store
+def test_random_programs_under_fire_do_what_was_told_of_them(tmp_path: Path) -> None:  # B9, B54 to B57, B61, B79
+    report = run(tmp_path, None, seed=9, seconds=12.0, workers=2)
+    assert report.well, f"{report.text()}\nthe ledger is in {tmp_path}"
+    print(report.text())
+    # A verification in which nothing happened proves nothing.
+    assert report.done.get("kills", 0) + report.done.get("freezes", 0) > 1
+    assert sum(report.repeats.values()) > 0
+    assert report.programs > 10
+    assert STORE == "sqlite" or report.done.get("connections ended", 0) > 5
+
+
+def test_a_program_that_does_not_move_is_reported_with_what_it_waits_for(tmp_path: Path) -> None:
+    with store(tmp_path):
+        # Nobody works.
+        report = asyncio.run(verify(Place(tmp_path), seed=1, seconds=1.0, workers=0, at_once=1, patience=1.5))
+    assert report.stuck is not None
+    assert not report.well
+    dump = (tmp_path / "stuck.txt").read_text()
+    assert "p1" in dump
+    assert '"status":"scheduled"' in dump
+    assert '"waiting_on"' in dump
+
+
+def test_a_seed_draws_the_same_programs_and_all_survive_the_store() -> None:
+    for number in range(200):
+        program = draw(random.Random(number))
+        assert draw(random.Random(number)) == program
+        assert msgspec.json.decode(msgspec.json.encode(program), type=Program) == program
+        assert predict("p", program) == predict("p", program)
+
+
+# --- the ledger -------------------------------------------------------------------------------------------------------
+
+
+def kinds(*lines: str, told: Prediction, lost: tuple[str, ...] = ()) -> list[str]:
+    """The kinds of what is found in a ledger of one execution, ``p``."""
+    return [finding.kind for finding in Account(lines, lost).findings({"p": told})]
+
+
+STEP = predict("p", Program([[Step("a")]]))
+FLAKY = predict("p", Program([[Step("a", failures=1)]]))
+
+
+def test_what_was_told_is_no_finding() -> None:
+    assert kinds("begin p a 0 7", "end p a 0 7", "got p a n 7", told=STEP) == []
+    assert kinds("begin p a 0 7", "begin p a 1 7", "got p a n 7", told=FLAKY) == []
+
+
+def test_a_body_that_runs_again_needs_a_reason() -> None:
+    assert kinds("begin p a 0 7", "begin p a 0 8", told=STEP) == ["doubled"]
+    assert kinds("begin p a 0 7", "kill 7", "begin p a 0 8", told=STEP) == []
+    assert kinds("begin p a 0 7", "begin p a 0 8", "kill 7", told=STEP) == ["doubled"]
+    assert kinds("begin p a 0 7", "kill 9", "begin p a 0 8", told=STEP) == ["doubled"]
+    assert kinds("begin p a 0 7", "begin p a 0 8", told=STEP, lost=("7",)) == []
+    assert kinds("begin p a 0 7", "stop 7", "begin p a 0 8", "cont 7", told=STEP) == []
+
+
+def test_a_body_that_runs_after_its_result_is_doubled_whatever_was_killed() -> None:
+    lines = ("begin p a 0 7", "got p a n 7", "kill 7", "begin p a 0 8")
+    assert kinds(*lines, told=STEP) == ["doubled"]
+
+
+def test_an_attempt_too_few_is_lost_and_one_too_many_is_doubled() -> None:
+    assert kinds("begin p a 0 7", "got p a n 7", told=FLAKY) == ["lost"]
+    assert kinds("begin p a 0 7", "begin p a 1 7", told=STEP) == ["doubled"]
+
+
+def test_a_result_that_changes_is_found() -> None:
+    assert kinds("begin p a 0 7", "got p a n 7", "kill 7", "got p a m 8", told=STEP) == ["doubled"]

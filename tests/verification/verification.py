@@ -1,0 +1,156 @@
+"""One verification from its beginning to its report."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from tests.behaviour.programs import Place
+from tests.behaviour.world import STORE
+from tests.chaos.storm import Weather
+from tests.chaos.weather import Crashes, Lightning
+from tests.verification.check import entered, everything, findings, make_ledger
+from tests.verification.driver import Driver, Restless
+from tests.verification.killer import Killer
+from tests.verification.ledger import Account, Finding
+from tests.verification.report import Report
+from tests.verification.watchdog import Stuck, dump, watch
+from zart_core import DurableScheduler, connect
+
+PATIENCE: Final = 40.0
+"""Seconds without a word in the ledger after which a program counts as stuck: many leases, and no sleep is that long."""
+
+
+async def verify(
+    place: Place,
+    *,
+    seed: int,
+    seconds: float,
+    workers: int = 2,
+    at_once: int = 12,
+    crash: Callable[[], None] | None = None,
+    calm: float = 1.0,
+    patience: float = PATIENCE,
+) -> Report:
+    """Programs of this seed for so many seconds on the fresh store of ``place``; then all ends, and is compared with what was told.
+
+    ``crash``: what crashes the store's server, if that is ours to crash. ``calm``: a worker is left in peace for about so many seconds.
+    """
+    began = time.monotonic()
+    await make_ledger(place)
+    blows: Counter[str] = Counter()
+
+    def note(what: str) -> None:
+        place.ledger.write(f"blow {what}")
+        blows[what] += 1
+
+    def noted(crash: Callable[[], None]) -> Callable[[], None]:
+        def blow() -> None:
+            note("server crashes")
+            crash()
+
+        return blow
+
+    weather: list[Weather] = []
+    if STORE != "sqlite":
+        weather.append(Lightning(place.url, note=lambda: note("connections ended")))
+    if crash is not None:
+        weather.append(Crashes(noted(crash), pause=(4.0, 12.0)))
+    async with connect(place.url) as scheduler:
+        client = DurableScheduler(scheduler)
+        driver = Driver(place, client, seed=seed, seconds=seconds, at_once=at_once)
+        killer = Killer(place, seed=seed, workers=workers, weather=weather, calm=calm)
+        file = place.folder / "stuck.txt"
+        stuck = await _all_of_it(driver, killer, watch(driver, killer, scheduler, patience, file))
+        if stuck is not None and not file.exists():
+            names = [name for name, execution in (await everything(client)).items() if execution.finished_at is None]
+            file.write_text(await dump(driver, killer, scheduler, names))
+        account = Account(place.ledger.entries(), killer.lost)
+        found = [Finding("wrong", text) for text in (*driver.findings, *killer.findings, *_complaints(killer))]
+        if stuck is None:
+            found += [*account.findings(driver.told), *await findings(place, scheduler, driver.told)]
+        rows = await entered(place)
+        executions = sum((await client.stats()).by_status.values())
+    return Report(
+        seed=seed,
+        store=STORE,
+        seconds=time.monotonic() - began,
+        workers=workers,
+        programs=driver.done["programs"],
+        executions=executions,
+        steps=len(account.begins),
+        bodies=sum(map(len, account.begins.values())),
+        rows=sum(len(amounts) for steps in rows.values() for amounts in steps.values()),
+        done=dict(driver.done + killer.done + blows),
+        failovers=account.failovers,
+        repeats=dict(account.repeats),
+        findings=found,
+        stuck=stuck,
+    )
+
+
+async def _all_of_it(driver: Driver, killer: Killer, watching: Coroutine[Any, Any, None]) -> str | None:
+    """Drive and kill, and see whether anything is stuck."""
+    raging = asyncio.create_task(killer.rage())
+    watcher = asyncio.create_task(watching)
+    driving = asyncio.create_task(driver.drive())
+    tasks = [raging, watcher, driving]
+    try:
+        over = asyncio.get_running_loop().call_later(driver.seconds, killer.over.set)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        if driving.done():
+            watcher.cancel()
+            driving.result()
+            killer.close()
+            await raging
+        for task in (raging, watcher):
+            if task.done() and not task.cancelled():
+                task.result()
+    except (Stuck, Restless) as error:
+        return f"{error}"
+    finally:
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return None
+
+
+_ALLOWED: Final = (
+    "has lost its lease",
+    "a worker has died",
+    "the event loop has been blocked",
+    # Losers that go on until their race is decided, which a worker that is drained does not do any more.
+    "did not come to a stop in time",
+    # Of workers that were cut off from their store.
+    "signals failed, it will be repeated",
+    # A branch has heard of the cancellation while another one was in a step.
+    "a pass through its handler has ended before",
+)
+_ALLOWED_ON_SERVERS: Final = (
+    "failed, it will be repeated",
+    "could not register, it will be repeated",
+    "listening for notifications failed, polling goes on",
+    "heartbeat failed",
+    "could not be deregistered, its lease will run out",
+    "signals failed, it will be repeated",
+    "sweeping failed, it will be repeated",
+)
+
+
+def _complaints(killer: Killer) -> list[str]:
+    """Lines of the workers' logs, of level ERROR and above, or tracebacks, that nothing explains."""
+    allowed = _ALLOWED if STORE == "sqlite" else _ALLOWED + _ALLOWED_ON_SERVERS
+    return [
+        f"worker {process.pid} said: {line[:300]}"
+        for process in killer.crew
+        if not (STORE != "sqlite" and "BackendUnavailable" in process.said)
+        for line in process.said.splitlines()
+        if (" WARNING " in line or " ERROR " in line or line.startswith("Traceback"))
+        and not any(words in line for words in allowed)
+    ]
