@@ -6,7 +6,7 @@ import asyncio
 
 from msgspec.structs import replace
 
-from zart_core.records import FINISHED, FinalStatus, NewPause, Purge
+from zart_core.records import FINISHED, ClaimedRun, FinalStatus, NewPause, Purge
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench
 from zart_core.testing.contract.hand import attempt, attempt_row, child, completed, finish, publish, suspend
 from zart_core.testing.contract.succession import continued, next_run
@@ -141,7 +141,7 @@ class PurgingContract(Contract):
     @on_bench
     async def test_a_purge_ends_although_earlier_runs_have_to_stay_for_their_children(self, bench: Bench) -> None:
         hand, run = await bench.running("p")
-        cleaning = []
+        cleaning: list[ClaimedRun] = []
         for n in range(3):
             await hand.record(child(run, "call", new(f"c-{n}")))
             cleaning.append(await hand.take(f"c-{n}"))
