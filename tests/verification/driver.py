@@ -53,14 +53,14 @@ class Driver:
                 group.create_task(self._recur(end))
                 for _ in range(self._at_once):
                     group.create_task(self._lane(end))
+            # Detached children still ask for events.
+            await until(self._at_rest, seconds=60)
+        except AssertionError:
+            raise Restless("all programs have ended, and a minute later something still waits or is at work") from None
         finally:
             self._over = True
             await listening
             await asyncio.gather(*self._errands)
-        try:
-            await until(self._at_rest, seconds=60)
-        except AssertionError:
-            raise Restless("all programs have ended, and a minute later something still waits or is at work") from None
 
     async def _at_rest(self) -> bool:
         """Whether nothing waits for a worker and none is at work: detached children and losers of races have ended too."""

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tests.behaviour.programs import Place
-from tests.behaviour.world import STORE
+from tests.behaviour.world import REPLAY, STORE
 from tests.verification.prediction import child_id, lost_to
 from tests.verification.program import (
     Act,
@@ -240,9 +240,10 @@ class Interpreter(TaskHandler[Program, list[str]]):
                     handles.append(ctx.schedule_sleep(name, HOUR))
                 case "event":
                     handles.append(ctx.schedule_event(name))
-                case "near":
+                # With a replay at each durable call, a race waits for the bodies of all losers beside the handler: here for ever.
+                case "near" if REPLAY != "always":
                     handles.append(ctx.schedule(name, lambda: self.linger(act.name)))
-                case "far":
+                case _:
                     handles.append(ctx.schedule(name, self.linger, act.name))
         if len(act.winners) == 1:
             won = [await ctx.wait_any(handles, name=act.name)]
