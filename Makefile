@@ -85,6 +85,7 @@ examples: $(VENV)/.stamp ## Run every example
 soak: $(VENV)/.stamp verify ## Run the long chaos and workload tests
 	# The limit per test that catches a hang in the suite would cut these short.
 	$(BIN)/python -m pytest -n $(WORKERS) -m soak --timeout=3600
+	ZART_TEST_EXAMPLES=soak $(BIN)/python -m pytest -n $(WORKERS) tests/core --timeout=3600
 	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos -m "store and soak" --timeout=3600
 
 .PHONY: verify

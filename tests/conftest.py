@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import settings
 
 TIME_LIMIT = 90.0
-# How long one example takes says how busy the machine is.
-settings.register_profile("zart", deadline=None)
-settings.load_profile("zart")
+# The same examples in every run of the suite, others and more of them in the long tests. How long one takes says how busy the machine is.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile("soak", deadline=None, max_examples=2_000)
+settings.load_profile(os.environ.get("ZART_TEST_EXAMPLES", "suite"))
 
 
 @pytest.hookimpl(tryfirst=True)

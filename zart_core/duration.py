@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Final
 
 Duration = timedelta | float | str
@@ -20,6 +21,8 @@ FOREVER: Final = 253_402_300_799_999_999
 
 _UNITS: Final = {"us": 1, "ms": 1_000, "s": SECOND, "m": 60 * SECOND, "h": 3_600 * SECOND, "d": 86_400 * SECOND}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)\s*", re.ASCII)
+_LONGEST: Final = 300
+"""Most digits of a number; far beyond all time."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -46,22 +49,22 @@ def _parse(text: str, what: str) -> int:
     body = text.strip()
     sign = -1 if body.startswith("-") else 1
     body = body.removeprefix("-")
-    total = 0.0
+    total: int | Fraction = 0  # exact: as a float, years would lose their microseconds
     position = 0
     while position < len(body):
         part = _PART.match(body, position)
         if part is None:
             break
-        total += float(part[1]) * _UNITS[part[2]]
+        number = part[1]
+        if len(number) > _LONGEST:
+            raise ValueError(f"{what} {text!r} is too long")
+        total += (Fraction(number) if "." in number else int(number)) * _UNITS[part[2]]
         position = part.end()
     if not body or position != len(body):
         raise ValueError(
             f"{what} {text!r} is not a duration: use a number with us, ms, s, m, h or d, like '30s' or '1h30m'"
         )
-    try:
-        return sign * round(total)
-    except OverflowError:
-        raise ValueError(f"{what} {text!r} is too long") from None
+    return sign * round(total)
 
 
 def positive_micros(duration: Duration, *, what: str) -> int:
