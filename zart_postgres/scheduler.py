@@ -394,7 +394,8 @@ class PostgresScheduler:
         # One that waits for what others have locked must not hold up those that do not.
         lane = calls.patient if flush.patience else calls.flush
         # In the caller's own task, unlike all else: a lone step waits for each turn of the event loop. A worker's journal is
-        # cancelled when the worker is given up, and then it does not matter what becomes of the connection.
+        # cancelled when the worker is given up, and then it does not matter what becomes of the connection. Race: the server
+        # commits a flush whose caller is gone. Its facts stand, as after a crash; who waits for its ends finds them by polling.
         outcome = await lane.run(self._fenced(flush.worker_id, lambda db: write_facts(db, flush)))
         self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
         return outcome.flushed
