@@ -93,8 +93,9 @@ class Completions:
             if not waiters:
                 del self._waiters[waiter.execution_id]
         if not self._waiters and self._reader is not None:
-            self._reader.cancel()
-            self._reader = None
+            reader, self._reader = self._reader, None
+            if reader is not asyncio.current_task():  # it sees by itself that it is not wanted any more
+                reader.cancel()
 
     def _ask(self, execution_id: str) -> None:
         self._asked.add(execution_id)
@@ -122,9 +123,9 @@ class Completions:
         # Race: an execution that finishes between a waiter's first look and this subscription would be missed. Subscribing comes
         # first, and every waiter is looked up once afterwards.
         unsubscribe = self._scheduler.subscribe(self._notified)
-        failures = 0
+        failures, reader = 0, asyncio.current_task()
         try:
-            while True:
+            while self._reader is reader:
                 try:
                     async with asyncio.timeout(_POLL * random.uniform(0.8, 1.2)):
                         await self._work.wait()

@@ -69,6 +69,11 @@ def written(sender: str, happened: Happened) -> str:
     return text.decode()
 
 
+def rest_after(count: int) -> float:
+    """Seconds until the next notification may go, after one that told of so many things."""
+    return min(_REST * count, _LONGEST_REST)
+
+
 class Herald:
     """Sends what happened here to the other schedulers. Its task lives only while there is something to send."""
 
@@ -109,7 +114,7 @@ class Herald:
     async def _send(self) -> None:
         while self._pending:
             happened, self._pending = self._pending, Happened()
-            rest, self._count = min(_REST * self._count, _LONGEST_REST), 0
+            rest, self._count = rest_after(self._count), 0
             try:
                 await self.send(written(self._sender, happened))
             except ZartError as error:
