@@ -15,7 +15,7 @@ from zart_postgres.database import sqlstate
 from zart_postgres.lanes import Session
 
 _START: Final = """
-    SELECT now, execution_id, run_id, created
+    SELECT now, execution_id, run_id, created, runs
     FROM {schema}.start_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
 _START_KEYED: Final = """
@@ -67,6 +67,13 @@ async def start(db: Session, starts: Sequence[Start]) -> list[Started]:
             raise
         execution_id, task = str(getattr(error, "detail", "")), str(getattr(error, "hint", ""))
         raise _belongs(execution_id, task, first[execution_id].task) from None
+    if not by_key and rows and rows[0][4] is not None:
+        # All of them are new. What was given twice is one run, which its first mention has created.
+        made = dict(zip(first, rows[0][4], strict=True))
+        return [
+            Started(given.execution_id, made[given.execution_id], given.task, first[given.execution_id] is given)
+            for given in starts
+        ]
     found: dict[str, tuple[int, bool, str]] = {row[1]: (row[2], row[3], row[4] if by_key else row[1]) for row in rows}
     if len(found) < len(first):  # Race: one of them was met by the insert, and purged before it was looked at
         return await start(db, starts)
@@ -89,7 +96,7 @@ def _belongs(execution_id: str, task: str, wanted: str) -> ExecutionAlreadyExist
 
 def tags_as_json(tags: dict[str, str]) -> str:
     """A parameter for a column of tags."""
-    return _encode(tags).decode()
+    return _encode(tags).decode() if tags else "{}"
 
 
 def bounded(length: int | None) -> int | None:

@@ -19,13 +19,14 @@ $$;
 
 -- --- starting -------------------------------------------------------------------------------------------------------
 
--- The ids are distinct. Answers what exists now of each, and whether this call created it, or an earlier try of it with the
--- same nonce. An id that belongs to another task undoes the call: SQLSTATE ZT001, the id as detail, its task as hint.
+-- The ids are distinct. When all of them are new, which is nearly always, the answer is one row: the runs in the order of the call. Else it
+-- is a row for each id: what exists now of it, and whether this call created it, or an earlier try of it with the same nonce. An id
+-- that belongs to another task undoes the call: SQLSTATE ZT001, the id as detail, its task as hint.
 CREATE FUNCTION {schema}.start_v1(
     p_execution_ids text[], p_tasks text[], p_inputs bytea[], p_versions text[], p_queues text[], p_priorities bigint[],
     p_tags text[], p_wake_at bigint[], p_delays bigint[], p_timeouts bigint[], p_deadlines bigint[], p_nonces bigint[],
     p_forever bigint, p_keys text[] DEFAULT NULL)
-RETURNS TABLE (execution_id text, run_id bigint, created boolean, now bigint)
+RETURNS TABLE (execution_id text, run_id bigint, created boolean, now bigint, runs bigint[])
 LANGUAGE plpgsql
 -- Thousands may come at once, and the planner takes an array for ten: what was added is found among what was given by a hash
 -- join (measured: 10,000 starts took 10 s by a nested loop).
@@ -35,41 +36,48 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_now bigint := {schema}.now_v1();
+    v_runs bigint[];               -- a number for each, in the order of the call: of those due at one time, the first started runs first
+    v_added bigint;
+    v_all boolean;
     v_new bigint[];
     v_stranger text;
     v_task text;
 BEGIN
-    WITH given AS MATERIALIZED (
-        -- Numbered in the order of the call: of those due at one time, the first started runs first.
-        SELECT nextval('{schema}.run_ids') AS run_id, g.*,
-               coalesce(g.wake_at, greatest(0, least(v_now + coalesce(g.delay, 0), p_forever))) AS first_at
-        FROM (
-            SELECT * FROM unnest(
-                p_execution_ids, p_tasks, p_inputs, p_versions, p_queues, p_priorities, p_tags, p_wake_at, p_delays,
-                p_timeouts, p_deadlines, p_nonces, p_keys) WITH ORDINALITY
-            AS u(execution_id, task, input, version, queue, priority, tags, wake_at, delay, timeout, latest, nonce, key, place)
-            ORDER BY u.place
-        ) AS g
-    ), added AS (
-        -- In the order of the ids: two batches that overlap wait for each other's unique entries in one order only.
-        INSERT INTO {schema}.runs AS r (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce, key)
-        SELECT g.run_id, v_now, g.priority, 1, g.execution_id, g.task, g.queue, g.tags::jsonb, g.input, g.nonce,
-               coalesce(g.key, '')
-        FROM given AS g ORDER BY g.execution_id COLLATE "C"
-        ON CONFLICT (execution_id, run) DO NOTHING
-        RETURNING r.run_id
-    ), timed AS (
-        SELECT g.*, least(g.latest, CASE WHEN g.timeout IS NOT NULL
-                                         THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END) AS deadline
-        FROM given AS g JOIN added ON added.run_id = g.run_id
-    ), queued AS (
-        INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, bytes, priority, queue, task, version, key)
+    v_runs := ARRAY(SELECT nextval('{schema}.run_ids') FROM generate_series(1, cardinality(p_execution_ids)));
+    -- In the order of the ids: two batches that overlap wait for each other's unique entries in one order only.
+    INSERT INTO {schema}.runs AS r (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce, key)
+    SELECT g.run_id, v_now, g.priority, 1, g.execution_id, g.task, g.queue, g.tags::jsonb, g.input, g.nonce, coalesce(g.key, '')
+    FROM unnest(v_runs, p_execution_ids, p_tasks, p_inputs, p_queues, p_priorities, p_tags, p_nonces, p_keys)
+        AS g(run_id, execution_id, task, input, queue, priority, tags, nonce, key)
+    ORDER BY g.execution_id COLLATE "C"
+    ON CONFLICT (execution_id, run) DO NOTHING;
+    GET DIAGNOSTICS v_added = ROW_COUNT;
+    v_all := v_added = cardinality(v_runs);
+    IF NOT v_all THEN
+        v_new := ARRAY(SELECT r.run_id FROM {schema}.runs AS r WHERE r.run_id = ANY (v_runs));
+    END IF;
+    IF v_added > 0 THEN
+        INSERT INTO {schema}.active (run_id, wake_at, deadline, bytes, priority, queue, task, version, key)
         SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, octet_length(t.input), t.priority, t.queue, t.task, t.version,
                coalesce(t.key, '')
-        FROM timed AS t
-        RETURNING a.run_id
-    )
-    SELECT array_agg(queued.run_id) INTO v_new FROM queued;
+        FROM (
+            SELECT g.*, least(g.latest, CASE WHEN g.timeout IS NOT NULL
+                                             THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END) AS deadline
+            FROM (
+                SELECT u.*, coalesce(u.wake_at, greatest(0, least(v_now + coalesce(u.delay, 0), p_forever))) AS first_at
+                FROM unnest(
+                    v_runs, p_tasks, p_inputs, p_versions, p_queues, p_priorities, p_wake_at, p_delays, p_timeouts, p_deadlines,
+                    p_keys)
+                AS u(run_id, task, input, version, queue, priority, wake_at, delay, timeout, latest, key)
+            ) AS g
+        ) AS t
+        WHERE v_all OR t.run_id IN (SELECT unnest(v_new));
+    END IF;
+    IF v_all THEN
+        created := true; now := v_now; runs := v_runs;
+        RETURN NEXT;
+        RETURN;
+    END IF;
     -- Later statements than the insert: an execution that somebody else created meanwhile is seen by them.
     SELECT wanted.execution_id, r.task INTO v_stranger, v_task
     FROM unnest(p_execution_ids, p_tasks) AS wanted(execution_id, task)
@@ -90,7 +98,7 @@ BEGIN
             WHERE x.execution_id = wanted.execution_id ORDER BY x.run DESC LIMIT 1
         ) AS r
     )
-    SELECT l.execution_id, l.run_id, n.run_id IS NOT NULL OR l.ours, v_now
+    SELECT l.execution_id, l.run_id, n.run_id IS NOT NULL OR l.ours, v_now, NULL::bigint[]
     FROM latest AS l LEFT JOIN unnest(v_new) AS n(run_id) ON n.run_id = l.run_id;
 END $$;
 
