@@ -12,6 +12,7 @@ import msgspec
 from zart_core.duration import FOREVER
 from zart_core.errors import LeaseLost
 from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo, EventRow, StepRow
+from zart_postgres.completions import Known
 from zart_postgres.lanes import Session
 from zart_postgres.leases import HeldRun, lost, park
 from zart_postgres.notices import Happened
@@ -65,7 +66,7 @@ class Turns:
             self._turns[worker_id] = turn
 
 
-async def claim(db: Session, request: Claim, turns: Turns, parked: Parked) -> Claimed:
+async def claim(db: Session, request: Claim, turns: Turns, known: Known, parked: Parked) -> Claimed:
     """See :meth:`zart_core.scheduler.Scheduler.claim`. ``parked`` is told what the end of a run that does not fit, or of a
     pause, has led to."""
     while True:
@@ -98,6 +99,7 @@ async def claim(db: Session, request: Claim, turns: Turns, parked: Parked) -> Cl
             if rows:
                 runs = await _merged(db, request.worker_id, head["first_places"] or (), runs, rows, parked)
             claimed = [run for run in runs if run is not None]
+            known.claimed(claimed)
             return Claimed(claimed, next_wake, rules)
         # Another scheduler object released for this worker. The claim was refused; this one is not late.
 
