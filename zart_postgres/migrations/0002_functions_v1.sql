@@ -22,6 +22,9 @@ $$;
 -- The ids are distinct. When all of them are new, which is nearly always, the answer is one row: the runs in the order of the call. Else it
 -- is a row for each id: what exists now of it, and whether this call created it, or an earlier try of it with the same nonce. An id
 -- that belongs to another task undoes the call: SQLSTATE ZT001, the id as detail, its task as hint.
+--
+-- Arrays may be shorter than that of the ids: of tasks, queues, priorities and tags one element, if it is the same for all; of what may be
+-- NULL none, if all are.
 CREATE FUNCTION {schema}.start_v1(
     p_execution_ids text[], p_tasks text[], p_inputs bytea[], p_versions text[], p_queues text[], p_priorities bigint[],
     p_tags text[], p_wake_at bigint[], p_delays bigint[], p_timeouts bigint[], p_deadlines bigint[], p_nonces bigint[],
@@ -45,21 +48,40 @@ DECLARE
 BEGIN
     v_runs := ARRAY(SELECT nextval('{schema}.run_ids') FROM generate_series(1, cardinality(p_execution_ids)));
     -- In the order of the ids: two batches that overlap wait for each other's unique entries in one order only.
-    INSERT INTO {schema}.runs AS r (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce, key)
-    SELECT g.run_id, v_now, g.priority, 1, g.execution_id, g.task, g.queue, g.tags::jsonb, g.input, g.nonce, coalesce(g.key, '')
-    FROM unnest(v_runs, p_execution_ids, p_tasks, p_inputs, p_queues, p_priorities, p_tags, p_nonces, p_keys)
-        AS g(run_id, execution_id, task, input, queue, priority, tags, nonce, key)
-    ORDER BY g.execution_id COLLATE "C"
-    ON CONFLICT (execution_id, run) DO NOTHING;
-    GET DIAGNOSTICS v_added = ROW_COUNT;
+    --
+    -- Of many nearly always all are new. Then they are inserted as such: with ON CONFLICT the server inserts each row with a reservation, in
+    -- two parts, which takes a fifth longer.
+    IF cardinality(v_runs) >= 20 THEN
+        BEGIN
+            INSERT INTO {schema}.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce, key)
+            SELECT g.run_id, v_now, coalesce(g.priority, p_priorities[1]), 1, g.execution_id, coalesce(g.task, p_tasks[1]),
+                   coalesce(g.queue, p_queues[1]), coalesce(g.tags, p_tags[1])::jsonb, g.input, g.nonce, coalesce(g.key, '')
+            FROM unnest(v_runs, p_execution_ids, p_tasks, p_inputs, p_queues, p_priorities, p_tags, p_nonces, p_keys)
+                AS g(run_id, execution_id, task, input, queue, priority, tags, nonce, key)
+            ORDER BY g.execution_id COLLATE "C";
+            v_added := cardinality(v_runs);
+        EXCEPTION WHEN unique_violation THEN
+            v_added := NULL;
+        END;
+    END IF;
+    IF v_added IS NULL THEN
+        INSERT INTO {schema}.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce, key)
+        SELECT g.run_id, v_now, coalesce(g.priority, p_priorities[1]), 1, g.execution_id, coalesce(g.task, p_tasks[1]),
+               coalesce(g.queue, p_queues[1]), coalesce(g.tags, p_tags[1])::jsonb, g.input, g.nonce, coalesce(g.key, '')
+        FROM unnest(v_runs, p_execution_ids, p_tasks, p_inputs, p_queues, p_priorities, p_tags, p_nonces, p_keys)
+            AS g(run_id, execution_id, task, input, queue, priority, tags, nonce, key)
+        ORDER BY g.execution_id COLLATE "C"
+        ON CONFLICT (execution_id, run) DO NOTHING;
+        GET DIAGNOSTICS v_added = ROW_COUNT;
+    END IF;
     v_all := v_added = cardinality(v_runs);
     IF NOT v_all THEN
         v_new := ARRAY(SELECT r.run_id FROM {schema}.runs AS r WHERE r.run_id = ANY (v_runs));
     END IF;
     IF v_added > 0 THEN
         INSERT INTO {schema}.active (run_id, wake_at, deadline, bytes, priority, queue, task, version, key)
-        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, octet_length(t.input), t.priority, t.queue, t.task, t.version,
-               coalesce(t.key, '')
+        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, octet_length(t.input), coalesce(t.priority, p_priorities[1]),
+               coalesce(t.queue, p_queues[1]), coalesce(t.task, p_tasks[1]), t.version, coalesce(t.key, '')
         FROM (
             SELECT g.*, least(g.latest, CASE WHEN g.timeout IS NOT NULL
                                              THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END) AS deadline
@@ -80,7 +102,9 @@ BEGIN
     END IF;
     -- Later statements than the insert: an execution that somebody else created meanwhile is seen by them.
     SELECT wanted.execution_id, r.task INTO v_stranger, v_task
-    FROM unnest(p_execution_ids, p_tasks) AS wanted(execution_id, task)
+    FROM (
+        SELECT w.execution_id, coalesce(w.task, p_tasks[1]) AS task FROM unnest(p_execution_ids, p_tasks) AS w(execution_id, task)
+    ) AS wanted
     CROSS JOIN LATERAL (
         SELECT x.task FROM {schema}.runs AS x WHERE x.execution_id = wanted.execution_id ORDER BY x.run DESC LIMIT 1
     ) AS r
