@@ -173,7 +173,7 @@ END $$;
 -- this statement and the lock, and it is due all the same. Then its newest version is locked, which the statement does not find at that
 -- place: it is not leased, and met again by the next claim.
 CREATE FUNCTION {schema}.lease_level_v1(
-    p_worker bigint, p_now bigint, p_queue text, p_task text, p_priority bigint, p_version text, p_timeout bigint,
+    p_worker bigint, p_now bigint, p_queue text, p_task text, p_priority bigint, p_first_at bigint, p_version text, p_timeout bigint,
     p_limit integer, p_forever bigint, OUT o_taken bigint[], OUT o_bytes bigint)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_nestloop = on SET enable_hashjoin = off
@@ -183,7 +183,7 @@ BEGIN
     WITH pick AS MATERIALIZED (
         SELECT a.ctid AS place, a.wake_at FROM {schema}.active AS a
         WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = p_queue AND a.task = p_task AND a.priority = p_priority
-          AND a.wake_at <= p_now
+          AND a.wake_at >= p_first_at AND a.wake_at <= p_now
         ORDER BY a.wake_at, a.run_id LIMIT p_limit
         FOR NO KEY UPDATE SKIP LOCKED
     ), leased AS (
@@ -244,7 +244,7 @@ DECLARE
     v_turn integer;
     v_now bigint;
     v_next bigint;
-    v_queues text[]; v_tasks text[]; v_offers integer[]; v_priorities bigint[];  -- the levels
+    v_queues text[]; v_tasks text[]; v_offers integer[]; v_priorities bigint[]; v_firsts bigint[];  -- the levels
     v_runs bigint[]; v_picks integer[];                                          -- what to take, and for which offer
     v_taken bigint[] := '{}';
     v_bytes bigint := 0;                                                         -- of these, but for small results
@@ -301,28 +301,31 @@ BEGIN
     END IF;
 
     -- The levels: every queue with every task, and the priorities that occur there, by skip-scan: each step seeks the next
-    -- lower one.
+    -- lower one. With the first time of each: before it are only entries of what has been claimed, until the table is vacuumed, which may be
+    -- very many. They are walked once, here, and not again by what follows. Race: a run that became due earlier is committed in between: it is
+    -- met by the next claim.
     WITH RECURSIVE level AS (
-        SELECT q.queue, t.task, t.offer::integer AS offer, l.priority
+        SELECT q.queue, t.task, t.offer::integer AS offer, l.priority, l.wake_at
         FROM unnest(v_plain) AS q(queue)
         CROSS JOIN unnest(p_tasks) WITH ORDINALITY AS t(task, offer)
         CROSS JOIN LATERAL (
-            SELECT a.priority FROM {schema}.active AS a
+            SELECT a.priority, a.wake_at FROM {schema}.active AS a
             WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = q.queue AND a.task = t.task
-            ORDER BY a.priority DESC LIMIT 1
+            ORDER BY a.priority DESC, a.wake_at LIMIT 1
         ) AS l
         UNION ALL
-        SELECT level.queue, level.task, level.offer, l.priority
+        SELECT level.queue, level.task, level.offer, l.priority, l.wake_at
         FROM level
         CROSS JOIN LATERAL (
-            SELECT a.priority FROM {schema}.active AS a
+            SELECT a.priority, a.wake_at FROM {schema}.active AS a
             WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
               AND a.priority < level.priority
-            ORDER BY a.priority DESC LIMIT 1
+            ORDER BY a.priority DESC, a.wake_at LIMIT 1
         ) AS l
     )
-    SELECT array_agg(level.queue), array_agg(level.task), array_agg(level.offer), array_agg(level.priority)
-      INTO v_queues, v_tasks, v_offers, v_priorities
+    SELECT array_agg(level.queue), array_agg(level.task), array_agg(level.offer), array_agg(level.priority),
+           array_agg(level.wake_at)
+      INTO v_queues, v_tasks, v_offers, v_priorities, v_firsts
       FROM level;
 
     IF v_queues IS NOT NULL THEN
@@ -345,11 +348,11 @@ BEGIN
               FROM (
                 SELECT c.run_id, level.offer, level.priority,
                        row_number() OVER (PARTITION BY level.priority ORDER BY c.wake_at, c.run_id) AS rank
-                FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+                FROM unnest(v_queues, v_tasks, v_offers, v_priorities, v_firsts) AS level(queue, task, offer, priority, first_at)
                 CROSS JOIN LATERAL (
                     SELECT a.run_id, a.wake_at FROM {schema}.active AS a
                     WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
-                      AND a.priority = level.priority AND a.wake_at <= v_now
+                      AND a.priority = level.priority AND a.wake_at >= level.first_at AND a.wake_at <= v_now
                     ORDER BY a.wake_at, a.run_id LIMIT v_left
                 ) AS c
             ) AS f;
@@ -380,7 +383,7 @@ BEGIN
     ELSIF cardinality(v_queues) = 1 AND v_left > 0 THEN
         SELECT l.o_taken, l.o_bytes INTO v_taken, v_bytes
         FROM {schema}.lease_level_v1(
-            p_worker, v_now, v_queues[1], v_tasks[1], v_priorities[1], p_versions[v_offers[1]], p_timeouts[v_offers[1]],
+            p_worker, v_now, v_queues[1], v_tasks[1], v_priorities[1], v_firsts[1], p_versions[v_offers[1]], p_timeouts[v_offers[1]],
             v_left, p_forever) AS l;
         v_left := v_left - cardinality(v_taken);
     ELSIF v_queues IS NOT NULL AND v_left > 0 THEN
@@ -390,11 +393,11 @@ BEGIN
           INTO v_runs, v_picks
           FROM (
             SELECT c.run_id, c.wake_at, level.offer, level.priority
-            FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+            FROM unnest(v_queues, v_tasks, v_offers, v_priorities, v_firsts) AS level(queue, task, offer, priority, first_at)
             CROSS JOIN LATERAL (
                 SELECT a.run_id, a.wake_at FROM {schema}.active AS a
                 WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
-                  AND a.priority = level.priority AND a.wake_at <= v_now
+                  AND a.priority = level.priority AND a.wake_at >= level.first_at AND a.wake_at <= v_now
                 ORDER BY a.wake_at, a.run_id LIMIT v_left
             ) AS c
             ORDER BY level.priority DESC, c.wake_at, c.run_id LIMIT v_left
@@ -411,11 +414,11 @@ BEGIN
                   INTO v_runs, v_picks
                   FROM (
                     SELECT c.run_id, c.wake_at, level.offer, level.priority
-                    FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+                    FROM unnest(v_queues, v_tasks, v_offers, v_priorities, v_firsts) AS level(queue, task, offer, priority, first_at)
                     CROSS JOIN LATERAL (
                         SELECT a.run_id, a.wake_at FROM {schema}.active AS a
                         WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
-                          AND a.priority = level.priority AND a.wake_at <= v_now
+                          AND a.priority = level.priority AND a.wake_at >= level.first_at AND a.wake_at <= v_now
                         ORDER BY a.wake_at, a.run_id LIMIT v_left
                         FOR NO KEY UPDATE SKIP LOCKED
                     ) AS c
@@ -449,11 +452,12 @@ BEGIN
             ) AS c
             UNION ALL
             SELECT c.run_id, level.offer
-            FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+            FROM unnest(v_queues, v_tasks, v_offers, v_priorities, v_firsts) AS level(queue, task, offer, priority, first_at)
             CROSS JOIN LATERAL (
                 SELECT a.run_id FROM {schema}.active AS a
                 WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
-                  AND a.priority = level.priority AND a.wake_at <= v_now - p_timeouts[level.offer]
+                  AND a.priority = level.priority AND a.wake_at >= level.first_at
+                  AND a.wake_at <= v_now - p_timeouts[level.offer]
                   AND a.epoch = 0 AND a.deadline IS NULL
                 ORDER BY a.wake_at LIMIT v_overdue
                 FOR NO KEY UPDATE SKIP LOCKED
