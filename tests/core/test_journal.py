@@ -106,6 +106,7 @@ class Bench:
         self.cancelled: list[int] = []
         self.lost = 0
         store: Any = self.store
+        self.running: asyncio.Task[None] | None = None
         self.journal = Journal(store, WORKER, on_cancelled=self.cancelled.append, on_lease_lost=self._lose)
 
     def _lose(self) -> None:
@@ -123,7 +124,7 @@ class Bench:
 @asynccontextmanager
 async def bench() -> AsyncIterator[Bench]:
     made = Bench()
-    running = asyncio.create_task(made.journal.run())
+    made.running = running = asyncio.create_task(made.journal.run())
     try:
         async with asyncio.timeout(20):
             yield made
@@ -160,6 +161,31 @@ async def test_facts_that_come_during_a_flush_go_together_in_the_next() -> None:
         at.store.open.set()
         assert await asyncio.gather(first, *later) == [DONE] * 51
         assert at.store.steps() == [["first"], [f"later-{run_id}" for run_id in range(50)]]
+
+
+async def _two_steps(journal: Journal, run_id: int) -> int:
+    return max(await journal.step(step(run_id, "one")), await journal.step(step(run_id, "two")))
+
+
+@pytest.mark.parametrize(("writers", "sizes"), [(40, [40, 20, 20]), (100, [40, 40])], ids=["all of them", "some"])
+async def test_a_crowd_that_was_all_in_one_flush_goes_on_in_two_halves(writers: int, sizes: list[int]) -> None:  # B18
+    async with bench() as at:
+        at.journal.writers = writers
+        assert await asyncio.gather(*(_two_steps(at.journal, run_id) for run_id in range(40))) == [DONE] * 40
+        assert [len(flush.steps) for flush in at.store.flushes] == sizes
+
+
+async def test_who_is_told_last_is_told_all_the_same_when_the_journal_ends() -> None:  # B11
+    async with bench() as at:
+        at.journal.writers = 40
+        promises = [at.journal.step(step(run_id)) for run_id in range(40)]
+        assert await promises[0] == DONE
+        assert not promises[-1].done()
+        assert not at.journal.idle, "half of it is not told yet"
+        assert at.running is not None
+        at.running.cancel()
+        assert await asyncio.gather(*promises) == [DONE] * 40
+        assert at.journal.idle
 
 
 async def test_facts_of_every_kind_go_in_one_flush() -> None:  # B11
