@@ -487,35 +487,31 @@ async def test_a_body_is_run_once_though_the_answer_of_its_commit_is_lost(world:
     assert runs == [1]
 
 
-class Slow:
-    """A scheduler whose answer to a transaction is on its way until the caller has given up, and some time longer."""
+async def test_a_commit_that_has_begun_when_the_timeout_comes_counts(
+    replay: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:  # B49, B54
+    body = Held()
+    body.go.set()
+    engine = TestEngine(registry_of(Timed(body, timeout="30s")), replay=replay)
+    transact, committed = engine.scheduler.transact, asyncio.Event()
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.scheduler, name)
-
-    async def transact(self, key: StepKey, work: Body) -> StepRow | None:
-        row = await self.scheduler.transact(key, work)
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            await asyncio.sleep(0.1)
+    async def answers_late(key: StepKey, work: Body) -> StepRow | None:
+        row = await transact(key, work)
+        if key.name == "pay":
+            committed.set()
+            # The answer is on its way until the caller has given up, and some time longer.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await asyncio.sleep(0.01)
         return row
 
-
-async def test_a_commit_that_has_begun_when_the_timeout_comes_counts(world: World, table: Table) -> None:  # B49, B54
-    def pay(db: sqlite3.Connection) -> str:
-        insert(db, "paid")
-        return "paid"
-
-    slow: Any = Slow(world.scheduler)
-    world.register(Pay(pay, timeout="500ms"))
-    async with world.worker(scheduler=slow):
-        handle = await world.client.start("pay", execution_id="a")
-        assert await handle.result("20s") == "paid"
-    assert table.all() == ["paid"]
+    monkeypatch.setattr(engine.scheduler, "transact", answers_late)
+    async with engine:
+        handle = await engine.start(Timed, None)
+        await committed.wait()
+        engine.clock.advance(31_000_000)
+        assert await handle.result("20s") == ["held", 1]
+        assert body.runs == 1
 
 
 async def test_a_timeout_while_the_answer_of_a_commit_is_lost_does_not_deny_it(
@@ -534,7 +530,7 @@ async def test_a_timeout_while_the_answer_of_a_commit_is_lost_does_not_deny_it(
         insert(db, "paid")
         return "paid"
 
-    world.register(Telling(pay, timeout="150ms"))
+    world.register(Telling(pay, timeout="500ms"))
     plan = FaultPlan(fail("transact", moment="after"))
     async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), poll_interval="50ms"):
         handle = await world.client.start("telling", execution_id="a")
