@@ -674,7 +674,7 @@ class Process:
         """The next line of its output; empty at the end."""
         if self._process.stdout is None:
             raise RuntimeError("its output is not read")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return (await self._process.stdout.readline()).decode()
 
     async def rest(self) -> str:

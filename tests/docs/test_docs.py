@@ -29,7 +29,7 @@ QUICKSTART = ROOT / "docs" / "quickstart.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAME = re.compile(r"# (\w+\.py)\n")
-TIME_LIMIT = 30
+TIME_LIMIT = 60
 
 
 class Block(NamedTuple):
