@@ -50,7 +50,7 @@ venv: $(VENV)/.stamp ## Make the development environment in .venv
 .PHONY: test
 test: $(VENV)/.stamp ## Run every test; the behaviour suite also with a replay at each durable call, and on Postgres
 	# Tests mostly wait, for leases, polls and processes, so two parts run at once. What each has said is shown when it ends.
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-plain test-replay test-postgres16 test-postgres
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-plain test-replay test-postgres16 test-postgres
 
 # The parts of `make test`. The first takes as long as the others together, and has its storms behind it when the last begins with its own.
 .PHONY: test-plain test-replay test-postgres16 test-postgres
