@@ -1020,7 +1020,9 @@ async def test_processes_that_write_one_file_all_the_time_see_no_lock(world: Wor
                 await starter.kill()
         assert {execution.status for execution in finished} == {"completed"}
         for worker in (one, two):
-            assert "locked" not in worker.said
+            assert "locked" not in worker.said.replace("has been blocked", ""), (
+                worker.said
+            )  # a busy machine stalls loops
             assert "WARNING" not in worker.said
             assert "ERROR" not in worker.said
     effects = Counter(tuple(line.split()[1:3]) for line in place.lines("step"))
