@@ -1,6 +1,6 @@
 # The interpreter that the environments are made from; everything after that runs inside them.
 PYTHON ?= python3
-# Test processes that run at once.
+# Test processes of each part of the suite; two parts run at once.
 WORKERS ?= 2
 # What `make bench` is told: --quick, --only W1-postgres, --peer none, ...
 BENCH ?=
@@ -49,10 +49,20 @@ venv: $(VENV)/.stamp ## Make the development environment in .venv
 
 .PHONY: test
 test: $(VENV)/.stamp ## Run every test; the behaviour suite also with a replay at each durable call, and on Postgres
+	# Tests mostly wait, for leases, polls and processes, so two parts run at once. What each has said is shown when it ends.
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-plain test-replay test-postgres16 test-postgres
+
+# The parts of `make test`. The first takes as long as the others together, and has its storms behind it when the last begins with its own.
+.PHONY: test-plain test-replay test-postgres16 test-postgres
+test-plain: $(VENV)/.stamp
 	$(BIN)/python -m pytest -n $(WORKERS)
-	ZART_TEST_REPLAY=always $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour
-	# The oldest and the newest server at hand; the contract runs on both in the first line already.
+# Only what keeps its executions in a store asks how it is to be replayed: the rest has said so itself, and is in the first part.
+test-replay: $(VENV)/.stamp
+	ZART_TEST_REPLAY=always $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
+# The oldest and the newest server at hand; the contract runs on both in the first part already.
+test-postgres16: $(VENV)/.stamp
 	ZART_TEST_STORE=postgres16 $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
+test-postgres: $(VENV)/.stamp
 	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos tests/verification -m "store and not soak"
 
 .PHONY: check

@@ -59,8 +59,8 @@ async def main() -> None:
                 print(f"report-{number}: {await output(durable, number)}")
 
         # Nobody works: the ticks of this time are missed, and one execution will make up for all of them.
-        before = await schedule(durable, "report")
         await asyncio.sleep(0.5)
+        before = await schedule(durable, "report")
 
         async with Worker(scheduler, deployment("Until now")):
             print(f"The second version goes on with the next number: {await output(durable, before.counter)}")

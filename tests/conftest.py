@@ -6,16 +6,27 @@ import asyncio
 import inspect
 import os
 import threading
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from hypothesis import settings
 
 TIME_LIMIT = 90.0
+_LONG: Final = ("verification", "chaos", "examples", "simulation", "crashes")
+"""Folders whose tests take seconds, most of them waiting for processes: begun first, so that no test process is left alone with one."""
 # The same examples in every run of the suite, others and more of them in the long tests. How long one takes says how busy the machine is.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.register_profile("soak", deadline=None, max_examples=2_000)
 settings.load_profile(os.environ.get("ZART_TEST_EXAMPLES", "suite"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests first; otherwise in the order of the tree."""
+    here = Path(__file__).parent
+    folders = {folder: number for number, folder in enumerate(_LONG)}
+    items.sort(key=lambda item: folders.get(item.path.relative_to(here).parts[0], len(folders)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -32,8 +32,20 @@ from typing import Any
 from msgspec import Struct
 
 from tests.behaviour.world import REPLAY, STORE, Ledger, url_of
-from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig, connect, context
-from zart_core.testing.faults import FaultPlan, FaultyScheduler, crash
+from tests.orphans import end_with_parent
+from zart_core import (
+    DurableScheduler,
+    Scheduler,
+    TaskContext,
+    TaskHandler,
+    TaskRegistry,
+    Worker,
+    WorkerConfig,
+    connect,
+    context,
+)
+from zart_core.records import StepKey, StepRow
+from zart_core.testing.faults import FaultPlan, FaultyScheduler, crash, lose_lease
 
 ROOT = Path(__file__).parents[2]
 
@@ -535,6 +547,7 @@ def fork(work: Callable[[], Coroutine[Any, Any, None]], ready: Callable[[], None
     if child == 0:
         code = 1
         try:
+            end_with_parent()
             ready()
             asyncio.run(work())
             code = 0
@@ -583,12 +596,40 @@ def doom(place: Place, cases: list[str]) -> int:
 async def _die(place: Place, case: str) -> None:
     """Work on the execution ``case`` until it has finished, unless the process dies before."""
     logging.basicConfig(level=logging.WARNING, format="%(process)d %(message)s")
-    method, moment, number = case.split("-")
-    plan = FaultPlan(crash(method, calls=[int(number)], moment="before" if moment == "before" else "after"))
     options: dict[str, Any] = {"lease": "3s", "linger": "50ms", "poll_interval": "100ms", "replay": REPLAY}
     config = WorkerConfig(queues=(case,), **options)
-    async with connect(place.url) as scheduler, Worker(FaultyScheduler(scheduler, plan), registry(place), config):
+    async with connect(place.url) as scheduler, Worker(_doomed(scheduler, case), registry(place), config):
         await DurableScheduler(scheduler).wait(case)
+
+
+def _doomed(scheduler: Scheduler, case: str) -> FaultyScheduler:
+    method, moment, number = case.split("-")
+    if method == "transact":
+        return DeadlyTransaction(scheduler, int(number), moment)
+    plan = FaultPlan(crash(method, calls=[int(number)], moment="before" if moment == "before" else "after"))
+    return FaultyScheduler(scheduler, plan)
+
+
+class DeadlyTransaction(FaultyScheduler):
+    """Kills its process beside transaction ``number`` of a :class:`Booking`, counted from 1: ``before`` its call, or ``after`` its
+    commit. ``late`` is after the commit too, but the lease is lost before the first call, which is refused for it.
+
+    The transaction and not the call is counted. A worker whose lease is lost makes the call once more in its next life, and so does one
+    whose call did not reach the store; on a machine with much to do both happen by themselves.
+    """
+
+    def __init__(self, scheduler: Scheduler, number: int, moment: str) -> None:
+        super().__init__(scheduler, FaultPlan(*([lose_lease("transact", calls=[number])] if moment == "late" else [])))
+        self._name = f"book-{number - 1}"
+        self._moment = moment
+
+    async def transact(self, key: StepKey, work: Callable[[Any], Any]) -> StepRow | None:
+        if (key.name, self._moment) == (self._name, "before"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        row = await super().transact(key, work)
+        if key.name == self._name and row is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row
 
 
 # --- how a test holds a process ---------------------------------------------------------------------------------------
@@ -625,7 +666,7 @@ class Process:
     def runs(self) -> bool:
         """Whether any of its threads may run: not so once it is stopped, or has ended."""
         try:
-            return any(_state(thread) not in "TZX" for thread in Path(f"/proc/{self.pid}/task").iterdir())
+            return any(state_of(thread) not in "TZX" for thread in Path(f"/proc/{self.pid}/task").iterdir())
         except FileNotFoundError:
             return False
 
@@ -633,7 +674,7 @@ class Process:
         """The next line of its output; empty at the end."""
         if self._process.stdout is None:
             raise RuntimeError("its output is not read")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return (await self._process.stdout.readline()).decode()
 
     async def rest(self) -> str:
@@ -658,8 +699,8 @@ class Process:
         await self._process.communicate()
 
 
-def _state(thread: Path) -> str:
-    """One letter for what a thread does; a thread that is gone is dead."""
+def state_of(thread: Path) -> str:
+    """One letter for what a thread, or a process, of ``/proc`` does; one that is gone is dead."""
     try:
         return (thread / "stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -737,6 +778,7 @@ async def worker_process(place: Place, **config: Any) -> AsyncIterator[Process]:
 
 
 def main(program: str, folder: str, argument: str) -> int:
+    end_with_parent()
     place = Place(Path(folder))
     if program == "worker":
         asyncio.run(work(place, argument))

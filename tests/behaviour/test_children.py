@@ -529,7 +529,7 @@ def _seen(caught: Caught) -> Callable[[], Awaitable[bool]]:
 
 class Brief(Hurried):
     name = "brief"
-    timeout = "300ms"
+    timeout = "1s"
 
 
 async def test_a_child_on_the_store_ends_at_its_parents_deadline(world: World) -> None:  # B50

@@ -754,7 +754,7 @@ class Stuck(Threaded):
     max_retries = 0
 
     async def run(self, ctx: TaskContext, data: str) -> str:
-        await in_group(ctx.step("charge", self.charge, timeout="300ms"), self.fail(ctx))
+        await in_group(ctx.step("charge", self.charge, timeout="1s"), self.fail(ctx))
         return "done"
 
     async def fail(self, ctx: TaskContext) -> None:

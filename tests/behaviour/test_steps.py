@@ -26,6 +26,7 @@ import pytest
 from msgspec import Struct
 
 from tests.behaviour.world import REPLAY, Ledger, Replay, World, registry_of
+from tests.orphans import end_with_parent
 from zart_core import (
     DuplicateStepError,
     DurableScheduler,
@@ -171,6 +172,7 @@ class Mortal(TaskHandler[None, list[str]]):
 
 def live_and_die(url: str, ledger: str, grave: str) -> None:
     """A worker process with :class:`Mortal`."""
+    end_with_parent()
     config = WorkerConfig(lease="300ms", poll_interval="50ms", linger="50ms", replay=REPLAY)  # type: ignore[arg-type]
     asyncio.run(Worker(connect(url), registry_of(Mortal(Ledger(Path(ledger)), grave)), config).run())
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from tests.behaviour.programs import until
-from tests.behaviour.world import REPLAY, STORE, World, registry_of
+from tests.behaviour.world import STORE, Replay, World, registry_of
 from zart_core import (
     BackendUnavailable,
     DuplicateStepError,
@@ -302,11 +302,10 @@ class Timed(TaskHandler[None, list[Any]]):
 
 
 @pytest.mark.parametrize("scope", ["global", "per_attempt"])
-async def test_a_timeout_undoes_the_writes(scope: str) -> None:  # B49, B54
+async def test_a_timeout_undoes_the_writes(replay: Replay, scope: str) -> None:  # B49, B54
     body = Held()
-    async with TestEngine(
-        registry_of(Timed(body, timeout="30s", timeout_scope=scope, retry="fixed(5, 1s)")), replay=REPLAY
-    ) as engine:  # type: ignore[arg-type]
+    timed = Timed(body, timeout="30s", timeout_scope=scope, retry="fixed(5, 1s)")
+    async with TestEngine(registry_of(timed), replay=replay) as engine:
         handle = await engine.start(Timed, None)
         await body.begun.wait()
         engine.clock.advance(31_000_000)
@@ -315,9 +314,9 @@ async def test_a_timeout_undoes_the_writes(scope: str) -> None:  # B49, B54
         assert body.runs == 1
 
 
-async def test_a_body_that_ends_in_time_is_kept(world: World) -> None:  # B49
+async def test_a_body_that_ends_in_time_is_kept(replay: Replay) -> None:  # B49
     body = Held()
-    async with TestEngine(registry_of(Timed(body, timeout="30s")), replay=REPLAY) as engine:  # type: ignore[arg-type]
+    async with TestEngine(registry_of(Timed(body, timeout="30s")), replay=replay) as engine:
         handle = await engine.start(Timed, None)
         await body.begun.wait()
         engine.clock.advance(29_000_000)
@@ -335,9 +334,9 @@ class Overdue(Timed):
         return [failure.kind, await ctx.transaction("count", count)]
 
 
-async def test_the_execution_s_deadline_undoes_the_writes(world: World) -> None:  # B50, B54
+async def test_the_execution_s_deadline_undoes_the_writes(replay: Replay) -> None:  # B50, B54
     body = Held()
-    async with TestEngine(registry_of(Overdue(body)), replay=REPLAY) as engine:  # type: ignore[arg-type]
+    async with TestEngine(registry_of(Overdue(body)), replay=replay) as engine:
         handle = await engine.start(Overdue, None)
         await body.begun.wait()
         engine.clock.advance(31_000_000)
@@ -488,35 +487,31 @@ async def test_a_body_is_run_once_though_the_answer_of_its_commit_is_lost(world:
     assert runs == [1]
 
 
-class Slow:
-    """A scheduler whose answer to a transaction is on its way until the caller has given up, and some time longer."""
+async def test_a_commit_that_has_begun_when_the_timeout_comes_counts(
+    replay: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:  # B49, B54
+    body = Held()
+    body.go.set()
+    engine = TestEngine(registry_of(Timed(body, timeout="30s")), replay=replay)
+    transact, committed = engine.scheduler.transact, asyncio.Event()
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.scheduler, name)
-
-    async def transact(self, key: StepKey, work: Body) -> StepRow | None:
-        row = await self.scheduler.transact(key, work)
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            await asyncio.sleep(0.1)
+    async def answers_late(key: StepKey, work: Body) -> StepRow | None:
+        row = await transact(key, work)
+        if key.name == "pay":
+            committed.set()
+            # The answer is on its way until the caller has given up, and some time longer.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await asyncio.sleep(0.01)
         return row
 
-
-async def test_a_commit_that_has_begun_when_the_timeout_comes_counts(world: World, table: Table) -> None:  # B49, B54
-    def pay(db: sqlite3.Connection) -> str:
-        insert(db, "paid")
-        return "paid"
-
-    slow: Any = Slow(world.scheduler)
-    world.register(Pay(pay, timeout="500ms"))
-    async with world.worker(scheduler=slow):
-        handle = await world.client.start("pay", execution_id="a")
-        assert await handle.result("20s") == "paid"
-    assert table.all() == ["paid"]
+    monkeypatch.setattr(engine.scheduler, "transact", answers_late)
+    async with engine:
+        handle = await engine.start(Timed, None)
+        await committed.wait()
+        engine.clock.advance(31_000_000)
+        assert await handle.result("20s") == ["held", 1]
+        assert body.runs == 1
 
 
 async def test_a_timeout_while_the_answer_of_a_commit_is_lost_does_not_deny_it(
@@ -535,7 +530,7 @@ async def test_a_timeout_while_the_answer_of_a_commit_is_lost_does_not_deny_it(
         insert(db, "paid")
         return "paid"
 
-    world.register(Telling(pay, timeout="150ms"))
+    world.register(Telling(pay, timeout="500ms"))
     plan = FaultPlan(fail("transact", moment="after"))
     async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), poll_interval="50ms"):
         handle = await world.client.start("telling", execution_id="a")
@@ -687,8 +682,8 @@ async def test_context_tells_a_body_where_it_is(world: World, table: Table) -> N
     assert await world.run("pay", {"n": 1}, execution_id="a") == ["a", "pay", "pay", {"n": 1}, 0]
 
 
-async def test_a_mock_takes_its_place(world: World) -> None:
-    async with TestEngine(registry_of(Pays()), replay=REPLAY) as engine:  # type: ignore[arg-type]
+async def test_a_mock_takes_its_place(replay: Replay) -> None:
+    async with TestEngine(registry_of(Pays()), replay=replay) as engine:
         engine.mock_step(Pays, "pay-0", returns="mocked")
         engine.mock_step(Pays, "pay-1", returns=lambda number: f"given {number}")
         handle = await engine.start(Pays, 2)
@@ -697,8 +692,8 @@ async def test_a_mock_takes_its_place(world: World) -> None:
         assert (engine.ran(handle, "pay-0"), engine.ran(handle, "pay-1")) == (1, 1)
 
 
-async def test_a_mock_may_raise(world: World) -> None:
-    async with TestEngine(registry_of(Pay(count)), replay=REPLAY) as engine:  # type: ignore[arg-type]
+async def test_a_mock_may_raise(replay: Replay) -> None:
+    async with TestEngine(registry_of(Pay(count)), replay=replay) as engine:
         engine.mock_step(Pay, "pay", raises=ValueError("no such account"))
         assert await (await engine.start("pay")).result("20s") == ["ValueError", "no such account"]
 
@@ -964,10 +959,10 @@ async def test_what_a_body_sets_on_the_connection_is_set_back(world: World, tabl
     assert seen == [(None, str, tuple)] * 6
 
 
-async def test_it_works_in_memory() -> None:
+async def test_it_works_in_memory(replay: Replay) -> None:
     body = Held()
     body.go.set()
-    async with TestEngine(registry_of(Timed(body)), replay=REPLAY) as engine:  # type: ignore[arg-type]
+    async with TestEngine(registry_of(Timed(body)), replay=replay) as engine:
         assert await (await engine.start(Timed, None)).result("20s") == ["held", 1]
 
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.sqlite.template import make_file
 from zart_core import (
     DurableScheduler,
     ExecutionHandle,
@@ -101,6 +102,8 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if STORE == "sqlite":
+            make_file(folder / "zart.db")
         self.url = url_of(folder)
         self.ledger = Ledger(folder / "ledger")
         self.registry = TaskRegistry()

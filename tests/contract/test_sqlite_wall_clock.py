@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tests.sqlite.template import make_file
 from zart_core.testing.contract import Backend, SchedulerContract
 from zart_sqlite import SqliteScheduler
 
@@ -33,4 +34,6 @@ class TestSqliteByTheWallClock(SchedulerContract):
     @contextlib.asynccontextmanager
     async def backend(self) -> AsyncIterator[Backend]:
         with tempfile.TemporaryDirectory(prefix="zart-contract-") as folder:
-            yield SqliteByTheWallClock(Path(folder) / "zart.db")
+            path = Path(folder) / "zart.db"
+            make_file(path)
+            yield SqliteByTheWallClock(path)

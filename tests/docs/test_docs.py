@@ -17,9 +17,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+
+from tests.orphans import end_with_parent
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,7 +29,7 @@ QUICKSTART = ROOT / "docs" / "quickstart.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAME = re.compile(r"# (\w+\.py)\n")
-TIME_LIMIT = 30
+TIME_LIMIT = 60
 
 
 class Block(NamedTuple):
@@ -116,18 +118,15 @@ def test_the_quickstart_survives_a_killed_worker(tmp_path: Path) -> None:
         if block.language == "python" and name is not None:
             (tmp_path / name[1]).write_text(block.code, "utf-8")
     ledger = tmp_path / "ledger.txt"
-    first = subprocess.Popen([sys.executable, "worker.py"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
-    client = subprocess.Popen(
-        [sys.executable, "start.py"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
-    )
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "preexec_fn": end_with_parent}
+    first = subprocess.Popen([sys.executable, "worker.py"], stderr=subprocess.PIPE, **options)
+    client = subprocess.Popen([sys.executable, "start.py"], stdout=subprocess.PIPE, text=True, **options)
     second = None
     try:
         wait_for_pages(ledger, 3)
         first.kill()
         first.communicate()
-        second = subprocess.Popen(
-            [sys.executable, "worker.py"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE
-        )
+        second = subprocess.Popen([sys.executable, "worker.py"], stderr=subprocess.PIPE, **options)
         printed, _ = client.communicate(timeout=TIME_LIMIT)
         assert printed == "started\n6 pages bound\n"
         second.send_signal(signal.SIGTERM)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.postgres.server import VERSIONS, create_database, drop_database, named, server_url
+from tests.postgres.server import NEWEST, VERSIONS, create_database, drop_database, named, server_url
 
 Lines = Callable[[Callable[[], Coroutine[Any, Any, None]]], list[str]]
 
@@ -25,9 +25,13 @@ def lines_in_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     return run
 
 
-@pytest.fixture(params=VERSIONS, ids=lambda version: f"postgres{version or ''}")
+# What differs between servers is told by the contract and by the behaviour suite, which run on the oldest and the newest.
+@pytest.fixture(
+    params=[pytest.param(version, marks=() if version == NEWEST else pytest.mark.soak) for version in VERSIONS],
+    ids=lambda version: f"postgres{version or ''}",
+)
 def empty_postgres(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a Postgres database with nothing in it, on each server that is at hand."""
+    """The URL of a Postgres database with nothing in it: on the newest server at hand, in the long tests on the others too."""
     version: int = request.param
     name = asyncio.run(create_database(version, migrated=False))
     yield named(server_url(version), name)

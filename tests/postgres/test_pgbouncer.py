@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from tests.orphans import end_with_parent
 from tests.postgres.hand import until
 from tests.postgres.server import FOREIGN, connection_to, database
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig, connect
@@ -71,6 +72,7 @@ async def _pooler(url: str) -> AsyncIterator[int]:
         (place / "ini").write_text(SETTINGS.format(host=host, port=parts.port or 5432, listen=listen, folder=folder))
         # It refuses to be root; and the server's socket is in a folder of the server's user.
         options: dict[str, Any] = {"user": "pgserver"} if os.geteuid() == 0 else {}
+        options["preexec_fn"] = end_with_parent
         process = await asyncio.create_subprocess_exec(
             str(PGBOUNCER), "-q", str(place / "ini"), stderr=asyncio.subprocess.DEVNULL, **options
         )

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from tests.behaviour.programs import Place, until
+from tests.orphans import end_with_parent
 from tests.verification.interpreter import Again, Interpreter
 from zart_core import TaskRegistry, Worker, WorkerConfig, connect
 from zart_core.testing.faults import FaultPlan, FaultyScheduler, hang
@@ -63,4 +64,5 @@ async def part(place: Place, plan: FaultPlan, dice: random.Random, lease: float)
 
 
 if __name__ == "__main__":
+    end_with_parent()
     asyncio.run(work(Place(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])))

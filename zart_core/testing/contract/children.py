@@ -250,11 +250,12 @@ class ChildContract(Contract):
         assert (await bench.row(run.execution_id)).status == "cancelled"
 
     @on_bench
-    async def test_a_chain_of_two_thousand_is_cancelled_from_its_top(self, bench: Bench) -> None:  # B35, B52
-        hand, top = await _chain(bench, 2_000)
+    async def test_a_chain_of_more_than_a_thousand_is_cancelled_from_its_top(self, bench: Bench) -> None:  # B35, B52
+        # Longer than what Python and SQLite let call itself again and again.
+        hand, top = await _chain(bench, 1_100)
         await hand.record(suspend(top, on_children=True))
         assert await bench.scheduler.cancel("0", "stop")
-        assert (await bench.scheduler.stats()).by_status["cancelled"] == 2_000
+        assert (await bench.scheduler.stats()).by_status["cancelled"] == 1_100
 
     @on_bench
     async def test_a_chain_of_hundreds_ends_with_its_top(self, bench: Bench) -> None:  # B35, B50
