@@ -69,7 +69,9 @@ class Tenure:
         payloads: Payloads,
         threads: Executor,
         intercept: Intercept | None = None,
+        awake: Callable[[], None] = lambda: None,
     ) -> None:
+        self._awake = awake  # told before anything begins to run
         self._scheduler = scheduler
         self.worker_id = worker_id
         self._bodies = bodies
@@ -231,6 +233,8 @@ class Tenure:
             self._pauses = rules
 
     def _begin_all(self, claimed: list[ClaimedRun]) -> None:
+        if claimed:
+            self._awake()
         for run in claimed:
             try:
                 self._begin(run)
