@@ -16,7 +16,7 @@ from tests.simulation.loop import SimulatedLoop
 from tests.simulation.simulation import Blind, Inline
 from tests.simulation.store import SimulatedStore
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
-from zart_core.records import Claim, Notification, Start, TaskOffer, WorkerInfo
+from zart_core.records import Claim, ListQuery, Notification, Start, TaskOffer, WorkerInfo
 from zart_core.testing.faults import FaultPlan, FaultyScheduler, NotificationFaults, fail
 
 MINUTE = 60.0
@@ -141,13 +141,15 @@ def test_a_worker_that_polls_seldom_keeps_its_lease_by_heartbeats() -> None:  # 
 
 def test_work_whose_notification_is_lost_begins_within_the_poll_interval() -> None:  # B62
     async def test(bench: Bench) -> None:
-        bench.plan.notifications = NotificationFaults(drop=1.0)
+        bench.plan = FaultPlan(notifications=NotificationFaults(drop=1.0))
         async with bench.worker():
+            delays: list[float] = []
             for number in range(20):
                 await asyncio.sleep(5 + number / 20)
                 started = bench.loop.time()
                 await bench.client.start(Quick, None)
-                assert await bench.ran(number + 1) <= started + 1.0 + 0.01
+                delays.append(await bench.ran(number + 1) - started)
+        assert 0.5 < max(delays) <= 1.0 + 0.01
 
     simulated(test)
 
@@ -167,7 +169,7 @@ def test_work_that_is_told_of_is_claimed_without_a_look() -> None:  # B62
 
 def test_a_timer_that_only_a_look_has_told_of_is_met_on_time() -> None:  # B25
     async def test(bench: Bench) -> None:
-        bench.plan.notifications = NotificationFaults(drop=1.0)
+        bench.plan = FaultPlan(notifications=NotificationFaults(drop=1.0))
         async with bench.worker():
             await asyncio.sleep(5)
             due = bench.loop.time() + 20.3
@@ -179,14 +181,15 @@ def test_a_timer_that_only_a_look_has_told_of_is_met_on_time() -> None:  # B25
 
 def test_a_schedule_that_only_a_look_has_told_of_is_met_on_time() -> None:  # B71
     async def test(bench: Bench) -> None:
-        bench.plan.notifications = NotificationFaults(drop=1.0)
+        bench.plan = FaultPlan(notifications=NotificationFaults(drop=1.0))
         async with bench.worker():
             await asyncio.sleep(5)
             await bench.client.recurring("often", Quick, None, every="7s")
             [row] = await bench.store.recurrences()
             assert row.next_at is not None
-            due = bench.loop.time() + (row.next_at - bench.store.clock.now()) / 1_000_000
-            assert due - 0.001 <= await bench.ran(1) <= due + 0.02
+            await bench.ran(1)
+            started = (await bench.store.list(ListQuery())).rows[-1]
+            assert row.next_at <= started.created_at <= row.next_at + 20_000
 
     simulated(test)
 
@@ -215,9 +218,7 @@ def test_what_a_dead_worker_held_goes_on_in_time_though_all_others_are_idle() ->
 @pytest.mark.parametrize("tasks", [("quick",), ("elsewhere", "quick")])
 def test_work_that_waits_for_a_place_costs_one_call_for_each_poll(tasks: tuple[str, ...]) -> None:
     async def test(bench: Bench) -> None:
-        bench.store.do(
-            lambda tx: tx.db.execute("INSERT INTO zart_queues (name, concurrency) VALUES ('default', 1)")
-        )
+        bench.store.do(lambda tx: tx.db.execute("INSERT INTO zart_queues (name, concurrency) VALUES ('default', 1)"))
         holder = await bench.store.register(
             WorkerInfo(name="holder", host="", pid=1, tasks=("quick",), queues=("default",)), 10**12
         )
@@ -240,7 +241,7 @@ def test_work_that_waits_for_a_place_costs_one_call_for_each_poll(tasks: tuple[s
 
 def test_a_look_that_fails_is_followed_by_a_claim() -> None:  # B61
     async def test(bench: Bench) -> None:
-        bench.plan.notifications = NotificationFaults(drop=1.0)
+        bench.plan = FaultPlan(notifications=NotificationFaults(drop=1.0))
         async with bench.worker():
             await asyncio.sleep(5)
             bench.plan.add(fail("look"))

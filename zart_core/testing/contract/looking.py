@@ -231,6 +231,4 @@ class LookContract(Contract):
 
 
 def _curious(hand: Hand) -> Claim:
-    return Claim(
-        worker_id=hand.worker_id, lease=LONG, queues=hand.queues, tasks=hand.tasks, limit=10, renew=False
-    )
+    return Claim(worker_id=hand.worker_id, lease=LONG, queues=hand.queues, tasks=hand.tasks, limit=10, renew=False)
