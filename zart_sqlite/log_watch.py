@@ -26,6 +26,7 @@ class LogWatch:
         self._ours = False  # whether it is of a commit of this process's own
         self._since = 0.0  # when the mark was first seen
         self._again = 0.0  # until when it is trusted
+        self._settled = False  # whether its step is over: no other write can leave the same mark
 
     def touched(self) -> bool:
         """Whether the file had better be asked whether somebody has committed to it.
@@ -37,6 +38,7 @@ class LogWatch:
         if os.name != "posix":  # elsewhere a file that is open may show an old time
             return True
         mark = self._look()
+        self._settled = False
         if mark is None:  # somebody has removed it, or it is not there yet
             self._mark = None
             return True
@@ -50,6 +52,7 @@ class LogWatch:
         step = _STEP if mark[2] % 1_000_000_000 else _COARSE
         if time.time_ns() - mark[2] <= step:
             return True
+        self._settled = True
         if now < self._again:
             return False
         # Race: the last look came between a write and its commit, and the file did not tell of it yet.
@@ -60,10 +63,15 @@ class LogWatch:
             self._again = math.inf
         return True
 
+    def unchanged(self) -> bool:
+        """The short way to a no of :meth:`touched`, for whoever asks again and again; False: that has to be asked."""
+        return self._settled and self._look() == self._mark and time.monotonic() < self._again
+
     def written(self) -> None:
         """This process has committed, and what it has left on the log is no news. To be said at once, and only when it was untouched before."""
         self._mark, self._ours = self._look(), True
         self._since = self._again = 0.0
+        self._settled = False
 
     def _look(self) -> tuple[int, int, int] | None:
         try:

@@ -269,6 +269,9 @@ class Writer:
             try:
                 job = self._queue.get_nowait() if jobs or timeout == 0 else self._queue.get(timeout=timeout)
             except Empty:
+                # An idle process comes by here 20 times a second, which is most of what it uses of the processor: so it turns round early.
+                if timeout == _WATCH and not jobs and self._notices.wanted and self._log.unchanged():
+                    continue
                 break
             if job is _Word.STOP:
                 return jobs, True

@@ -33,16 +33,16 @@ async def test_an_idle_listener_asks_the_file_hardly_anything(tmp_path: Path, mo
         return version(db)
 
     looks = 0
-    touched = LogWatch.touched
+    look = LogWatch._look
 
-    def looked(watch: LogWatch) -> bool:
+    def looked(watch: LogWatch) -> tuple[int, int, int] | None:
         nonlocal looks
         looks += 1
-        return touched(watch)
+        return look(watch)
 
     monkeypatch.setattr(writers, "_data_version", counted)
     monkeypatch.setattr(writers, "_WATCH", 0.005)
-    monkeypatch.setattr(LogWatch, "touched", looked)
+    monkeypatch.setattr(LogWatch, "_look", looked)
     async with SqliteScheduler(tmp_path / "zart.db") as scheduler:
         scheduler.subscribe(lambda _: None)
         await scheduler.start([new("a")])
@@ -77,6 +77,7 @@ async def test_a_commit_that_the_disk_holds_up_is_heard_of(tmp_path: Path, monke
             sql.execute("CREATE TABLE mine (x)")
         monkeypatch.setattr(writers, "_data_version", late)
         monkeypatch.setattr(LogWatch, "touched", looked)
+        monkeypatch.setattr(LogWatch, "unchanged", lambda _: False)
         await asyncio.to_thread(_pass, tmp_path / "zart.db-wal")
         scheduler.subscribe(lambda _: heard.set())
         async with asyncio.timeout(10):
@@ -153,7 +154,11 @@ def test_what_this_process_has_written_itself_is_asked_for_once(tmp_path: Path) 
     old = time.time_ns() - 1_000_000_001
     os.utime(log, ns=(old, old))
     watch.written()
+    assert not watch.unchanged(), "it has not been asked for yet"
     assert [watch.touched() for _ in range(50)] == [True] + [False] * 49
+    assert watch.unchanged()
+    os.utime(log, ns=(old, old + 2))
+    assert not watch.unchanged()
     os.utime(log, ns=(old, old + 1))
     assert watch.touched()
 

@@ -174,10 +174,9 @@ class Claims:
             if self._unheard:
                 await self._hear()
             return False
-        held = self._held()
         # Where nothing is taken, the claims of a worker that is only curious write nothing: on a SQLite file, two that hear of each
         # other's commits would otherwise keep each other at it.
-        renew = sure or self._unsure or (self._polling and bool(held)) or self._lease.due_within(self._poll)
+        renew = sure or self._unsure or (self._polling and bool(self._held())) or self._lease.due_within(self._poll)
         self._asking = True
         self._unheard = False  # before it is asked: what comes meanwhile is read once more
         asked_at = time.monotonic()
@@ -187,7 +186,7 @@ class Claims:
                 # ours for as long as we live. So would those that stopped here without giving their lease up.
                 self._unsure = False
                 try:
-                    await self._scheduler.release(self._lease.worker_id, held)
+                    await self._scheduler.release(self._lease.worker_id, self._held())
                 except BaseException:
                     self._unsure = True
                     raise
