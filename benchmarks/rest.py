@@ -13,7 +13,6 @@ from benchmarks.postgres import Server
 from benchmarks.readings import Goal, Reading
 from benchmarks.store import Wrong
 
-
 TOLD: Final = 12.0
 """Seconds after which a server has told of all that a process did at its start: connections that rest tell of it within ten."""
 
