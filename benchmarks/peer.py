@@ -24,7 +24,7 @@ _ROOT: Final = Path(__file__).parent.parent
 ENVIRONMENTS: Final = _ROOT / ".benchmarks" / "peers"
 _INSTALL_SECONDS: Final = 120
 _MEASURE_SECONDS: Final = 90
-_SETTLING: Final = 2.0
+_SETTLING: Final = 12.0
 
 
 class PeerFailed(Exception):

@@ -234,6 +234,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     tasks: tuple[TaskOffer, ...]
     limit: int
     overdue: int = 0
+    renew: bool = True
+    """False: nobody minds if the lease is extended only when something is taken. Where nothing is, nothing need be written then."""
 
 
 class ClaimedRun(Struct, frozen=True, kw_only=True, gc=False):
@@ -273,11 +275,37 @@ class Reaped(Struct, frozen=True):
 
 class Claimed(Struct, frozen=True):
     """``next_wake`` is the earliest time at which a run that this claim could have taken becomes due, as far as is known, or at which a
-    pause ends. ``pauses``: the rules that concern the worker, see :meth:`Scheduler.pauses`."""
+    pause ends. ``pauses``: the rules that concern the worker, see :meth:`Scheduler.pauses`. ``renewed``: whether the lease was extended;
+    always, unless ``Claim.renew`` was False and nothing was taken."""
 
     runs: list[ClaimedRun]
     next_wake: int | None
     pauses: Sequence[PauseRow] = ()
+    renewed: bool = True
+
+
+class Look(Struct, frozen=True, kw_only=True):
+    """What a worker asks that has no reason to believe that there is work. ``lease``: extend it by so much, as a heartbeat does; ``None``:
+    leave it as it is. ``queues`` and ``tasks`` (names) as in a claim."""
+
+    worker_id: int
+    queues: tuple[str, ...]
+    tasks: tuple[str, ...]
+    lease: int | None = None
+
+
+class Outlook(Struct, frozen=True, kw_only=True):
+    """What is to be done now and what comes next, as far as is known.
+
+    ``ready``: a claim may take something, or end a pause. ``next_wake`` as in ``Claimed``. ``next_expiry`` and ``next_tick`` as in
+    ``Reaped``, but that a lease that has passed already is told of too. ``sweep``: a reap has something to do, whatever the leases say.
+    """
+
+    ready: bool
+    next_wake: int | None = None
+    next_expiry: int | None = None
+    next_tick: int | None = None
+    sweep: bool = False
 
 
 # --- flush: the facts of one group commit ---------------------------------------------------------------------------
@@ -547,6 +575,11 @@ class Notification(Struct, frozen=True, kw_only=True):
     finished: frozenset[str] | None = frozenset()
     ticks: bool = False
     pauses: bool = False
+
+    @property
+    def vague(self) -> bool:
+        """Whether it says no more than that something may have happened."""
+        return self.signals is None and self.finished is None
 
 
 # --- clients --------------------------------------------------------------------------------------------------------

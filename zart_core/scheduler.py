@@ -33,11 +33,13 @@ from zart_core.records import (
     HistoryRow,
     Listed,
     ListQuery,
+    Look,
     NewPause,
     NewRecurrence,
     NewRun,
     Notification,
     Offer,
+    Outlook,
     PauseFilter,
     PauseRow,
     Purge,
@@ -262,7 +264,7 @@ class Scheduler(Protocol):
         ...
 
     async def claim(self, claim: Claim) -> Claimed:
-        """Lease due runs to a worker, with their whole history. Also a heartbeat. Raises ``LeaseLost``.
+        """Lease due runs to a worker, with their whole history. Also a heartbeat, see ``Claim.renew``. Raises ``LeaseLost``.
 
         Takes only runs of the tasks and queues named, at most ``limit``: higher priority first, then the longest due; besides, at
         most ``overdue`` runs whose deadline has passed. Nothing that a pause holds is taken; a pause whose time is over ends here, or by
@@ -273,6 +275,16 @@ class Scheduler(Protocol):
         Of a queue with limits no more is taken than they leave, whoever else claims at the same time: see ``QueueLimits``. What is held by
         a worker occupies a place, and nothing else does. Higher priority goes first there too, but what has run before goes before what has not,
         and at one priority keys take turns: the one served longest ago is next. ``next_wake`` tells when the rate lets the next one begin.
+        """
+        ...
+
+    async def look(self, look: Look) -> Outlook:
+        """What a claim, a reap and a look for recurrences would find, without any of them: what a worker without work asks at its poll.
+
+        It changes nothing but the worker's lease, if it is to extend that, and should be cheap above all. ``ready`` may be wrong in
+        one direction: where it is False, a claim would have taken nothing. It tells of what was committed before the call, by other processes
+        too; but a backend that hears of their commits by itself may answer as of the last time that it has listened. Raises
+        ``LeaseLost`` where it finds that the worker has been declared dead; always, if it is to extend the lease.
         """
         ...
 

@@ -321,7 +321,7 @@ class Worker:
         except BaseException:
             await self._clean_up()
             raise
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(idle=lambda: self.tenure is None or not self.tenure.runs)
         self._watching = asyncio.get_running_loop().create_task(self._watchdog.run(), name="zart-watchdog")
 
     async def _clean_up(self) -> None:
@@ -379,9 +379,14 @@ class Worker:
             self._payloads,
             self._threads,
             self._intercept,
+            self._awaken,
         )
         logger.info("worker %d (%s) works on %s", worker_id, info.name, ", ".join(info.tasks))
         return self.tenure
+
+    def _awaken(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.wake()
 
     async def _work(self, tenure: Tenure) -> None:
         """One tenure after another until told to stop."""

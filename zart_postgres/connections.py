@@ -50,7 +50,7 @@ class Connections:
         self.patient: Final = Lane(database, clock, "patient flush")
         self.lent: Final = Lane(database, clock, "transaction", pool_size, lent=True)
         self.herald: Final = Herald(self.news, database.schema, sender)
-        self.listener: Final = Listener(database, sender, listen_url, notices.tell, self.herald.send)
+        self.listener: Final = Listener(database, clock, sender, listen_url, notices.tell, self.herald.send)
         self._deaf = database.pooler and listen_url is None
         self._told = False
         self._listening: asyncio.Task[None] | None = None

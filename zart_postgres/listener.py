@@ -6,20 +6,28 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
+from zart_core.errors import ZartError
 from zart_core.records import Notification
-from zart_postgres.database import Database
+from zart_postgres.clock import DatabaseClock
+from zart_postgres.database import Connection, Database
 from zart_postgres.herald import Note, channel, written
+from zart_postgres.lanes import Session, Work
 from zart_postgres.notices import ANYTHING, Happened
+
+T = TypeVar("T")
 
 logger: Final = logging.getLogger("zart")
 
 _PULSE: Final = 10.0
 """Seconds after which a silent connection is asked whether it still is one."""
+_ANSWER: Final = 2.0
+"""Seconds within which it has to answer what is asked besides; a poll waits for that."""
 _ECHO: Final = 5.0
 """Seconds within which our own first notification has to come back."""
 _PAUSES: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -34,12 +42,14 @@ class Listener:
     def __init__(
         self,
         database: Database,
+        clock: DatabaseClock,
         sender: str,
         listen_url: str | None,
         tell: Callable[[Notification], None],
         send: Callable[[str], Awaitable[None]],
     ) -> None:
         self._database: Final = database
+        self._clock: Final = clock
         self._channel: Final = channel(database.schema)
         self._sender: Final = sender
         self._url: Final = listen_url
@@ -49,6 +59,29 @@ class Listener:
         self.listening = asyncio.Event()
         """Set while notifications are known to come through."""
         self.connections = 0
+        self._connection: Connection | None = None  # while it listens
+        self._asking = asyncio.Lock()
+        self._answered = 0.0
+
+    async def ask(self, work: Work[T]) -> T | None:
+        """Ask a short question by the connection that listens: the answer shows that it still does. ``None``: it has to be asked elsewhere.
+
+        Notifications that come meanwhile are heard after the answer.
+        """
+        connection = self._connection
+        if connection is None or self._asking.locked():
+            return None
+        async with self._asking:
+            try:
+                answer = await work(Session(self._database, connection, self._clock, _ANSWER))
+            except ZartError:
+                raise
+            except Exception as error:
+                logger.debug("the connection that listens did not answer: %s", error)
+                connection.terminate()
+                return None
+            self._answered = time.monotonic()
+            return answer
 
     async def run(self) -> None:
         """Listen until cancelled, or until it turns out that nothing can be heard here."""
@@ -94,10 +127,15 @@ class Listener:
             self.listening.set()
             # What happened before the LISTEN took effect was told to nobody here.
             self._tell(ANYTHING)
+            self._connection = connection
             while not await _within(_PULSE, broken):
-                await connection.fetch("SELECT 1", timeout=5.0)
+                if time.monotonic() - self._answered < _PULSE:
+                    continue
+                async with self._asking:
+                    await connection.fetch("SELECT 1", timeout=5.0)
             return False
         finally:
+            self._connection = None
             connection.terminate()
 
     def _heard(self, connection: object, pid: int, heard_on: str, payload: object) -> None:

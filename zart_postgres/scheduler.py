@@ -25,11 +25,13 @@ from zart_core.records import (
     HistoryRow,
     Listed,
     ListQuery,
+    Look,
     NewPause,
     NewRecurrence,
     NewRun,
     Notification,
     Offer,
+    Outlook,
     PauseFilter,
     PauseRow,
     Purge,
@@ -55,6 +57,7 @@ from zart_postgres import (
     executions,
     leases,
     lists,
+    outlooks,
     pauses,
     purges,
     recurrences,
@@ -385,6 +388,19 @@ class PostgresScheduler:
             # renews its lease.
             calls.begin(self._give_back(calls, claim.worker_id, claiming))
             raise
+
+    async def look(self, look: Look) -> Outlook:
+        async def work(db: Session) -> Outlook:
+            return await outlooks.look(db, look)
+
+        async def ask(calls: Connections) -> Outlook:
+            if look.lease is None:
+                # By the connection that listens, where there is one: so that it is known to be alive.
+                outlook = await calls.listener.ask(work)
+                return await calls.claim.run(work, repeatable=True) if outlook is None else outlook
+            return await calls.claim.run(self._fenced(look.worker_id, work), repeatable=True)
+
+        return await self._do(ask)
 
     async def flush(self, flush: Flush) -> Flushed:
         if flush.continues:

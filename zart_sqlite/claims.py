@@ -13,7 +13,7 @@ from zart_core.duration import later
 from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo
 from zart_sqlite import history, limits
 from zart_sqlite.blobs import LARGE, InJson, from_json, inlined
-from zart_sqlite.leases import renew
+from zart_sqlite.leases import check_alive, renew
 from zart_sqlite.limits import Pick
 from zart_sqlite.pauses import concerning, heed, not_paused
 from zart_sqlite.rows import as_json
@@ -199,7 +199,10 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     """See :meth:`zart_core.scheduler.Scheduler.claim`."""
     # First the lease, so that a worker declared dead gets nothing. Reaping needs the write lock too: it is either
     # before this transaction and seen here, or after it and finds these runs.
-    renew(tx, request.worker_id, request.lease)
+    if request.renew:
+        renew(tx, request.worker_id, request.lease)
+    else:
+        check_alive(tx, request.worker_id)
     rules = heed(tx)
     if rules.general:
         request = msgspec.structs.replace(request, tasks=not_paused(request.tasks, rules.general))
@@ -232,7 +235,9 @@ def claim(tx: Transaction, request: Claim) -> Claimed:
     if rules.first_end is not None:
         next_wake = rules.first_end if next_wake is None else min(next_wake, rules.first_end)
     if not taken:
-        return Claimed([], next_wake, concerning(tx.db, rules, request.worker_id))
+        return Claimed([], next_wake, concerning(tx.db, rules, request.worker_id), request.renew)
+    if not request.renew:
+        renew(tx, request.worker_id, request.lease)
     offers = request.tasks
     tx.db.execute(
         _LEASE,

@@ -7,10 +7,11 @@ from typing import Final
 
 import msgspec
 
+from zart_core.clock import ProcessClock
 from zart_core.duration import FOREVER, later
 from zart_core.errors import LeaseLost
 from zart_core.records import ErrorInfo, Reaped, WorkerInfo
-from zart_sqlite.clock import keep
+from zart_sqlite.clock import LATEST, keep, shown
 from zart_sqlite.finishes import finish_cancelled
 from zart_sqlite.limits import define
 from zart_sqlite.rows import as_json
@@ -19,10 +20,18 @@ from zart_sqlite.writer import Transaction
 
 _REGISTER: Final = """
     INSERT INTO zart_workers (
-        name, host, pid, tasks, queues, library, versions, concurrency, registered_at, expires_at, lease)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        name, host, pid, tasks, queues, library, versions, concurrency, registered_at, expires_at, lease, shown_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_RENEW: Final = "UPDATE zart_workers SET expires_at = ? WHERE worker_id = ? AND expires_at IS NOT NULL"
+_RENEW: Final = "UPDATE zart_workers SET expires_at = ?, shown_at = ? WHERE worker_id = ? AND expires_at IS NOT NULL"
+# The same where the clock has not caught up before: one statement for both.
+_BEAT: Final = f"""
+    UPDATE zart_workers SET expires_at = min({FOREVER}, t.now + :lease), shown_at = iif(:shared, t.now, NULL)
+    FROM (SELECT iif(:shared, max(:now, ({LATEST})), :now) AS now) AS t
+    WHERE worker_id = :worker_id AND expires_at IS NOT NULL
+    RETURNING shown_at
+"""
+_ALIVE: Final = "SELECT count(*) FROM zart_workers WHERE worker_id = ? AND expires_at IS NOT NULL"
 _EXPIRED: Final = "SELECT json_group_array(worker_id) FROM zart_workers WHERE expires_at <= ? AND +worker_id IS NOT ?"
 _NEXT: Final = "SELECT min(expires_at) FROM zart_workers WHERE expires_at > ? AND +worker_id IS NOT ?"
 _NEXT_TICK: Final = "SELECT min(next_at) FROM zart_recurrences WHERE NOT stopped AND next_at IS NOT NULL"
@@ -77,7 +86,6 @@ _decode_condemned = msgspec.json.Decoder(list[tuple[int, str | None]]).decode
 def register(tx: Transaction, info: WorkerInfo, lease: int) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.register`."""
     now = tx.clock.now()
-    keep(tx.db, tx.clock)
     if info.limits:
         define(tx, info.limits)
     cursor = tx.db.execute(
@@ -94,18 +102,44 @@ def register(tx: Transaction, info: WorkerInfo, lease: int) -> int:
             now,
             later(now, lease),
             later(now, lease) - now,
+            shown(tx.clock, now),
         ),
     )
     return cursor.lastrowid or 0
 
 
 def renew(tx: Transaction, worker_id: int, lease: int) -> None:
-    """See :meth:`zart_core.scheduler.Scheduler.heartbeat`."""
+    """Extend the worker's lease, in a transaction."""
     # A lease that has passed may still be renewed: until a reap has declared the worker dead, nobody has taken its
     # runs. Both need the write lock, so one of them is first and the other sees it.
-    if not tx.db.execute(_RENEW, (later(tx.clock.now(), lease), worker_id)).rowcount:
-        raise LeaseLost(f"worker {worker_id} has been declared dead: its lease passed, or it has been deregistered")
-    keep(tx.db, tx.clock)
+    now = tx.clock.now()
+    if not tx.db.execute(_RENEW, (later(now, lease), shown(tx.clock, now), worker_id)).rowcount:
+        raise LeaseLost(lost(worker_id))
+    tx.renewals += 1
+
+
+def beat(tx: Transaction, worker_id: int, lease: int) -> None:
+    """See :meth:`zart_core.scheduler.Scheduler.heartbeat`. One statement, which needs no transaction around it."""
+    clock = tx.clock
+    shared = isinstance(clock, ProcessClock)
+    values = {"now": clock.now(), "shared": shared, "lease": min(lease, FOREVER), "worker_id": worker_id}
+    rows = tx.db.execute(_BEAT, values).fetchall()
+    if not rows:
+        raise LeaseLost(lost(worker_id))
+    tx.renewals += 1
+    if isinstance(clock, ProcessClock):
+        clock.catch_up(rows[0][0])
+
+
+def check_alive(tx: Transaction, worker_id: int) -> None:
+    """Raise ``LeaseLost`` unless the worker may still hold anything."""
+    if not tx.db.execute(_ALIVE, (worker_id,)).fetchone()[0]:
+        raise LeaseLost(lost(worker_id))
+
+
+def lost(worker_id: int) -> str:
+    """What a worker is told whose lease is gone."""
+    return f"worker {worker_id} has been declared dead: its lease passed, or it has been deregistered"
 
 
 def reap(tx: Transaction, max_deliveries: int, worker_id: int | None) -> Reaped:
@@ -116,6 +150,7 @@ def reap(tx: Transaction, max_deliveries: int, worker_id: int | None) -> Reaped:
     next_tick: int | None = tx.db.execute(_NEXT_TICK).fetchone()[0]
     if dead == "[]":
         return Reaped(0, next_expiry, next_tick)
+    keep(tx.db, tx.clock)
     tx.db.execute(_BURY, (dead,))
     held = tx.db.execute(_COUNT_CRASHES, (dead,)).rowcount
     error = ErrorInfo(
@@ -143,6 +178,7 @@ def release(tx: Transaction, worker_id: int, keep: Sequence[int]) -> int:
 def deregister(tx: Transaction, worker_id: int) -> None:
     """See :meth:`zart_core.scheduler.Scheduler.deregister`. Its row stays: history shows its name."""
     workers = as_json((worker_id,))
+    keep(tx.db, tx.clock)
     tx.db.execute(_BURY, (workers,))
     if tx.db.execute(_FREE, {"workers": workers, "now": tx.clock.now()}).rowcount:
         tx.happened.ready = True

@@ -25,10 +25,11 @@ Read = Callable[[sqlite3.Connection], T]
 class Reading(Generic[T]):
     """One read and the future of whoever waits for it."""
 
-    __slots__ = ("future", "loop", "read")
+    __slots__ = ("bare", "future", "loop", "read")
 
-    def __init__(self, read: Read[T], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, read: Read[T], loop: asyncio.AbstractEventLoop, *, bare: bool) -> None:
         self.read = read
+        self.bare = bare
         self.loop = loop
         self.future: asyncio.Future[T] = loop.create_future()
 
@@ -55,9 +56,9 @@ class Readers:
         self._idle = 0
         self._threads: list[tuple[threading.Thread, Future[None]]] = []
 
-    def run(self, read: Read[T]) -> asyncio.Future[T]:
-        """Have ``read`` done in one snapshot. The future resolves on the running event loop."""
-        reading = Reading(read, asyncio.get_running_loop())
+    def run(self, read: Read[T], *, bare: bool = False) -> asyncio.Future[T]:
+        """Have ``read`` done in one snapshot. The future resolves on the running event loop. ``bare``: it is one statement."""
+        reading = Reading(read, asyncio.get_running_loop(), bare=bare)
         with self._gate:
             if self._stopping:
                 raise self._database.closed()
@@ -125,6 +126,8 @@ class Readers:
 
     def _read(self, db: sqlite3.Connection, reading: Reading[T]) -> T:
         def attempt() -> T:
+            if reading.bare:
+                return reading.read(db)
             # One snapshot for all statements of the read: without it, a run that finishes in between would be found in
             # no table, or in two.
             db.execute("BEGIN")

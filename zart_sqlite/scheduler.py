@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, Self, TypeVar
 
+from msgspec import structs
+
 from zart_core.clock import Clock, ProcessClock
 from zart_core.duration import SECOND, Duration, positive_micros
 from zart_core.errors import BackendUnavailable
@@ -25,11 +27,13 @@ from zart_core.records import (
     HistoryRow,
     Listed,
     ListQuery,
+    Look,
     NewPause,
     NewRecurrence,
     NewRun,
     Notification,
     Offer,
+    Outlook,
     PauseFilter,
     PauseRow,
     Purge,
@@ -65,6 +69,7 @@ from zart_sqlite.database import Database, Synchronous
 from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
 from zart_sqlite.notices import Notices
+from zart_sqlite.outlooks import Ahead, ahead
 from zart_sqlite.readers import Readers
 from zart_sqlite.starts import start
 from zart_sqlite.turns import Turns
@@ -114,6 +119,9 @@ class SqliteScheduler:
         self._writer: Writer | None = None
         self._readers: Readers | None = None
         self._was_closed = False
+        self._ahead: dict[
+            int, tuple[int, Look, Ahead]
+        ] = {}  # by worker: as of which change of the file, and for which question
 
     def __repr__(self) -> str:
         return f"SqliteScheduler({self._database.path!r}, {'open' if self.is_open else 'not open'})"
@@ -135,6 +143,7 @@ class SqliteScheduler:
                 )
                 self._writer.start()
                 self._was_closed = False
+                self._ahead = {}
             writer = self._writer
         try:
             # Shielded: a caller who gives up must not cancel the opening for the others.
@@ -249,7 +258,7 @@ class SqliteScheduler:
         return await self._write(lambda tx: leases.register(tx, info, lease))
 
     async def heartbeat(self, worker_id: int, lease: int) -> None:
-        await self._write(lambda tx: leases.renew(tx, worker_id, lease))
+        await self._write(lambda tx: leases.beat(tx, worker_id, lease), bare=True)
 
     async def claim(self, claim: Claim) -> Claimed:
         answers: list[Claimed] = []
@@ -266,6 +275,26 @@ class SqliteScheduler:
             # and renews its lease, so nobody else ever would.
             self._give_back(claim.worker_id, answers)
             raise
+
+    async def look(self, look: Look) -> Outlook:
+        if look.lease is not None:
+            await self.heartbeat(look.worker_id, look.lease)
+            look = structs.replace(look, lease=None)
+        # Race: something is committed between here and the read. Then what is read is taken for older than it is, and read again.
+        writer = self._writer
+        changes = -1 if writer is None else writer.changes
+        now = self.clock.now()
+        of, question, known = self._ahead.get(look.worker_id, (-1, look, None))
+        if known is None or of != changes or question != look or known.stale(now):
+            known = await self._read(lambda db: ahead(db, look), bare=True)
+            if writer is not None and self._hears:
+                self._ahead[look.worker_id] = (changes, look, known)
+        return known.outlook(look, now)
+
+    @property
+    def _hears(self) -> bool:
+        """Whether every change of the file comes to be known here."""
+        return self._database.in_memory or self._notices.wanted
 
     async def flush(self, flush: Flush) -> Flushed:
         lone = is_lone(flush)
@@ -311,6 +340,7 @@ class SqliteScheduler:
         return await self._write(lambda tx: leases.release(tx, worker_id, keep))
 
     async def deregister(self, worker_id: int) -> None:
+        self._ahead.pop(worker_id, None)
         await self._write(lambda tx: leases.deregister(tx, worker_id))
 
     # --- wake-ups -----------------------------------------------------------------------------------------------------
@@ -334,9 +364,9 @@ class SqliteScheduler:
 
     # --- the threads --------------------------------------------------------------------------------------------------
 
-    async def _write(self, work: Callable[[Transaction], T], *, lone: bool | None = None) -> T:
+    async def _write(self, work: Callable[[Transaction], T], *, lone: bool | None = None, bare: bool = False) -> T:
         writer = await self._open_writer()
-        return await writer.run(work, lone=lone)
+        return await writer.run(work, lone=lone, bare=bare)
 
     async def _write_in(self, tx: object, work: Callable[[Transaction], T]) -> T:
         if tx is None:
@@ -356,14 +386,14 @@ class SqliteScheduler:
             raise self._database.closed()
         return writer
 
-    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+    async def _read(self, read: Callable[[sqlite3.Connection], T], *, bare: bool = False) -> T:
         if not self.is_open:
             await self._open_lazily()
         readers = self._readers
         if readers is None:
             # In memory there is one connection, and it is the writer's.
             return await self._write(lambda tx: read(tx.db))
-        return await readers.run(read)
+        return await readers.run(read, bare=bare)
 
     async def _open_lazily(self) -> None:
         # A straggler that opened the file again after close() would leave a thread behind.

@@ -58,7 +58,7 @@ _ON_THREAD: Final = (f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}", f"PRAGMA wal_au
 class Transaction:
     """What a job works with: the connection in its transaction, the time, what to tell others after the commit."""
 
-    __slots__ = ("clock", "db", "happened", "overheard")
+    __slots__ = ("clock", "db", "happened", "overheard", "renewals")
 
     def __init__(self, db: sqlite3.Connection, clock: Clock, *, overheard: bool) -> None:
         self.db = db
@@ -66,6 +66,8 @@ class Transaction:
         self.happened = Happened()
         self.overheard = overheard
         """Whether anybody listens: what is only told need not be found out otherwise."""
+        self.renewals = 0
+        """How many rows were changed only to renew a lease."""
 
 
 Work = Callable[[Transaction], T]
@@ -74,13 +76,16 @@ Work = Callable[[Transaction], T]
 class Job(Generic[T]):
     """One piece of work and the future of whoever waits for it."""
 
-    __slots__ = ("apart", "error", "future", "lone", "loop", "result", "work")
+    __slots__ = ("apart", "bare", "error", "future", "lone", "loop", "result", "work")
 
-    def __init__(self, work: Work[T], loop: asyncio.AbstractEventLoop, *, lone: bool | None, apart: bool) -> None:
+    def __init__(
+        self, work: Work[T], loop: asyncio.AbstractEventLoop, *, lone: bool | None, apart: bool, bare: bool
+    ) -> None:
         self.work = work
         self.loop = loop
         self.lone = lone
         self.apart = apart
+        self.bare = bare
         self.future: asyncio.Future[T] = loop.create_future()
         self.result: T | None = None
         self.error: Exception | None = None
@@ -117,6 +122,8 @@ class Writer:
         self._on_loop = False  # which settings the connection has
         self._merge_at: float | None = None
         self.commits = 0
+        self.changes = 0
+        """Grows whenever anything but a lease has changed in the file, as far as is known."""
         # Of the thread alone:
         self._version = 0
         self._log = LogWatch(database.path)
@@ -127,13 +134,16 @@ class Writer:
         """Open the file in the thread; :attr:`opened` tells how it went."""
         self._thread.start()
 
-    def run(self, work: Work[T], *, lone: bool | None = None, apart: bool = False) -> asyncio.Future[T]:
+    def run(
+        self, work: Work[T], *, lone: bool | None = None, apart: bool = False, bare: bool = False
+    ) -> asyncio.Future[T]:
         """Have ``work`` done in a transaction. The future resolves after the commit, on the running event loop.
 
         ``lone``: whether it could have been done by :meth:`run_here`, ``None`` when that tells nothing about what comes next.
-        ``apart``: it shares its transaction with nobody, so that no neighbour's failure makes it run twice.
+        ``apart``: it shares its transaction with nobody, so that no neighbour's failure makes it run twice. ``bare``: it is one statement,
+        which is a transaction by itself where nobody shares one with it, and its commit is no work that the log is merged after.
         """
-        job = Job(work, asyncio.get_running_loop(), lone=lone, apart=apart)
+        job = Job(work, asyncio.get_running_loop(), lone=lone, apart=apart, bare=bare)
         with self._gate:
             if self._stopping:
                 raise self._database.closed()
@@ -169,6 +179,7 @@ class Writer:
             ended = time.monotonic()
             self._lone.done(ended - began, on_loop=True)
             self.commits += 1
+            self.changes += 1
             if not self._database.in_memory:
                 if self._merge_at is None:
                     self._queue.put(_Word.LOOK)  # the thread sleeps without a limit
@@ -244,7 +255,10 @@ class Writer:
         while not ending:
             jobs, ending = self._take(self._patience())
             for shared in _by_transaction(jobs):
-                self._commit(db, shared)
+                if len(shared) == 1 and shared[0].bare:
+                    self._commit_bare(db, shared)
+                else:
+                    self._commit(db, shared)
             self._look_outside(db)
             self._merge_log(db)
 
@@ -255,6 +269,9 @@ class Writer:
             try:
                 job = self._queue.get_nowait() if jobs or timeout == 0 else self._queue.get(timeout=timeout)
             except Empty:
+                # An idle process comes by here 20 times a second, which is most of what it uses of the processor: so it turns round early.
+                if timeout == _WATCH and not jobs and self._notices.wanted and self._log.unchanged():
+                    continue
                 break
             if job is _Word.STOP:
                 return jobs, True
@@ -298,6 +315,29 @@ class Writer:
         else:
             self._answer(jobs, None if happened is None else happened.notification())
 
+    def _commit_bare(self, db: sqlite3.Connection, jobs: list[Job[Any]]) -> None:
+        """A job that is one statement. Idle workers have no other, so it leaves nothing to be looked at that can be known."""
+        watched = not self._database.in_memory and self._notices.wanted
+        if watched:
+            self._look_at = 0.0
+            self._look_outside(db)
+        [job] = jobs
+        with self._in_use:
+            try:
+                self._set(db, on_loop=False)
+                self._undo(db)  # as in _transact
+                if not job.future.cancelled():
+                    transaction = Transaction(db, self._clock, overheard=False)
+                    job.result = self._database.patiently(lambda: job.work(transaction))
+                    self.commits += 1
+            except Exception as error:
+                self._undo(db)
+                job.error = self._explained(error)
+            if watched:
+                self._log.written()
+                self._look_at = time.monotonic() + _WATCH
+        self._answer(jobs, None)
+
     def _note(self, jobs: list[Job[Any]], began: float, ended: float) -> None:
         if len(jobs) > 1 or jobs[0].lone is False:
             self._lone.crowd()
@@ -328,6 +368,7 @@ class Writer:
             self._compare_at = now + _COMPARE
             catch_up(db, self._clock)
         transaction = Transaction(db, self._clock, overheard=self._notices.wanted)
+        before = db.total_changes
         for job in jobs:
             job.result, job.error = None, None
             if job.future.cancelled():  # nobody waits for it any more, and nothing of it has happened
@@ -344,6 +385,8 @@ class Writer:
         if db.in_transaction:
             raise sqlite3.InternalError("the commit has left its transaction open")
         self.commits += 1
+        if db.total_changes - before != transaction.renewals:
+            self.changes += 1
         return transaction.happened
 
     def _undo(self, db: sqlite3.Connection) -> None:
@@ -394,6 +437,7 @@ class Writer:
             return
         if version != self._version:
             self._version = version
+            self.changes += 1
             self._answer([], ANYTHING)
 
     def _merge_log(self, db: sqlite3.Connection) -> None:

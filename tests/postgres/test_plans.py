@@ -28,6 +28,7 @@ from zart_core.testing.contract.hand import (
     suspend,
     watch,
 )
+from zart_core.testing.contract.looking import look
 from zart_postgres import PostgresScheduler, executions, signals
 
 SLEEPING = 200_000
@@ -404,3 +405,18 @@ async def test_ten_thousand_starts_take_no_time_out_of_proportion() -> None:  # 
                 ids, ["task"] * size, [b""] * size, empty, ["default"] * size, [0] * size, empty, ["{}"] * size,
             )  # fmt: skip
         assert await d.value("SELECT count(*) FROM active") == 2 * size
+
+
+async def test_a_look_touches_few_pages_beside_many_sleepers(full: str) -> None:  # B76
+    async with opened(full) as d:
+        hand = await d.hand()
+        for _ in range(8):
+            await look(hand)
+        scans, pages = await reads(d)
+        for _ in range(20):
+            assert (await look(hand)).next_wake is not None
+        more_scans, more_pages = await reads(d)
+        assert more_pages - pages < 20 * 30
+        # Of pauses and recurrences there are a few, if any.
+        assert more_scans - scans <= 20 * 3
+        await hand.deregister()

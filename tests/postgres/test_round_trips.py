@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
-from tests.postgres.hand import desk, statements_counted
+from tests.postgres.hand import desk, statements_counted, until
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
 from zart_core.records import ListQuery, Offer
-from zart_core.testing.contract.bench import new
+from zart_core.testing.contract.bench import LONG, new
 from zart_core.testing.contract.hand import (
     attempt,
     attempt_row,
@@ -22,6 +23,7 @@ from zart_core.testing.contract.hand import (
     suspend,
     watch,
 )
+from zart_core.testing.contract.looking import look
 
 
 async def test_every_operation_is_one_statement() -> None:
@@ -41,6 +43,8 @@ async def test_every_operation_is_one_statement() -> None:
             "published": lambda: scheduler.published("a-1"),
             "claim": hand.claim,
             "heartbeat": hand.heartbeat,
+            "look": lambda: look(hand),
+            "look with a heartbeat": lambda: look(hand, LONG),
             "reap": lambda: scheduler.reap(3),
             "release": hand.release,
             "resume": lambda: scheduler.resume("a-1"),
@@ -148,3 +152,21 @@ async def test_a_replay_takes_nothing_beyond_its_claim() -> None:
     # Ten steps, then a sleep that is suspended: the second pass replays ten steps and ends.
     counts = await _counted(-10, linger="0s")
     assert 2 <= _flushes(counts) <= 12
+
+
+async def test_an_idle_worker_sends_a_statement_for_each_poll_and_no_other() -> None:
+    async with desk() as d:
+        poll = 0.05
+        registry = TaskRegistry()
+        registry.register(Steps())
+        async with Worker(d.scheduler, registry, WorkerConfig(poll_interval=poll)):
+            listener = (await d.scheduler._use()).listener
+            await until(lambda: _is(listener._answered > 0))
+            with statements_counted() as counts:
+                await asyncio.sleep(60 * poll)
+        assert set(counts) == {"look_v1"}
+        assert counts.total() <= 61
+
+
+async def _is(condition: bool) -> bool:
+    return condition

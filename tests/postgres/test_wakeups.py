@@ -14,6 +14,7 @@ from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, 
 from zart_core.records import Notification, Offer
 from zart_core.testing.contract.bench import new
 from zart_core.testing.contract.hand import finish, suspend
+from zart_core.testing.contract.looking import look
 from zart_postgres import PostgresScheduler, listener
 from zart_postgres.connections import Connections
 from zart_postgres.herald import Note, rest_after, written
@@ -256,3 +257,32 @@ async def test_without_any_notification_polling_finds_everything() -> None:
         async with Worker(there, registry, WorkerConfig(poll_interval="50ms")):
             handle = await DurableScheduler(d.scheduler).start(Echo, 1)
             assert await handle.result("15s") == 1
+
+
+async def test_looks_go_by_the_connection_that_listens_and_show_that_it_lives() -> None:  # B62
+    async with desk() as d:
+        ears = Ears(d.scheduler)
+        await ears.ready()
+        hand = await d.hand()
+        calls = await d.scheduler._use()
+        answered = calls.listener._answered
+        assert not (await look(hand)).ready
+        assert calls.listener._answered > answered
+        async with PostgresScheduler(d.url) as other:
+            await other.start([new("a")])
+            assert (await ears.hear()).ready
+        assert (await look(hand)).ready
+
+
+async def test_a_look_finds_another_way_when_the_connection_that_listens_is_gone() -> None:  # B62
+    async with desk() as d:
+        ears = Ears(d.scheduler)
+        await ears.ready()
+        hand = await d.hand()
+        await d.scheduler.start([new("a")])
+        connections = (await d.scheduler._use()).listener.connections
+        assert await d.end_connections("listen") == 1
+        assert (await look(hand)).ready
+        calls = await d.scheduler._use()
+        await until(lambda: _is(calls.listener.connections > connections))
+        assert (await look(hand)).ready

@@ -455,7 +455,11 @@ class Inline(Executor):
 class Blind:
     """A watchdog that has no thread to watch from."""
 
+    def __init__(self, **options: Any) -> None: ...
+
     async def run(self) -> None:
         await asyncio.get_running_loop().create_future()
+
+    def wake(self) -> None: ...
 
     def join(self) -> None: ...

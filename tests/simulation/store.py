@@ -91,13 +91,13 @@ class SimulatedStore(SqliteScheduler):
     def _moment(self) -> float:
         return self._dice.random() * self._latency
 
-    async def _write(self, work: Callable[[Transaction], T], *, lone: bool | None = None) -> T:
+    async def _write(self, work: Callable[[Transaction], T], *, lone: bool | None = None, bare: bool = False) -> T:
         await asyncio.sleep(self._moment())
         result = self.do(work)
         await asyncio.sleep(self._moment())
         return result
 
-    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+    async def _read(self, read: Callable[[sqlite3.Connection], T], *, bare: bool = False) -> T:
         return await self._write(lambda tx: read(tx.db))
 
     # --- with a witness: each run's owner is looked up beside what the statements themselves check ----------------------

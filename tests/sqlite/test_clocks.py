@@ -12,6 +12,7 @@ from tests.sqlite.hand import claim, new, register, writer_of
 from zart_core.clock import Clock, ProcessClock
 from zart_core.testing.clock import VirtualClock
 from zart_sqlite import SqliteScheduler
+from zart_sqlite.clock import LATEST
 
 LEASE = 10_000_000
 BACK = 3_600_000_000
@@ -113,5 +114,5 @@ async def test_a_clock_that_was_given_neither_sets_the_time_nor_follows_it(
 
 
 async def kept(scheduler: SqliteScheduler) -> int:
-    [latest] = await writer_of(scheduler).run(lambda tx: tx.db.execute("SELECT latest FROM zart_clock").fetchone())
+    [latest] = await writer_of(scheduler).run(lambda tx: tx.db.execute(LATEST).fetchone())
     return int(latest)

@@ -7,13 +7,16 @@ import itertools
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 
-from tests.sqlite.hand import new
-from zart_core.records import Notification
+from tests.sqlite.hand import new, register
+from zart_core.records import Look, Notification
 from zart_sqlite import SqliteScheduler
 from zart_sqlite import writer as writers
 from zart_sqlite.log_watch import LogWatch
@@ -30,16 +33,16 @@ async def test_an_idle_listener_asks_the_file_hardly_anything(tmp_path: Path, mo
         return version(db)
 
     looks = 0
-    touched = LogWatch.touched
+    look = LogWatch._look
 
-    def looked(watch: LogWatch) -> bool:
+    def looked(watch: LogWatch) -> tuple[int, int, int] | None:
         nonlocal looks
         looks += 1
-        return touched(watch)
+        return look(watch)
 
     monkeypatch.setattr(writers, "_data_version", counted)
     monkeypatch.setattr(writers, "_WATCH", 0.005)
-    monkeypatch.setattr(LogWatch, "touched", looked)
+    monkeypatch.setattr(LogWatch, "_look", looked)
     async with SqliteScheduler(tmp_path / "zart.db") as scheduler:
         scheduler.subscribe(lambda _: None)
         await scheduler.start([new("a")])
@@ -74,6 +77,7 @@ async def test_a_commit_that_the_disk_holds_up_is_heard_of(tmp_path: Path, monke
             sql.execute("CREATE TABLE mine (x)")
         monkeypatch.setattr(writers, "_data_version", late)
         monkeypatch.setattr(LogWatch, "touched", looked)
+        monkeypatch.setattr(LogWatch, "unchanged", lambda _: False)
         await asyncio.to_thread(_pass, tmp_path / "zart.db-wal")
         scheduler.subscribe(lambda _: heard.set())
         async with asyncio.timeout(10):
@@ -139,6 +143,82 @@ def test_an_unchanged_log_is_trusted_ever_longer(tmp_path: Path, monkeypatch: py
             yes.append(n)
     assert 4 <= len(yes) <= 10
     assert all(later <= 3 * max(1, earlier) + 1 for earlier, later in itertools.pairwise(yes))
+
+
+def test_what_this_process_has_written_itself_is_asked_for_once(tmp_path: Path) -> None:
+    log = tmp_path / "zart.db-wal"
+    log.write_bytes(b"x")
+    watch = LogWatch(str(tmp_path / "zart.db"))
+    watch.written()
+    assert watch.touched(), "another write in this moment could look the same"
+    old = time.time_ns() - 1_000_000_001
+    os.utime(log, ns=(old, old))
+    watch.written()
+    assert not watch.unchanged(), "it has not been asked for yet"
+    assert [watch.touched() for _ in range(50)] == [True] + [False] * 49
+    assert watch.unchanged()
+    os.utime(log, ns=(old, old + 2))
+    assert not watch.unchanged()
+    os.utime(log, ns=(old, old + 1))
+    assert watch.touched()
+
+
+async def test_an_idle_workers_minute_of_looks_takes_few_statements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        db: sqlite3.Connection = connect(*arguments, **options)
+        db.set_trace_callback(said.append)
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    async with SqliteScheduler(tmp_path / "zart.db") as scheduler:
+        stop = scheduler.subscribe(lambda _: None)
+        worker_id = await register(scheduler)
+        await scheduler.start([new("a", wake_at=2**60)])
+        await asyncio.to_thread(_pass, tmp_path / "zart.db-wal")
+        await asyncio.sleep(0.2)
+        look = Look(worker_id=worker_id, queues=("default",), tasks=("task",))
+        await scheduler.look(look)
+        said.clear()
+        for n in range(60):  # as a worker asks with a lease of ten seconds
+            outlook = await scheduler.look(structs.replace(look, lease=10_000_000 if n % 3 == 0 else None))
+            assert outlook.next_wake == 2**60
+        stop()
+        verbs = Counter(statement.split()[0] for statement in said)
+    assert verbs["UPDATE"] == 20
+    assert verbs["WITH"] <= 1, "what is known is not read again, though leases are renewed"
+    # Whether others have written: before each renewal here, because one follows the other without a pause.
+    assert verbs["PRAGMA"] <= 22
+    assert verbs.total() <= 43
+
+
+async def test_idle_processes_on_one_file_do_not_keep_each_other_awake(tmp_path: Path) -> None:
+    path = tmp_path / "zart.db"
+    async with SqliteScheduler(path) as mine, SqliteScheduler(path) as other:
+        looks = dict[int, Look]()
+        heard = Counter[int]()
+        for scheduler in (mine, other):
+            worker_id = await register(scheduler)
+            looks[id(scheduler)] = Look(worker_id=worker_id, queues=("default",), tasks=("task",))
+
+            def listen(notification: Notification, key: int = id(scheduler)) -> None:
+                heard[key] += notification.vague
+
+            scheduler.subscribe(listen)
+        await mine.look(structs.replace(looks[id(mine)], lease=10_000_000))
+        async with asyncio.timeout(10):
+            while not heard[id(other)]:
+                await asyncio.sleep(0.01)
+        # Each answers what it hears with a look; what the other has written is heard of once.
+        before = Counter(heard)
+        for _ in range(20):
+            await asyncio.gather(mine.look(looks[id(mine)]), other.look(looks[id(other)]))
+            await asyncio.sleep(0.02)
+        assert (heard - before).total() <= 2
 
 
 def _pass(log: Path) -> None:

@@ -32,6 +32,10 @@ class Lease:
         """Whether the lease may have passed, as far as this process can know."""
         return time.monotonic() >= self._valid_until
 
+    def due_within(self, seconds: float) -> bool:
+        """Whether a third of the lease will have passed by then since it was last extended."""
+        return time.monotonic() + seconds >= self._valid_until - self._seconds * 2 / 3
+
     async def valid(self) -> None:
         """Wait until the lease is known to hold."""
         while self.lapsed and not self.lost:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable
 from typing import Final
 
 from zart_core.errors import BackendUnavailable
+from zart_core.records import Outlook
 from zart_core.scheduler import Scheduler
 
 _LEAST: Final = 0.1
@@ -20,7 +23,11 @@ logger = logging.getLogger("zart")
 
 class Sweeper:
     """Reaps at an interval, and when the next lease ends that is not renewed. Every worker has one; the backend makes it safe that all
-    of them do it at once."""
+    of them do it at once.
+
+    A worker without work looks at the store at each poll, and what it is told then is all that a reap could have told: as long as there
+    is nobody to be buried, it puts the reaps off.
+    """
 
     def __init__(
         self,
@@ -38,22 +45,48 @@ class Sweeper:
         self._max_deliveries = max_deliveries
         self._freed = freed
         self._next_tick = next_tick
+        self._next = 0.0  # the monotonic time of the next reap
+        self._moved = asyncio.Event()
+
+    def heed(self, outlook: Outlook) -> None:
+        """The worker has looked at the store."""
+        if not outlook.sweep:
+            before = self._next
+            self._plan(outlook.next_expiry)
+            if self._next < before:
+                self._moved.set()
 
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
-            pause = self._interval * random.uniform(0.75, 1.0)
-            try:
-                reaped = await self._scheduler.reap(self._max_deliveries, self._worker_id)
-            except BackendUnavailable as error:
-                logger.warning("sweeping failed, it will be repeated: %s", error)
-            else:
-                self._next_tick(reaped.next_tick)
-                if reaped.freed:
-                    logger.warning("a worker has died: its executions are freed (%d)", reaped.freed)
-                    self._freed()
-                if reaped.next_expiry is not None:
-                    left = (reaped.next_expiry - self._scheduler.clock.now()) / 1_000_000
-                    # Not all in the same moment. A lease that is renewed in time costs nothing: nobody looks before it ends.
-                    pause = min(pause, max(left, _LEAST) + random.uniform(0.0, _SPREAD))
-            await asyncio.sleep(pause)
+            await self._reap()
+            await self._pause()
+
+    async def _reap(self) -> None:
+        self._plan(None)
+        try:
+            reaped = await self._scheduler.reap(self._max_deliveries, self._worker_id)
+        except BackendUnavailable as error:
+            logger.warning("sweeping failed, it will be repeated: %s", error)
+            return
+        self._next_tick(reaped.next_tick)
+        if reaped.freed:
+            logger.warning("a worker has died: its executions are freed (%d)", reaped.freed)
+            self._freed()
+        self._plan(reaped.next_expiry)
+
+    def _plan(self, next_expiry: int | None) -> None:
+        """Reap next at the interval, or when that lease has ended."""
+        pause = self._interval * random.uniform(0.75, 1.0)
+        if next_expiry is not None:
+            left = (next_expiry - self._scheduler.clock.now()) / 1_000_000
+            # Not all in the same moment. A lease that is renewed in time costs nothing: nobody looks before it ends.
+            pause = min(pause, max(left, _LEAST) + random.uniform(0.0, _SPREAD))
+        self._next = time.monotonic() + pause
+
+    async def _pause(self) -> None:
+        while (left := self._next - time.monotonic()) > 0:
+            self._moved.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._moved.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final, Protocol
 
@@ -25,7 +25,7 @@ from zart_core.engine.ticker import Ticker
 from zart_core.engine.wakeups import WakeUps
 from zart_core.errors import BackendUnavailable
 from zart_core.payload import Payloads
-from zart_core.records import ClaimedRun, PauseRow, TaskOffer
+from zart_core.records import ClaimedRun, Outlook, PauseRow, TaskOffer
 from zart_core.scheduler import Scheduler
 
 logger = logging.getLogger("zart")
@@ -69,7 +69,9 @@ class Tenure:
         payloads: Payloads,
         threads: Executor,
         intercept: Intercept | None = None,
+        awake: Callable[[], None] = lambda: None,
     ) -> None:
+        self._awake = awake  # told before anything begins to run
         self._scheduler = scheduler
         self.worker_id = worker_id
         self._bodies = bodies
@@ -97,6 +99,7 @@ class Tenure:
             held=lambda: [run_id for run_id, _ in self.runs],
             begin=self._begin_all,
             heed=self._heed,
+            outlook=self._look_ahead,
         )
         self.wakeups = WakeUps(
             scheduler,
@@ -104,6 +107,7 @@ class Tenure:
             poll_interval=options.poll_interval,
             runs=lambda: list(self.runs.values()),
             ready=self._ready,
+            rouse=self._rouse,
             pauses_changed=self._pauses_changed,
         )
         self.ticker = Ticker(scheduler, poll_interval=options.poll_interval, lost=lambda: self.lease.lost)
@@ -230,6 +234,8 @@ class Tenure:
             self._pauses = rules
 
     def _begin_all(self, claimed: list[ClaimedRun]) -> None:
+        if claimed:
+            self._awake()
         for run in claimed:
             try:
                 self._begin(run)
@@ -284,6 +290,15 @@ class Tenure:
     def _ready(self) -> None:
         self.changed.set()
         self.claims.wake()
+
+    def _rouse(self) -> None:
+        self.changed.set()
+        self.claims.rouse()
+
+    def _look_ahead(self, outlook: Outlook) -> None:
+        """What the claims' looks tell of others' duties."""
+        self.sweeper.heed(outlook)
+        self.ticker.heed(outlook.next_tick)
 
     def _pauses_changed(self) -> None:
         self.changed.set()

@@ -29,6 +29,7 @@ class WakeUps:
         poll_interval: int,
         runs: Callable[[], Iterable[Run]],
         ready: Callable[[], None],
+        rouse: Callable[[], None],
         pauses_changed: Callable[[], None],
     ) -> None:
         self._scheduler = scheduler
@@ -36,6 +37,7 @@ class WakeUps:
         self._poll = poll_interval / 1_000_000
         self._runs = runs
         self._ready = ready
+        self._rouse = rouse
         self._pauses_changed = pauses_changed
         self._asked: dict[tuple[int, int], Run] = {}
         self._strays: set[int] = set()
@@ -45,7 +47,9 @@ class WakeUps:
 
     def notified(self, notification: Notification) -> None:
         """The backend says that something happened."""
-        if notification.ready:
+        if notification.vague:
+            self._rouse()
+        elif notification.ready:
             self._ready()
         if notification.pauses:
             self._pauses_changed()

@@ -1,7 +1,7 @@
 """The watchdog: notices code that blocks the event loop, and says which.
 
 A blocked loop stops every execution of the worker, and beyond the lease it loses them. The loop itself cannot tell, so a thread
-looks; it only reads.
+looks; it only reads. While the worker has no execution neither of them is woken.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -30,37 +31,60 @@ _OURS: Final = (
 
 
 class Watchdog:
-    """Logs a stall of more than ``limit`` seconds once, with the execution and the line that blocks."""
+    """Logs a stall of more than ``limit`` seconds once, with the execution and the line that blocks.
 
-    def __init__(self, limit: float = 1.0) -> None:
+    ``idle``: whether there is nothing to be watched. Then it rests, until :meth:`wake`.
+    """
+
+    def __init__(self, limit: float = 1.0, *, idle: Callable[[], bool] = lambda: False) -> None:
         self._limit = limit
+        self._idle = idle
+        self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._ticked = time.monotonic()
         self._stop = threading.Event()
+        self._watched = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="zart-watchdog", daemon=True)
 
     async def run(self) -> None:
         """Tick until cancelled; the thread ends with it."""
-        self._ticked = time.monotonic()
+        self.wake()
         self._thread.start()
         try:
             while True:
+                if self._idle():
+                    self._watched.clear()
+                    self._woken.clear()
+                    await self._woken.wait()
                 await asyncio.sleep(_TICK)
                 self._ticked = time.monotonic()
         finally:
-            self._stop.set()
+            self._end()
+
+    def wake(self) -> None:
+        """Something is about to run that is to be watched. It may block the loop at once, so the thread is told here."""
+        if not self._watched.is_set():
+            self._ticked = time.monotonic()
+            self._watched.set()
+            self._woken.set()
 
     def join(self) -> None:
         """Wait for the thread's end."""
-        self._stop.set()
+        self._end()
         if self._thread.is_alive():
             self._thread.join()
 
+    def _end(self) -> None:
+        self._stop.set()
+        self._watched.set()
+
     def _watch(self) -> None:
         reported = 0.0
-        while not self._stop.wait(self._limit / 2):
+        while self._watched.wait() and not self._stop.wait(self._limit / 2):
             ticked = self._ticked
+            if not self._watched.is_set():
+                continue
             stalled = time.monotonic() - ticked
             if stalled > self._limit + _TICK and ticked != reported:
                 reported = ticked

@@ -44,11 +44,13 @@ from zart_core.records import (
     HistoryRow,
     Listed,
     ListQuery,
+    Look,
     NewPause,
     NewRecurrence,
     NewRun,
     Notification,
     Offer,
+    Outlook,
     PauseFilter,
     PauseRow,
     Purge,
@@ -101,6 +103,7 @@ METHODS: Final = frozenset(
         "register",
         "heartbeat",
         "claim",
+        "look",
         "flush",
         "signals",
         "reap",
@@ -511,6 +514,9 @@ class FaultyScheduler:
 
     async def claim(self, claim: Claim) -> Claimed:
         return await self._through("claim", lambda: self.inner.claim(claim))
+
+    async def look(self, look: Look) -> Outlook:
+        return await self._through("look", lambda: self.inner.look(look))
 
     async def flush(self, flush: Flush) -> Flushed:
         return await self._through("flush", lambda: self.inner.flush(flush))

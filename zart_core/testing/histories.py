@@ -36,7 +36,9 @@ from zart_core.records import (
     Flush,
     Flushed,
     HistoryRow,
+    Look,
     Notification,
+    Outlook,
     Reaped,
     Signals,
     StepKey,
@@ -282,6 +284,9 @@ class _Archive:
     async def claim(self, claim: Claim) -> Claimed:
         claimed, self._claimed = self._claimed, None
         return Claimed([] if claimed is None else [claimed], None)
+
+    async def look(self, look: Look) -> Outlook:
+        return Outlook(ready=self._claimed is not None)
 
     def flush_at_once(self, flush: Flush) -> bool:
         return False

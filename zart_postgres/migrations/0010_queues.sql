@@ -503,3 +503,80 @@ BEGIN
         SELECT r.run_id FROM {schema}.runs AS r WHERE r.execution_id = j.joined ORDER BY r.run DESC LIMIT 1
     ) AS l;
 END $$;
+
+-- What a worker without work asks at its poll, of which nearly all answers are that there is none: whether a claim would find anything, and
+-- what comes next. It locks and changes nothing, but for the worker's own lease where p_lease says so. What stands in a line counts as due:
+-- only a claim can tell whether there is a place. o_sweep: the dead have not been emptied, or counts are to be folded.
+CREATE FUNCTION {schema}.look_v1(
+    p_worker bigint, p_lease bigint, p_queues text[], p_tasks text[], p_forever bigint,
+    OUT o_now bigint, OUT o_alive boolean, OUT o_next_wake bigint, OUT o_next_expiry bigint, OUT o_next_tick bigint,
+    OUT o_sweep boolean)
+LANGUAGE plpgsql
+-- Nested loops: all that is joined are the levels, of which there are a few, and what is looked up for each.
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    v_tasks text[] := p_tasks;
+BEGIN
+    IF p_lease IS NULL THEN
+        o_alive := EXISTS (SELECT 1 FROM {schema}.workers AS w WHERE w.worker_id = p_worker AND w.expires_at IS NOT NULL);
+    ELSE
+        UPDATE {schema}.workers AS w SET expires_at = least({schema}.now_v1() + p_lease, p_forever)
+        WHERE w.worker_id = p_worker AND w.expires_at IS NOT NULL;
+        o_alive := FOUND;
+    END IF;
+    o_now := {schema}.now_v1();
+    IF NOT o_alive THEN RETURN; END IF;
+    IF EXISTS (SELECT 1 FROM {schema}.pauses) THEN
+        v_tasks := ARRAY(
+            SELECT t.task FROM unnest(p_tasks) AS t(task)
+            WHERE NOT EXISTS (
+                SELECT 1 FROM {schema}.pauses AS p WHERE p.task = t.task AND p.execution_id IS NULL AND p.step IS NULL));
+        SELECT min(p.expires_at) INTO o_next_wake FROM {schema}.pauses AS p WHERE p.expires_at IS NOT NULL;
+    END IF;
+    -- As in claim_v1.
+    WITH RECURSIVE level AS (
+        SELECT q.queue, t.task, l.priority
+        FROM unnest(p_queues) AS q(queue)
+        CROSS JOIN unnest(v_tasks) AS t(task)
+        CROSS JOIN LATERAL (
+            SELECT a.priority FROM {schema}.active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = q.queue AND a.task = t.task
+            ORDER BY a.priority DESC LIMIT 1
+        ) AS l
+        UNION ALL
+        SELECT level.queue, level.task, l.priority
+        FROM level
+        CROSS JOIN LATERAL (
+            SELECT a.priority FROM {schema}.active AS a
+            WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
+              AND a.priority < level.priority
+            ORDER BY a.priority DESC LIMIT 1
+        ) AS l
+    )
+    SELECT least(o_next_wake, min(n.wake_at)) INTO o_next_wake
+    FROM level
+    CROSS JOIN LATERAL (
+        SELECT a.wake_at FROM {schema}.active AS a
+        WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
+          AND a.priority = level.priority
+        ORDER BY a.wake_at LIMIT 1
+    ) AS n;
+    IF EXISTS (SELECT 1 FROM {schema}.queues) AND EXISTS (
+        SELECT 1
+        FROM unnest(p_queues) AS q(queue) CROSS JOIN unnest(v_tasks) AS t(task) CROSS JOIN (VALUES (1), (2)) AS l(line)
+        CROSS JOIN LATERAL (
+            SELECT 1 FROM {schema}.active AS a
+            WHERE a.line > 0 AND a.queue = q.queue AND a.line = l.line AND a.task = t.task LIMIT 1
+        ) AS n
+    ) THEN
+        o_next_wake := least(o_next_wake, o_now);
+    END IF;
+    o_next_expiry := (
+        SELECT min(w.expires_at) FROM {schema}.workers AS w WHERE NOT w.emptied AND w.worker_id <> p_worker);
+    o_next_tick := (
+        SELECT min(c.next_at) FROM {schema}.recurrences AS c WHERE NOT c.stopped AND c.next_at IS NOT NULL);
+    o_sweep := EXISTS (SELECT 1 FROM {schema}.workers AS w WHERE NOT w.emptied AND w.expires_at IS NULL)
+        OR EXISTS (SELECT 1 FROM {schema}.tally_changes);
+END $$;

@@ -1,7 +1,8 @@
 -- Zart's tables. They carry a prefix because they share the file with the user's own tables (ctx.transaction writes both).
 -- Times are integer microseconds since the Unix epoch (UTC); payloads are blobs nobody here looks into.
 
--- One row: the latest time that a clock of this file's has shown, about. No process's may be behind it.
+-- One row: the latest time that a clock of this file's had shown when a worker came to its end. Together with what those that live have
+-- shown (zart_workers.shown_at) it is the time that no process's clock may be behind.
 CREATE TABLE zart_clock (
     only   INTEGER PRIMARY KEY CHECK (only = 1),
     latest INTEGER NOT NULL
@@ -150,7 +151,8 @@ CREATE TABLE zart_workers (
     tasks         TEXT    NOT NULL,            -- a JSON array of texts
     queues        TEXT    NOT NULL,            -- a JSON array of texts
     registered_at INTEGER NOT NULL,
-    expires_at    INTEGER                      -- the lease; NULL once declared dead or gone
+    expires_at    INTEGER,                     -- the lease; NULL once declared dead or gone
+    shown_at      INTEGER                      -- its process's time when it was renewed last; NULL where that was given a clock
 ) STRICT;
 
 CREATE INDEX zart_workers_live ON zart_workers (expires_at) WHERE expires_at IS NOT NULL;

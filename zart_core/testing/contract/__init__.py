@@ -50,6 +50,7 @@ from zart_core.testing.contract.leases import LeaseContract
 from zart_core.testing.contract.life import LifeContract
 from zart_core.testing.contract.limits import LimitContract
 from zart_core.testing.contract.listing import ListingContract
+from zart_core.testing.contract.looking import LookContract
 from zart_core.testing.contract.notifications import NotificationContract
 from zart_core.testing.contract.parts import PartContract
 from zart_core.testing.contract.pausing import PausingContract
@@ -87,6 +88,7 @@ class SchedulerContract(
     PartContract,
     CancelContract,
     LeaseContract,
+    LookContract,
     QuarantineContract,
     SuccessionContract,
     HeldTimeContract,
