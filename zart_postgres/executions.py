@@ -12,6 +12,7 @@ from zart_core.records import (
     AttemptRow,
     EventRow,
     ExecutionRow,
+    FinishedRow,
     HistoryRow,
     PendingWait,
     Settled,
@@ -113,16 +114,11 @@ HISTORY: Final = f"""
     ) AS k ON true
     WHERE r.run_id = {_LATEST}
 """
-# Only what has ended is answered, so nothing is read of live runs but that there is no end yet: thousands may be asked for at once.
 _SETTLED: Final = """
-    SELECT asked.id, r.run_id, r.run, r.task, e.version, e.status, r.queue, r.priority, r.tags::text, e.attempt, r.input, e.output,
-           e.error,
-           CASE WHEN r.parent_run IS NOT NULL
-                THEN (SELECT p.execution_id FROM {schema}.runs AS p WHERE p.run_id = r.parent_run) END,
-           r.created_at, e.started_at, e.finished_at, e.deadline, r.trigger, nullif(r.key, '')
+    SELECT asked.id, r.run_id, r.run, e.status, e.output, e.error
     FROM unnest($1::text[]) AS asked(id)
     LEFT JOIN LATERAL (
-        SELECT x.* FROM {schema}.runs AS x WHERE x.execution_id = asked.id ORDER BY x.run DESC LIMIT 1
+        SELECT x.run_id, x.run FROM {schema}.runs AS x WHERE x.execution_id = asked.id ORDER BY x.run DESC LIMIT 1
     ) AS r ON true
     LEFT JOIN {schema}.results AS e ON e.run_id = r.run_id
     WHERE r.run_id IS NULL OR e.run_id IS NOT NULL
@@ -182,7 +178,14 @@ async def settled(db: Session, execution_ids: Sequence[str]) -> Settled:
     if not execution_ids:
         return Settled([], [])
     rows = await db.rows(_SETTLED, list(dict.fromkeys(execution_ids)))
-    return Settled([_ended(row) for row in rows if row[1] is not None], [row[0] for row in rows if row[1] is None])
+    return Settled(
+        [
+            FinishedRow(name, run, status, output, error)
+            for name, run_id, run, status, output, error in rows
+            if run_id is not None
+        ],
+        [row[0] for row in rows if row[1] is None],
+    )
 
 
 async def runs(db: Session, execution_id: str, limit: int) -> list[ExecutionRow]:
@@ -225,40 +228,6 @@ def execution(row: asyncpg.Record, waits: list[PendingWait]) -> ExecutionRow:
         waits=waits,
         trigger=row["trigger"],
         paused_by=read_rule(row["paused_by"]),
-    )
-
-
-def _ended(row: asyncpg.Record) -> ExecutionRow:
-    """A row of :data:`_SETTLED`."""
-    (
-        execution_id, run_id, run, task, version, status, queue, priority, tags, attempt, input_, output, error, parent_id,
-        created_at, started_at, finished_at, deadline, trigger, key,
-    ) = row  # fmt: skip
-    return ExecutionRow(
-        execution_id=execution_id,
-        run_id=run_id,
-        run=run,
-        task=task,
-        version=version,
-        status=status,
-        queue=queue,
-        priority=priority,
-        tags={} if tags == "{}" else _decode_tags(tags),
-        attempt=attempt,
-        input=input_,
-        output=output,
-        error=error,
-        parent_id=parent_id,
-        created_at=created_at,
-        started_at=started_at,
-        finished_at=finished_at,
-        deadline=deadline,
-        wake_at=None,
-        worker=None,
-        cancel_requested=status == "cancelled",
-        waits=[],
-        trigger=trigger,
-        key=key,
     )
 
 
