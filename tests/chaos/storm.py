@@ -74,6 +74,11 @@ class Storm:
         lost = (str(process.pid) for process in self._crew if "has lost its lease" in process.said)
         return Proof(self.place.ledger.entries(), self.programs, lost)
 
+    @property
+    def launched(self) -> int:
+        """How many workers there were."""
+        return len(self._crew)
+
     async def _blow(self, weather: Weather, dice: random.Random) -> None:
         await weather(dice, self._over)
 
