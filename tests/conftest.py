@@ -14,7 +14,7 @@ from hypothesis import settings
 TIME_LIMIT = 90.0
 # The same examples in every run of the suite, others and more of them in the long tests. How long one takes says how busy the machine is.
 settings.register_profile("suite", deadline=None, derandomize=True)
-settings.register_profile("soak", deadline=None, max_examples=2_000)
+settings.register_profile("soak", deadline=None, max_examples=2_000, print_blob=True)
 settings.load_profile(os.environ.get("ZART_TEST_EXAMPLES", "suite"))
 
 

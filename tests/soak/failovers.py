@@ -67,7 +67,7 @@ class Told(Ledger):
     def __init__(self) -> None:
         super().__init__()
         self.era = 0
-        """Raised when a primary dies, and when another takes its place."""
+        """Raised when a primary has died, before another takes its place: whatever ran then may run again, once."""
         self.explained = 0
         self.unexplained: list[Step] = []
         self._begun: dict[Step, int] = {}
@@ -185,12 +185,11 @@ class Series:
             # The standby falls behind, and the primary goes on acknowledging.
             await pair.cut_off()
             await self._acknowledged(dice.randint(5, 60))
-        self.ledger.era += 1
         await pair.kill()
         # Nobody has been told anything since.
         await self._compare()
-        await pair.promote()
         self.ledger.era += 1
+        await pair.promote()
         self.done["failovers"] += 1
         self._beat(f"{self.done['failovers']} failovers")
         await pair.exchange()

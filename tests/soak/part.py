@@ -16,7 +16,7 @@ import psutil
 from tests.soak.journal import Reading
 from tests.soak.plan import ROOT, Part, command_of, environment_of
 from tests.soak.processes import MARK, end_all, spoken
-from tests.soak.pulse import STACKS
+from tests.soak.pulse import END, STACKS
 from tests.soak.records import FAILED, STUCK, Beat, Begin, Finding, Round
 from tests.soak.report import PartReport
 
@@ -100,13 +100,14 @@ class Running:
 
     def report(self) -> PartReport:
         """What is known by now."""
+        unplayed = self.took and not self.rounds and not self._cut
         return PartReport(
             name=self.part.name,
             seed=self.seed,
             seconds=self.took,
             rounds=self.rounds,
             findings=self.findings,
-            notes=self.notes,
+            notes=[*self.notes, *(["there was no time for a round"] if unplayed else [])],
         )
 
     def line(self) -> str:
@@ -173,7 +174,7 @@ class Running:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGUSR1)
         give_up = time.monotonic() + 5
-        while time.monotonic() < give_up and not (stacks.exists() and "--- task" in stacks.read_text()):
+        while time.monotonic() < give_up and not (stacks.exists() and END in stacks.read_text()):
             await asyncio.sleep(0.1)
         family: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):

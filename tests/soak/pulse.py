@@ -19,6 +19,9 @@ STACKS: Final = "stacks.txt"
 """The file beside the journal that has the stacks of a part that was asked for them."""
 
 
+END: Final = "--- that is all"
+
+
 class Pulse:
     """A thread that watches a file grow, and the parent."""
 
@@ -55,6 +58,7 @@ class Pulse:
             file.flush()
             faulthandler.dump_traceback(file)
             _tell_of_tasks(file)
+            file.write(f"{END}\n")
 
 
 def _tell_of_tasks(file: TextIO) -> None:

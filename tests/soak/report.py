@@ -114,7 +114,7 @@ class Report(Struct, frozen=True, kw_only=True):
         lines.append(
             f"{'seconds':<{first}}"
             + "".join(f"  {part.seconds:>{_width(part.name)},.0f}" for part in self.parts)
-            + f"  {sum(part.seconds for part in self.parts):>11,.0f}"
+            + f"  {self.seconds:>11,.0f}"
         )
         for row in _rows():
             cells = "".join(f"  {_spoken(row, counts, name):>{_width(name)}}" for name, counts in columns)

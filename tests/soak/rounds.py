@@ -100,15 +100,20 @@ class Rounds:
             self._journal.end(round_)
 
     def _turns(self) -> Iterator[tuple[int, str, float]]:
-        """Each kind in its turn; at the end those that still fit, and a rest too short for another is the last one's."""
+        """Each kind in its turn; at the end those that still fit, and a rest too short for another is the last one's.
+
+        Where there is little time, the first turn leaves some for each.
+        """
         number = 0
         while True:
-            turn = self._kinds[number % len(self._kinds) :] + self._kinds[: number % len(self._kinds)]
-            for name in turn:
+            first = number % len(self._kinds)
+            for name in self._kinds[first:] + self._kinds[:first]:
                 kind = KINDS[name]
                 left = self._until - time.time() - self._winding[name]
+                fair = (self._until - time.time()) / max(1, len(self._kinds) - number) - self._winding[name]
+                longest = max(kind.least, min(kind.seconds, fair))
                 if left >= kind.least:
-                    yield number, name, left if left < kind.seconds + kind.least else kind.seconds
+                    yield number, name, left if left < longest + kind.least else longest
                     break
             else:
                 return
