@@ -131,7 +131,7 @@ class Series:
                         task.cancel()
                 await asyncio.gather(loading, *self._waiting.values(), return_exceptions=bool(self.findings))
             await self._judge(scheduler)
-        self.done["programs"] = self.done["executions"] = len(self._tried)
+        self.done["executions"] = len(self._tried)
         self.done["steps"] = len(self.ledger.bodies)
 
     # --- load -------------------------------------------------------------------------------------------------------

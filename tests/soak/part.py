@@ -113,11 +113,9 @@ class Running:
     def line(self) -> str:
         """A few words on what it does."""
         if self._open is None:
-            return f"{self.part.name}: {len(self.rounds)} rounds"
-        under_way = f"{self._open.name.rpartition('::')[2]} for {time.monotonic() - self._open_since:.0f} s"
-        return f"{self.part.name}: {len(self.rounds)} rounds, then {under_way}" + (
-            f", {self._last}" if self._last else ""
-        )
+            return self.part.name
+        name = self._open.name.rpartition("::")[2]
+        return f"{self.part.name} ({len(self.rounds) + 1}: {name[:40]}, {time.monotonic() - self._open_since:.0f} s)"
 
     # --- watching -----------------------------------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ class Soak:
         for part in parts:
             done.update(part.done)
             found.update(part.count)
-        told = ", ".join(f"{name} {done[name]:,}" for name in ("programs", "kills", "failovers", "simulation seeds"))
+        told = ", ".join(f"{name} {done[name]:,}" for name in ("executions", "kills", "failovers", "simulation seeds"))
         findings = ", ".join(f"{kind} {found[kind]}" for kind in KINDS if found[kind]) or "nothing found"
-        working = "; ".join(running.line() for running in self._parts.values() if not running.took)
-        return f"{(time.monotonic() - self._began) / 60:5.1f} min: {told}; {findings} | {working}"
+        working = ", ".join(running.line() for running in self._parts.values() if not running.took)
+        return f"{(time.monotonic() - self._began) / 60:5.1f} min: {told}; {findings}; now {working}"

@@ -102,7 +102,6 @@ def operations(folder: Path, seed: int, seconds: float, beat: Beating) -> Round:
         took=time.monotonic() - began,
         replay=replay_of("storm-operations", STORE, seed, seconds),
         done={
-            "programs": len(ids),
             "executions": len(ids),
             "kills": done.pop("killed", 0),
             "operations": sum(done.values()),
@@ -124,7 +123,7 @@ def queues(folder: Path, seed: int, seconds: float, beat: Beating) -> Round:
         seed=seed,
         took=time.monotonic() - began,
         replay=replay_of("storm-queues", STORE, seed, seconds),
-        done={"programs": len(done), "executions": len(done), "kills": count},
+        done={"executions": len(done), "kills": count},
     )
 
 
