@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.soak.plan import LANES, Part
 from tests.soak.report import Report
-from tests.soak.soak import Soak
+from tests.soak.soak import Soak, sweep
 
 INTERRUPTED = 130
 
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None, lanes: Sequence[Sequence[Part]]
     )
     parser.add_argument("--reports", type=Path, default=Path("reports/soak"), help="the folder that keeps the reports")
     given = parser.parse_args(arguments)
+    sweep()
     seed = int(time.time()) if given.seed is None else given.seed
     chosen = [[part for part in lane if given.only is None or part.name in given.only] for lane in lanes]
     folder = (given.reports / f"{seed}").resolve()

@@ -15,7 +15,7 @@ import psutil
 
 from tests.soak.journal import Reading
 from tests.soak.plan import ROOT, Part, command_of, environment_of
-from tests.soak.processes import MARK, end_all, spoken
+from tests.soak.processes import MARK, end_all, mark_of, spoken
 from tests.soak.pulse import END, STACKS
 from tests.soak.records import FAILED, STUCK, Beat, Begin, Finding, Round
 from tests.soak.report import PartReport
@@ -43,12 +43,12 @@ class Running:
         self._stop = stop
         self._journal = folder / "journal"
         self._reading = Reading(self._journal)
-        self._mark = f"{os.getpid()} {scratch}"
+        self._mark = mark_of(os.getpid(), scratch)
         self._open: Begin | None = None
         self._open_since = self._sign = time.monotonic()
         self._last = ""
-        self._cut = ""
-        """Why it was ended from here, if it was."""
+        self._cut = self._where = ""
+        """Why it was ended from here, if it was, and in which round."""
 
     @property
     def log(self) -> Path:
@@ -89,7 +89,7 @@ class Running:
                 await asyncio.wait({waiting}, timeout=_LOOK)
                 self._read()
                 if not waiting.done() and (why := self._why_end(time.monotonic() - began, longest)):
-                    self._cut = why
+                    self._cut, self._where = why, _spoken(self._open)
                     break
         finally:
             # Not to be left half done by a cancellation.
@@ -177,24 +177,22 @@ class Running:
         family: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        what = "between two rounds" if self._open is None else f"in {self._open.name} with seed {self._open.seed}"
         file = self._folder / "stuck.txt"
         parts = [
-            f"{what}: {self._cut}; its last words: {self._last}",
+            f"{self._where}: {self._cut}; its last words: {self._last}",
             "processes:\n" + "\n".join(map(spoken, family)),
             "its log:\n" + self._tail(80),
             "its stacks:\n" + (stacks.read_text() if stacks.exists() else "it did not say"),
         ]
         file.write_text("\n\n".join(parts))
         replay = "" if self._open is None else f"; again with: {self._open.replay}"
-        self.findings.append(Finding(STUCK, f"{what}: {self._cut}; see {file}{replay}"))
+        self.findings.append(Finding(STUCK, f"{self._where}: {self._cut}; see {file}{replay}"))
 
     # --- the verdict --------------------------------------------------------------------------------------------------
 
     def _judge(self, code: int | None) -> None:
         if self._cut:
-            what = "between two rounds" if self._open is None else f"in {self._open.name} with seed {self._open.seed}"
-            self.notes.append(f"ended {what}: {self._cut}")
+            self.notes.append(f"ended {self._where}: {self._cut}")
             return
         if self._open is not None:
             replay = f"its process ended with {code} in it; again with: {self._open.replay}"
@@ -204,3 +202,7 @@ class Running:
 
     def _tail(self, lines: int) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _spoken(begin: Begin | None) -> str:
+    return "between two rounds" if begin is None else f"in {begin.name} with seed {begin.seed}"

@@ -9,12 +9,18 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import psutil
 
 MARK: Final = "ZART_SOAK_MARK"
 _PATIENCE: Final = 10.0
+
+
+def mark_of(soak: int, scratch: Path) -> str:
+    """The mark of the part that has this folder, of the soak with this process id."""
+    return f"{soak} {scratch}"
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, cast
@@ -139,6 +140,9 @@ class Rounds:
             )
         except BaseException:
             keep = self._pulse.asked
+            # It is not judged; what was done in it was done all the same.
+            took = time.monotonic() - began
+            self._journal.end(Round(name=f"{name}, cut off", seed=seed, took=took, replay=replay, done=counted(folder)))
             raise
         finally:
             if keep:
@@ -151,6 +155,17 @@ def played(name: str, folder: Path, seed: int, seconds: float, beat: Beating) ->
     # Imported now: which store it is, the modules below ask when they are imported.
     play = cast(Play, getattr(importlib.import_module(f"tests.soak.{kind.module}"), kind.function))
     return play(folder, seed, seconds, beat)
+
+
+def counted(folder: Path) -> dict[str, int]:
+    """What the ledger of a round that was cut off tells of it."""
+    ledger = folder / "ledger"
+    lines = [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    words = Counter(words[0] for words in lines if words)
+    blows = Counter(" ".join(words[1:]) for words in lines if words[0] == "blow")
+    begun = {tuple(words[1:3]) for words in lines if words[0] == "begin"}
+    done = {"executions": len({name for name, _ in begun}), "steps": len(begun), **blows}
+    return {**done, "kills": words["kill"], "freezes": words["stop"], "drains": words["term"]}
 
 
 def keep_folder(folder: Path, kept: Path) -> None:

@@ -14,8 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from tests.soak.part import Running
 from tests.soak.plan import Part
+from tests.soak.processes import end_all, mark_of
 from tests.soak.records import FAILED, KINDS, Finding
 from tests.soak.report import PartReport, Report
 
@@ -25,6 +28,21 @@ _SAY: Final = 60.0
 """Seconds between two lines on how far it is."""
 _LEAST: Final = 2.0
 """Seconds below which a part is not begun any more."""
+
+
+_PREFIX: Final = "zart-soak-"
+_OWNER: Final = "owner"
+
+
+def sweep() -> None:
+    """End and remove what soaks have left behind that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        owner = folder / _OWNER
+        # One without is just being made.
+        if owner.exists() and not psutil.pid_exists(int(owner.read_text())):
+            for scratch in folder.iterdir():
+                end_all(mark_of(int(owner.read_text()), scratch))
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Soak:
@@ -51,7 +69,7 @@ class Soak:
         self._folder = folder
         self._say = say
         self._every = every
-        self._scratch = Path(tempfile.mkdtemp(prefix="zart-soak-"))
+        self._scratch = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self._began = time.monotonic()
         self._end = self._began + minutes * 60
         self._parts: dict[str, Running] = {}
@@ -59,6 +77,7 @@ class Soak:
     async def go(self) -> Report:
         """All of it. A part that fails is in the report, and stops no other; nor is anything left behind by a cancellation."""
         self._scratch.chmod(0o755)
+        (self._scratch / _OWNER).write_text(f"{os.getpid()}")
         telling = asyncio.create_task(self._tell())
         lanes = [asyncio.create_task(self._lane(lane)) for lane in self._lanes]
         loop = asyncio.get_running_loop()
@@ -91,7 +110,7 @@ class Soak:
         running = self._parts.get(part.name)
         if running is not None:
             return running.report()
-        notes = ["it was not begun: there was no time left for it"]
+        notes = [f"it was not begun: {'interrupted' if self.stop.is_set() else 'there was no time left for it'}"]
         return PartReport(name=part.name, seed=self._seed_of(part), seconds=0.0, rounds=[], findings=[], notes=notes)
 
     def _seed_of(self, part: Part) -> int:

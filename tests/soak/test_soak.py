@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from tests.soak.plan import LANES, ROOT, Part, parts
 from tests.soak.processes import MARK, end_all, marked
 from tests.soak.records import Beat, Begin, Finding, Round
 from tests.soak.report import Report
-from tests.soak.rounds import KINDS, Rounds
-from tests.soak.soak import Soak
+from tests.soak.rounds import KINDS, Rounds, counted
+from tests.soak.soak import Soak, sweep
 from tests.soak.verifications import told as told_of_verification
 from tests.verification import report as verification
 
@@ -203,7 +204,7 @@ def begun(folder: Path) -> subprocess.Popen[str]:
     soak = subprocess.Popen(
         [sys.executable, "-c", COMMAND, str(folder)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -219,10 +220,10 @@ def begun(folder: Path) -> subprocess.Popen[str]:
 
 
 def children_of(soak: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if mark_of(process).startswith(f"{soak.pid} ")]
+    return [process for process in psutil.process_iter() if marking(process).startswith(f"{soak.pid} ")]
 
 
-def mark_of(process: psutil.Process) -> str:
+def marking(process: psutil.Process) -> str:
     try:
         return process.environ().get(MARK, "")
     except (psutil.Error, OSError):
@@ -247,7 +248,7 @@ def test_an_interrupt_ends_every_process_and_what_was_seen_is_reported(tmp_path:
     assert kept["well"], "to be interrupted is no fault of a part"
 
 
-def test_a_part_whose_soak_was_killed_ends_by_itself(tmp_path: Path) -> None:
+def test_a_part_whose_soak_was_killed_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soak = begun(tmp_path)
     [hanging] = [
         process
@@ -260,8 +261,11 @@ def test_a_part_whose_soak_was_killed_ends_by_itself(tmp_path: Path) -> None:
         psutil.wait_procs([hanging], timeout=30)
         assert not hanging.is_running()
     finally:
-        for mark in {mark_of(process) for process in children_of(soak)}:
-            end_all(mark)
+        monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}")
+        sweep()
+    # What it has begun, and what it would have removed, the next soak does away with.
+    assert children_of(soak) == []
+    assert list(tmp_path.glob("zart-soak-*")) == []
 
 
 def test_processes_that_have_left_their_session_and_lost_their_parents_are_found_by_their_mark() -> None:
@@ -357,6 +361,21 @@ def test_where_there_is_little_time_each_kind_has_its_round(monkeypatch: pytest.
 
 def test_no_round_is_begun_for_which_there_is_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert played(monkeypatch, tmp_path, 10.0, ["verification"], 12.0) == []
+
+
+def test_a_round_that_is_cut_off_tells_what_was_done_in_it(tmp_path: Path) -> None:
+    assert counted(tmp_path)["kills"] == 0
+    (tmp_path / "ledger").write_text(
+        "begin p1 a 0 7\nbegin p1 a 1 7\nbegin p2 a 0 7\nkill 7\nstop 8\ncont 8\nterm 8\nblow server crashes\nlay p1 b 1 7\n"
+    )
+    assert counted(tmp_path) == {
+        "executions": 2,
+        "steps": 2,
+        "server crashes": 1,
+        "kills": 1,
+        "freezes": 1,
+        "drains": 1,
+    }
 
 
 def test_what_a_verification_has_found_is_told_by_its_kind() -> None:
