@@ -11,6 +11,7 @@ import itertools
 import random
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -144,11 +145,14 @@ class Series:
                 return
             name = f"e{number}"
             self._tried.append(name)
-            await reached(lambda name=name: client.start("chain", STEPS, execution_id=name))
+            await reached(partial(client.start, "chain", STEPS, execution_id=name))
             self.ledger.started.add(name)
             task = asyncio.create_task(self._result(client, name))
             self._waiting[name] = task
-            task.add_done_callback(lambda _, name=name: self._waiting.pop(name))
+            task.add_done_callback(partial(self._waited, name))
+
+    def _waited(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._waiting[name]
 
     async def _result(self, client: DurableScheduler, name: str) -> None:
         try:

@@ -34,6 +34,8 @@ class Pulse:
         """Whether the part was asked where it stands: something is wrong with it, and what it leaves behind is of use."""
         threading.Thread(target=self._beat, name="soak", daemon=True).start()
         signal.signal(signal.SIGUSR1, self._tell)
+        # A shell starts what it does not wait for with interrupts ignored, and so are those of all that this starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch(self, file: Path) -> None:
         """While this file grows, the part lives."""

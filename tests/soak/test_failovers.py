@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from unittest import mock
 
@@ -12,13 +13,14 @@ from tests.postgres.replication import Replication, replication
 from tests.soak import failovers
 from tests.soak.failovers import Series, Told
 from tests.soak.records import Finding
+from tests.soak.rounds import Play
 
 
 def silent(said: str) -> None: ...
 
 
 @pytest.mark.parametrize("play", [failovers.synchronous, failovers.asynchronous])
-def test_failovers_in_a_row_do_no_harm(tmp_path: Path, play: failovers.Play) -> None:  # B9, B58, B61
+def test_failovers_in_a_row_do_no_harm(tmp_path: Path, play: Play) -> None:  # B9, B58, B61
     round_ = play(tmp_path, 1, 2.0, silent)
     assert round_.findings == []
     assert round_.done["failovers"] >= 1
@@ -44,7 +46,10 @@ async def test_a_standby_that_lacks_what_was_acknowledged_is_found() -> None:
     assert kinds["lost"] >= 20, series.findings
 
 
-def before(first, then):  # type: ignore[no-untyped-def]
+Act = Callable[[Replication], Awaitable[None]]
+
+
+def before(first: Act, then: Act) -> Act:
     async def both(self: Replication) -> None:
         await first(self)
         await then(self)

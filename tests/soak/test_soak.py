@@ -25,7 +25,8 @@ from tests.soak.report import Report
 from tests.soak.rounds import KINDS, Rounds, counted
 from tests.soak.soak import Soak, sweep
 from tests.soak.verifications import told as told_of_verification
-from tests.verification import report as verification
+from tests.verification.ledger import Finding as Found
+from tests.verification.report import Report as VerificationReport
 
 PREAMBLE = """
 import os, signal, subprocess, sys, time
@@ -225,7 +226,7 @@ def children_of(soak: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def marking(process: psutil.Process) -> str:
     try:
-        return process.environ().get(MARK, "")
+        return str(process.environ().get(MARK, ""))
     except (psutil.Error, OSError):
         return ""
 
@@ -380,14 +381,14 @@ def test_a_round_that_is_cut_off_tells_what_was_done_in_it(tmp_path: Path) -> No
 
 def test_what_a_verification_has_found_is_told_by_its_kind() -> None:
     findings = [
-        verification.Finding("lost", "p1: it does not exist"),
-        verification.Finding("doubled", "p1: transaction a has the rows [1, 1]"),
-        verification.Finding(
+        Found("lost", "p1: it does not exist"),
+        Found("doubled", "p1: transaction a has the rows [1, 1]"),
+        Found(
             "doubled", "p1: attempt 0 of step b ran at line 1 and again at line 2, and nothing happened to the first"
         ),
-        verification.Finding("wrong", "audit: a lease without owner"),
+        Found("wrong", "audit: a lease without owner"),
     ]
-    report = verification.Report(
+    report = VerificationReport(
         seed=3,
         store="sqlite",
         seconds=61.0,
