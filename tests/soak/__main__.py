@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None, lanes: Sequence[Sequence[Part]]
     )
     parser.add_argument("--reports", type=Path, default=Path("reports/soak"), help="the folder that keeps the reports")
     given = parser.parse_args(arguments)
+    if given.minutes <= 0:
+        parser.error("--minutes: more than none")
     sweep()
     seed = int(time.time()) if given.seed is None else given.seed
     chosen = [[part for part in lane if given.only is None or part.name in given.only] for lane in lanes]

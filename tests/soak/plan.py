@@ -44,10 +44,10 @@ def _rounds(name: str, store: str, share: float, *kinds: str) -> Part:
 def _tests(name: str, share: float, *arguments: str, **environment: str) -> Part:
     """Tests, in an order drawn from the seed."""
     # A test that hangs is ended by its own limit, which is why the part has more patience than that.
-    limits = ("--timeout=240", "-o", "faulthandler_timeout=0")
+    limits = ("--timeout=480", "-o", "faulthandler_timeout=0")
     quiet = ("-q", "--no-header", "-p", "no:cacheprovider", "-p", "tests.soak.testing", "--hypothesis-seed={seed}")
     command = (sys.executable, "-m", "pytest", *quiet, *limits, *arguments)
-    return Part(name=name, command=command, share=share, environment=environment, patience=300.0)
+    return Part(name=name, command=command, share=share, environment=environment, patience=540.0)
 
 
 def _files(words: str) -> list[str]:
