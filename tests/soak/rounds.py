@@ -46,7 +46,7 @@ class Kind(Struct, frozen=True):
     """Seeds from one round to the next."""
 
 
-FINDS: Final = 180.0
+FINDS: Final = 300.0
 """Seconds beyond its length within which a round finds out by itself what is stuck in it."""
 
 KINDS: Final = {

@@ -15,6 +15,10 @@ from tests.chaos.test_queues import hold
 from tests.soak.records import UNEXPLAINED, WRONG, Finding, Round
 from tests.soak.rounds import Beating, replay_of
 
+_RATE = 5.0
+"""Executions started in a second: what is done beside two other lanes."""
+_LONGEST = 180.0
+"""Seconds after a storm within which they end, on a machine that is busy with something else, too."""
 _EACH = 2.0
 """Seconds for each kill of a holder of places in a queue."""
 
@@ -129,7 +133,7 @@ def queues(folder: Path, seed: int, seconds: float, beat: Beating) -> Round:
 
 async def _storm(name: str, place: Place, seed: int, seconds: float, weather: Sequence[Weather] = ()) -> Round:
     began = time.monotonic()
-    storm = Storm(place, seed=seed, seconds=seconds, weather=weather)
+    storm = Storm(place, seed=seed, seconds=seconds, weather=weather, rate=_RATE, longest=_LONGEST)
     proof = await storm.rage()
     findings = [Finding(kind, text) for kind, texts in proof.by_kind().items() for text in texts]
     explained = proof.reruns - sum(finding.kind == UNEXPLAINED for finding in findings)
