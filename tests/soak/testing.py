@@ -82,7 +82,8 @@ class Ration:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._left:
             self._journal.end(Round(name="", seed=self._seed, took=0.0, replay="", done={"tests not run": self._left}))
-        if session.shouldstop:
+        if self._left and (session.shouldstop or not session.items):
+            # Neither to stop in time nor to have begun none is a failure.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED if session.testsfailed else pytest.ExitCode.OK
 
     def _replay(self, nodeid: str) -> str:
