@@ -5,7 +5,7 @@ WORKERS ?= 2
 # What `make bench` is told: --quick, --only W1-postgres, --peer none, ...
 BENCH ?=
 
-# How long `make soak` verifies on each store, and from which seed: by default the time, which the report keeps.
+# How long `make soak` takes in all and `make verify` on each store, and from which seed: by default the time, which the report keeps.
 MINUTES ?= 30
 SEED ?=
 
@@ -92,11 +92,8 @@ examples: $(VENV)/.stamp ## Run every example
 	@set -e; for example in $(EXAMPLES); do echo "== $$example"; $(BIN)/python -m $$example; done
 
 .PHONY: soak
-soak: $(VENV)/.stamp verify ## Run the long chaos and workload tests
-	# The limit per test that catches a hang in the suite would cut these short.
-	$(BIN)/python -m pytest -n $(WORKERS) -m soak --timeout=3600
-	ZART_TEST_EXAMPLES=soak $(BIN)/python -m pytest -n $(WORKERS) tests/core --timeout=3600
-	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos -m "store and soak" --timeout=3600
+soak: $(VENV)/.stamp ## Run all that is random or long; MINUTES=30 SEED=, one report in reports/soak
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
 
 .PHONY: verify
 verify: $(VENV)/.stamp ## Run random programs under fire and compare; MINUTES=30 SEED=, reports in reports/verification

@@ -15,9 +15,11 @@ from hypothesis import settings
 TIME_LIMIT = 90.0
 _LONG: Final = ("verification", "chaos", "examples", "simulation", "crashes")
 """Folders whose tests take seconds, most of them waiting for processes: begun first, so that no test process is left alone with one."""
+SOAK_LIMIT = 450.0
+"""Of the long tests, which go on beside others on a busy machine."""
 # The same examples in every run of the suite, others and more of them in the long tests. How long one takes says how busy the machine is.
 settings.register_profile("suite", deadline=None, derandomize=True)
-settings.register_profile("soak", deadline=None, max_examples=2_000)
+settings.register_profile("soak", deadline=None, max_examples=2_000, print_blob=True)
 settings.load_profile(os.environ.get("ZART_TEST_EXAMPLES", "suite"))
 
 
@@ -37,15 +39,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     before = set(threading.enumerate())
-    asyncio.run(_run(pyfuncitem.obj, arguments))
+    limit = TIME_LIMIT if pyfuncitem.get_closest_marker("soak") is None else SOAK_LIMIT
+    asyncio.run(_run(pyfuncitem.obj, arguments, limit))
     left = [thread.name for thread in threading.enumerate() if thread not in before and thread.name.startswith("zart")]
     assert not left, f"the test left threads behind: {left}"
     return True
 
 
-async def _run(test: Any, arguments: dict[str, Any]) -> None:
+async def _run(test: Any, arguments: dict[str, Any], limit: float) -> None:
     managers = [value for value in arguments.values() if getattr(value, "enter_around_test", False)]
-    async with asyncio.timeout(TIME_LIMIT):
+    async with asyncio.timeout(limit):
         await _within(managers, test, arguments)
     left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     assert not left, f"the test left tasks behind: {left}"

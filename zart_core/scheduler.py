@@ -62,8 +62,10 @@ from zart_core.records import (
 class Scheduler(Protocol):
     """A store of executions and the queue to run them from."""
 
-    clock: Clock
-    """The backend's time."""
+    @property
+    def clock(self) -> Clock:
+        """The backend's time."""
+        ...
 
     @property
     def transactions(self) -> Literal["async", "plain"]:

@@ -63,7 +63,6 @@ from zart_postgres import (
     recurrences,
     schema,
     signals,
-    starts,
     succession,
     transactions,
 )
@@ -73,6 +72,7 @@ from zart_postgres.database import Database
 from zart_postgres.flush import flush as write_facts
 from zart_postgres.lanes import Session, Work
 from zart_postgres.notices import Happened, Notices
+from zart_postgres.starts import start
 from zart_postgres.timelines import Timelines
 
 T = TypeVar("T")
@@ -219,17 +219,15 @@ class PostgresScheduler:
 
     # --- starting and clients -----------------------------------------------------------------------------------------
 
-    async def start(self, starts_: Sequence[Start], tx: object = None) -> list[Started]:
+    async def start(self, starts: Sequence[Start], tx: object = None) -> list[Started]:
         if tx is not None:
-            return await self._join(
-                tx, lambda db: starts.start(db, starts_), lambda answers: _started(starts_, answers)
-            )
+            return await self._join(tx, lambda db: start(db, starts), lambda answers: _started(starts, answers))
 
         async def work(calls: Connections) -> list[Started]:
             # A call with a nonce recognizes what an earlier try of it created.
-            repeatable = all(start.nonce for start in starts_)
-            started = await calls.client.run(lambda db: starts.start(db, starts_), repeatable=repeatable)
-            self._tell(calls, _started(starts_, started))
+            repeatable = all(new.nonce for new in starts)
+            started = await calls.client.run(lambda db: start(db, starts), repeatable=repeatable)
+            self._tell(calls, _started(starts, started))
             return started
 
         return await self._do(work)
@@ -626,6 +624,6 @@ class PostgresScheduler:
         return await self._report(lambda db: lists.list_executions(db, query))
 
 
-def _started(starts_: Sequence[Start], answers: Sequence[Started]) -> Happened:
+def _started(starts: Sequence[Start], answers: Sequence[Started]) -> Happened:
     # A debounced one may have got an earlier time.
-    return Happened(ready=any(answer.created for answer in answers) or any(start.by_key for start in starts_))
+    return Happened(ready=any(answer.created for answer in answers) or any(new.by_key for new in starts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 from collections import defaultdict
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 import zart_core
 from tests.behaviour.world import World
 from zart_core import DurableScheduler, StartRequest, TaskContext, TaskHandler, zart_step
+
+BASE = int(os.environ.get("ZART_SOAK_BASE", "0"))
+"""The first seed of the long tests: another in every soak."""
 
 
 class Ledger:
@@ -225,6 +229,6 @@ async def test_whatever_random_programs_have_done_is_kept_or_undone(world: World
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(BASE, BASE + 20))
 async def test_whatever_many_random_programs_have_done_is_kept_or_undone(world: World, seed: int) -> None:  # B44
     await run_programs(world, seed, 150, restarts=seed % 2 == 1)

@@ -71,6 +71,11 @@ class Proof:
         return sum(len(begins) - len({begin.attempt for begin in begins}) for begins in self._begins.values())
 
     @property
+    def steps(self) -> int:
+        """How many steps there were, a step being one however often it ran."""
+        return len(self._begins)
+
+    @property
     def deaths(self) -> int:
         """How many workers were killed."""
         return len(self._kills)
@@ -82,13 +87,16 @@ class Proof:
 
     def findings(self) -> list[str]:
         """Whatever may not be; empty when all is well."""
-        return [
-            *self._what_was_durable_ran_again(),
-            *self._ran_twice_without_reason(),
-            *self._seen_in_two_ways(),
-            *self._woke_early(),
-            *self._missing(),
-        ]
+        return [text for texts in self.by_kind().values() for text in texts]
+
+    def by_kind(self) -> dict[str, list[str]]:
+        """The findings: what was doubled, repeated though nothing explains it, wrong, or lost."""
+        return {
+            "doubled": [*self._what_was_durable_ran_again(), *self._seen_in_two_ways()],
+            "unexplained": [*self._ran_twice_without_reason()],
+            "wrong": [*self._woke_early()],
+            "lost": [*self._missing()],
+        }
 
     # --- what may not be ----------------------------------------------------------------------------------------------
 

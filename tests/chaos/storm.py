@@ -38,13 +38,23 @@ Weather = Callable[[random.Random, asyncio.Event], Awaitable[None]]
 class Storm:
     """``seconds`` of bad weather over the fresh store of ``place``. The same seed plans the same; when it strikes is up to the machine."""
 
-    def __init__(self, place: Place, *, seed: int, seconds: float, weather: Sequence[Weather] = ()) -> None:
+    def __init__(
+        self,
+        place: Place,
+        *,
+        seed: int,
+        seconds: float,
+        weather: Sequence[Weather] = (),
+        rate: float = RATE,
+        longest: float = LONGEST,
+    ) -> None:
         self.place = place
+        self._longest = longest
         self._weather = weather
         self.seed = seed
         self.seconds = seconds
         dice = random.Random(f"programs {seed}")
-        self.programs = {f"e{number}": program(dice) for number in range(round(seconds * RATE))}
+        self.programs = {f"e{number}": program(dice) for number in range(round(seconds * rate))}
         self.drained = self.stillborn = 0
         self._crew: list[Process] = []
         self._unborn: list[Process] = []
@@ -74,6 +84,11 @@ class Storm:
         lost = (str(process.pid) for process in self._crew if "has lost its lease" in process.said)
         return Proof(self.place.ledger.entries(), self.programs, lost)
 
+    @property
+    def launched(self) -> int:
+        """How many workers there were."""
+        return len(self._crew)
+
     async def _blow(self, weather: Weather, dice: random.Random) -> None:
         await weather(dice, self._over)
 
@@ -88,7 +103,7 @@ class Storm:
         for number in range(sum(act.kind == "event" for act in acts)):
             await asyncio.sleep(dice.uniform(0, 0.3))
             await self._offer(handle, number + 1, twice=dice.random() < 0.3)
-        execution = await client.wait(name, self.seconds + LONGEST)
+        execution = await client.wait(name, self.seconds + self._longest)
         assert (execution.status, execution.output) == ("completed", predicted(acts)), f"{name}: {execution}"
 
     async def _offer(self, handle: ExecutionHandle[Any], number: int, *, twice: bool) -> None:

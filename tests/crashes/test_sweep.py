@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from zart_core.records import Claimed, Flush, Flushed, Reaped
 from zart_core.testing import Outcome, crash_sweep
 from zart_sqlite import SqliteScheduler, finishes
 
+BASE = int(os.environ.get("ZART_SOAK_BASE", "0"))
+"""The first seed of the long tests: another in every soak."""
+
 
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_a_death_in_any_window_goes_unnoticed(name: str) -> None:  # B9 B10 B46 B56
@@ -22,7 +26,7 @@ async def test_a_death_in_any_window_goes_unnoticed(name: str) -> None:  # B9 B1
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(BASE, BASE + 4))
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_many_pairs_of_deaths_go_unnoticed(name: str, seed: int) -> None:  # B9 B10 B46 B56
     await crash_sweep(**SCENARIOS[name], pairs=60, seed=seed)

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import uuid
 import zlib
@@ -96,13 +97,18 @@ def server_of_ones_own(version: int = NEWEST) -> Iterator[tuple[str, Callable[[]
             file.write(_SETTINGS.replace("synchronous_commit = off", "synchronous_commit = on"))
         server.start()
 
+        def control(*command: str) -> None:
+            pgexec("pg_ctl", ("-w", "-D", str(folder), *command), bin_path=server.bin_path, user=server.system_user)
+
         def crash() -> None:
-            command = ("-w", "-D", str(folder), "-l", str(folder / "log"), "-m", "immediate", "restart")
-            pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user)
+            control("-l", str(folder / "log"), "-m", "immediate", "restart")
 
         try:
             yield server.get_uri(), crash
         finally:
+            # The package knows the process that it has started; after a crash it is another one.
+            with contextlib.suppress(subprocess.CalledProcessError):
+                control("-m", "immediate", "stop")
             server.cleanup()
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+
+import psutil
 
 from tests.postgres.hand import until
-from tests.postgres.server import server_of_ones_own
+from tests.postgres.server import connection_to, server_of_ones_own
 from zart_core import DurableScheduler, TaskContext, TaskHandler, TaskRegistry, Worker, WorkerConfig
 from zart_postgres import PostgresScheduler
 
@@ -54,3 +57,13 @@ async def test_everything_goes_on_after_the_server_has_crashed_under_it() -> Non
             assert await scheduler.audit() == []
             stats = await scheduler.stats()
             assert stats.by_status["completed"] == 10
+
+
+async def test_a_server_of_ones_own_is_gone_at_the_end_though_it_was_another_process_after_its_crash() -> None:
+    with server_of_ones_own() as (url, crash):
+        await asyncio.to_thread(crash)
+        async with connection_to(url) as connection:
+            data = Path(await connection.fetchval("SHOW data_directory"))
+        pid = int((data / "postmaster.pid").read_text().splitlines()[0])
+        assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)

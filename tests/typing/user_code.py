@@ -26,6 +26,7 @@ from zart_core import (
     TaskContext,
     TaskHandler,
     TaskRegistry,
+    Worker,
     ZartErr,
     connect,
     zart_durable,
@@ -33,6 +34,8 @@ from zart_core import (
 )
 from zart_core import sleep as durable_sleep
 from zart_core import step as durable_step
+from zart_postgres import PostgresScheduler
+from zart_sqlite import SqliteScheduler
 
 
 class Connection:
@@ -184,6 +187,17 @@ class Shop:
 
 async def sell(shop: Shop) -> None:
     assert_type(await shop.sell("apple"), Receipt)
+
+
+async def hold(registry: TaskRegistry) -> None:
+    """A backend that is made by hand is one for all that take a scheduler."""
+    for client in (
+        DurableScheduler(PostgresScheduler("postgresql://db/app")),
+        DurableScheduler(SqliteScheduler("zart.db")),
+    ):
+        assert_type(client, DurableScheduler)
+    async with PostgresScheduler("postgresql://db/app") as scheduler, Worker(scheduler, registry):
+        assert_type(scheduler, PostgresScheduler)
 
 
 async def use() -> Receipt:

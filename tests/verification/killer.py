@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import signal
@@ -40,6 +41,7 @@ class Killer:
         self.over = asyncio.Event()
         self.done: Counter[str] = Counter()
         self.crew: list[Process] = []
+        self._numbers = itertools.count()
         self.findings: list[str] = []
         self._seed = seed
         self._workers = workers
@@ -92,7 +94,8 @@ class Killer:
     async def _launch(self, parted: int = 0) -> Process:
         """A worker that has registered. ``parted``: not 0 for one that is cut off from its store now and then."""
         while True:
-            errors = self.place.folder / f"worker-{len(self.crew)}"
+            # Two may be launched at once: each has a file of its own.
+            errors = self.place.folder / f"worker-{next(self._numbers)}"
             with errors.open("wb") as sink:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
