@@ -75,6 +75,7 @@ class Ending:
         "epoch",
         "execution_id",
         "expelled",
+        "expendable",
         "gated",
         "halt",
         "inbox",
