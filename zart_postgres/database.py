@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from zart_core.errors import BackendUnavailable, SchemaOutdated, ZartError
-from zart_postgres.hosts import elsewhere, one_by_one, wants_primary
+from zart_postgres.hosts import elsewhere, is_standby, one_by_one, wants_primary
+from zart_postgres.timeline import STANDBY, Timeline, timeline_of
 
 
 class ServerVersion(Protocol):
@@ -53,7 +54,7 @@ class Connection(Protocol):
 
     def is_in_transaction(self) -> bool: ...
 
-    timeline: str
+    timeline: Timeline
 
     async def reset(self, *, timeout: float | None = None) -> None: ...
 
@@ -69,8 +70,8 @@ class Connection(Protocol):
 class OwnConnection(asyncpg.Connection):
     """A connection that was made here."""
 
-    timeline = ""
-    """What tells the server's past from others; empty when it was a standby as the connection was made. See ``Timelines``."""
+    timeline = STANDBY
+    """The server's as the connection was made. See ``Timelines``."""
 
 
 class LentConnection(OwnConnection):
@@ -104,17 +105,6 @@ _POOLERS_WORDS: Final = "unsupported startup parameter"
 _CONFLICTS: Final = frozenset(("40001", "40P01"))
 # The schema, a table, a function or a column of it is not there.
 _NOT_OURS: Final = frozenset(("3F000", "42P01", "42883", "42703"))
-# A promotion and a restore begin a new timeline; another server than before has another identifier. Where commits are not waited
-# for, a crash forgets some of them too. No server starts its past anew without one of these being another.
-_TIMELINE: Final = """
-    SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE
-        concat_ws('.', (SELECT system_identifier FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8),
-                  CASE WHEN current_setting('synchronous_commit') = 'off' THEN extract(epoch FROM pg_postmaster_start_time()) END)
-    END
-"""
-_ONE_TIMELINE: Final = "one"
-"""Of servers that do not tell."""
-_NO_ANSWER: Final = frozenset(("0A", "42", "55"))
 _SILENCE_MS: Final = 10_000  # unanswered bytes on the wire for this long mean that the connection is gone
 _SERVER_SIDE_SILENCE: Final = {
     "tcp_keepalives_idle": "5",
@@ -205,18 +195,22 @@ class Database:
         hosts = self._hosts.get(url)
         if hosts is None:
             hosts = self._hosts[url] = one_by_one(url)
+        told: Exception | None = None
         for host in hosts:
             try:
                 connection = await _made(host, options)
             except Exception as error:
-                if host == hosts[-1] or not elsewhere(error):
+                if not elsewhere(error):
                     raise
+                # That a standby is one is no news beside what is wrong with the primary.
+                if told is None or is_standby(told):
+                    told = error
             else:
                 if host != hosts[0] and wants_primary(url):
                     # The next connection begins here, and does not wait for those that are gone.
                     self._hosts[url] = (host, *(other for other in hosts if other != host))
                 return connection
-        raise ValueError("a URL has a host")
+        raise told or ValueError("a URL has a host")
 
     def explained(self, cause: Exception) -> Exception:
         """``cause`` for people: which database, what happened, what to do.
@@ -281,16 +275,6 @@ async def _made(url: str, options: dict[str, Any]) -> Connection:
         connection.terminate()
         raise
     return connection
-
-
-async def timeline_of(connection: Connection, seconds: float | None = None) -> str:
-    """What tells the server's past from others; empty for a standby."""
-    try:
-        return str(await connection.fetchval(_TIMELINE, timeout=seconds))
-    except asyncpg.exceptions.PostgresError as error:
-        if sqlstate(error)[:2] not in _NO_ANSWER:
-            raise
-        return _ONE_TIMELINE
 
 
 def valid_schema(name: str) -> str:

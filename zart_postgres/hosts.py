@@ -47,6 +47,11 @@ def wants_primary(url: str) -> bool:
 
 def elsewhere(error: BaseException) -> bool:
     """Whether ``error`` of one host is a reason to ask the next."""
-    if isinstance(error, OSError | asyncpg.exceptions.TargetServerAttributeNotMatched):  # a TimeoutError is an OSError
+    if isinstance(error, OSError) or is_standby(error):  # a TimeoutError is an OSError
         return True
     return (getattr(error, "sqlstate", None) or "")[:2] in _NOT_HERE
+
+
+def is_standby(error: BaseException) -> bool:
+    """Whether a host is well, and not what ``target_session_attrs`` asks for."""
+    return isinstance(error, asyncpg.exceptions.TargetServerAttributeNotMatched)

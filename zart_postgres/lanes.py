@@ -13,7 +13,8 @@ import asyncpg
 
 from zart_core.errors import BackendUnavailable
 from zart_postgres.clock import DatabaseClock
-from zart_postgres.database import Connection, Database, is_conflict, is_disconnected, timeline_of
+from zart_postgres.database import Connection, Database, is_conflict, is_disconnected
+from zart_postgres.timeline import Timeline, timeline_of
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ class Session:
         self._timeout = timeout
 
     @property
-    def timeline(self) -> str:
+    def timeline(self) -> Timeline:
         """See ``Timelines``; of a connection that was made here."""
         return self._connection.timeline
 

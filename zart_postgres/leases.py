@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, NamedTuple
 
 import asyncpg
@@ -17,6 +16,7 @@ from zart_core.records import ErrorInfo, Reaped, WorkerInfo
 from zart_postgres.cancellations import CANCELLED
 from zart_postgres.lanes import Lane, Session
 from zart_postgres.notices import Happened
+from zart_postgres.timeline import Timeline, moment
 
 _REGISTER: Final = """
     INSERT INTO {schema}.workers (
@@ -91,10 +91,15 @@ _FREE_LEFT: Final = """
     JOIN {schema}.active AS a ON a.run_id = lease.run_id AND a.run_id = ANY ($2) AND a.epoch = lease.epoch
     WHERE a.worker_id = $1 AND lease.run_id NOT IN (SELECT freed.run_id FROM freed)
 """
-_KNOWN: Final = "SELECT 1 FROM {schema}.workers AS w WHERE w.worker_id = $1 AND w.registered_at = $2"
-_DEREGISTER: Final = "SELECT o_now, o_freed, o_left FROM {schema}.deregister_v1($1)"
+# Race: a standby is promoted that does not know the worker, and has given its id to another one, before a try or between two. Only
+# who has registered then is meant.
+_DEREGISTER: Final = """
+    SELECT d.o_now, d.o_freed, d.o_left
+    FROM {schema}.workers AS w, LATERAL {schema}.deregister_v1(w.worker_id) AS d
+    WHERE w.worker_id = $1 AND w.registered_at = coalesce($2, w.registered_at)
+"""
 _DEREGISTER_TRIES: Final = 20
-_PAUSE: Final = 0.1
+PAUSE: Final = 0.1
 """Seconds between two looks at rows that somebody has locked."""
 # Whatever time has passed meanwhile: its deadline is as far away as it was at first.
 _RESUME: Final = f"""
@@ -128,7 +133,9 @@ class Registration:
 
     worker_id: int
     registered_at: int
-    timeline: str
+    timeline: Timeline
+    at: int
+    """When, among the moments at which connections have asked for their timelines."""
     left: bool = False
     """Whether the database has been found to be on another timeline since."""
 
@@ -143,7 +150,7 @@ class HeldRun(NamedTuple):
 
 async def register(db: Session, info: WorkerInfo, lease: int) -> Registration:
     """See :meth:`zart_core.scheduler.Scheduler.register`."""
-    if not db.timeline:
+    if db.timeline.standby:
         raise asyncpg.ReadOnlySQLTransactionError("no worker can register here")
     if info.limits:
         await db.rows(
@@ -167,7 +174,7 @@ async def register(db: Session, info: WorkerInfo, lease: int) -> Registration:
         list(info.versions),
         info.concurrency,
     )
-    return Registration(worker_id=row[1], registered_at=row[0], timeline=db.timeline)
+    return Registration(worker_id=row[1], registered_at=row[0], timeline=db.timeline, at=moment())
 
 
 async def heartbeat(db: Session, worker_id: int, lease: int) -> None:
@@ -227,38 +234,27 @@ async def release(db: Session, worker_id: int, keep: Sequence[int]) -> Released:
     return Released(row["o_turn"], row["o_freed"], list(zip(row["o_left"], row["o_epochs"], strict=True)))
 
 
-async def release_left(lane: Lane, worker_id: int, left: Sequence[tuple[int, int]]) -> None:
-    """Free what a release had to leave, as soon as nobody has it locked. What was claimed since then has another epoch."""
-    while left:
-        await asyncio.sleep(_PAUSE)
-        rows = await lane.run(partial(_free_left, worker_id=worker_id, left=left), repeatable=True)
-        left = [(row["run_id"], row["epoch"]) for row in rows]
+async def free_left(db: Session, worker_id: int, left: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Free what a release had to leave, where nobody has it locked any more; what is left now. What was claimed since then has
+    another epoch."""
+    rows = await db.rows(_FREE_LEFT, worker_id, [run_id for run_id, _ in left], [epoch for _, epoch in left])
+    return [(row["run_id"], row["epoch"]) for row in rows]
 
 
-async def _free_left(db: Session, worker_id: int, left: Sequence[tuple[int, int]]) -> list[asyncpg.Record]:
-    return await db.rows(_FREE_LEFT, worker_id, [run_id for run_id, _ in left], [epoch for _, epoch in left])
-
-
-async def deregister(lane: Lane, worker_id: int) -> int:
+async def deregister(lane: Lane, worker_id: int, registered_at: int | None) -> int:
     """See :meth:`zart_core.scheduler.Scheduler.deregister`. Its row stays: history shows its name. Returns how many were freed.
 
-    What somebody keeps locked for long is left to the next reap.
+    ``registered_at``: when it has registered, where that is known; one of another time has nothing but its id. What somebody keeps
+    locked for long is left to the next reap.
     """
     freed = 0
     for _ in range(_DEREGISTER_TRIES):
-        row = await lane.run(lambda db: db.row(_DEREGISTER, worker_id), repeatable=True)
-        freed += row["o_freed"]
-        if not row["o_left"]:
+        rows = await lane.run(lambda db: db.timed(_DEREGISTER, worker_id, registered_at), repeatable=True)
+        freed += sum(row["o_freed"] for row in rows)
+        if not any(row["o_left"] for row in rows):
             break
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(PAUSE)
     return freed
-
-
-async def known(db: Session, registration: Registration) -> bool:
-    """Whether the database knows the worker: on another timeline its id may be another's, or nobody's yet."""
-    return db.timeline == registration.timeline or bool(
-        await db.rows(_KNOWN, registration.worker_id, registration.registered_at)
-    )
 
 
 async def resume(db: Session, execution_id: str) -> bool:

@@ -358,7 +358,8 @@ class PostgresScheduler:
 
     async def register(self, info: WorkerInfo, lease: int) -> int:
         while True:
-            made = await self._do(lambda calls: calls.lease.run(lambda db: leases.register(db, info, lease)))
+            work = self._timelines.informed(lambda db: leases.register(db, info, lease))
+            made = await self._do(lambda calls: calls.lease.run(work))  # noqa: B023 - it is done before the next round
             if self._timelines.note(made):
                 return made.worker_id
             # An id of a lost past, given out again. Its lease runs out, with nothing that depends on it.
@@ -476,9 +477,14 @@ class PostgresScheduler:
             return running.result()
 
     async def signals(self, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
-        return await self._do(
-            lambda calls: calls.news.run(lambda db: signals.signals(db, watches, worker_id), repeatable=True)
-        )
+        if not watches:
+            return []
+        work = self._fenced(worker_id, lambda db: signals.signals(db, watches, worker_id))
+        try:
+            return await self._do(lambda calls: calls.news.run(work, repeatable=True))
+        except LeaseLost:
+            # On another timeline the same ids may be another execution's, and its events no business of these runs.
+            return [signals.lost(watch) for watch in watches]
 
     async def reap(self, max_deliveries: int, worker_id: int | None = None) -> Reaped:
         async def work(calls: Connections) -> Reaped:
@@ -505,11 +511,8 @@ class PostgresScheduler:
     async def deregister(self, worker_id: int) -> None:
         async def work(calls: Connections) -> None:
             registration = self._timelines.of(worker_id)
-            if registration is not None and not await calls.lease.run(
-                lambda db: leases.known(db, registration), repeatable=True
-            ):
-                return
-            freed = await leases.deregister(calls.lease, worker_id)
+            registered_at = None if registration is None else registration.registered_at
+            freed = await leases.deregister(calls.lease, worker_id, registered_at)
             self._timelines.forget(worker_id)
             self._turns.note(worker_id, None)
             self._tell(calls, Happened(ready=freed > 0))
@@ -607,7 +610,10 @@ class PostgresScheduler:
             self._tell(calls, Happened(ready=True))
 
     async def _release_left(self, calls: Connections, worker_id: int, left: Sequence[tuple[int, int]]) -> None:
-        await leases.release_left(calls.news, worker_id, left)
+        while left:
+            await asyncio.sleep(leases.PAUSE)
+            work = self._fenced(worker_id, functools.partial(leases.free_left, worker_id=worker_id, left=left))
+            left = await calls.news.run(work, repeatable=True)
         self._tell(calls, Happened(ready=True))
 
     def _drop_dead_loop(self) -> None:

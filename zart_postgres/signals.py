@@ -109,6 +109,19 @@ async def cancel_children(
     return Happened(ready=ready, signals=told, finished=finished)
 
 
+def lost(watch: Watch) -> Signals:
+    """The answer for a run that its worker does not hold any more."""
+    return Signals(
+        run_id=watch.run_id,
+        signal_seq=watch.seen,
+        open_children=0,
+        cancel_requested=False,
+        cancel_reason=None,
+        events=[],
+        lost=True,
+    )
+
+
 async def signals(db: Session, watches: Sequence[Watch], worker_id: int) -> list[Signals]:
     """See :meth:`zart_core.scheduler.Scheduler.signals`."""
     if not watches:

@@ -11,6 +11,7 @@ import asyncpg
 from zart_core.errors import LeaseLost
 from zart_postgres.lanes import Session, Work
 from zart_postgres.leases import Registration
+from zart_postgres.timeline import Timeline
 
 T = TypeVar("T")
 
@@ -26,18 +27,27 @@ class Timelines:
     were given out in the lost time are given out again; they are told apart by the same rule.
 
     A connection shows the timeline on which it was made; that it ends with its server is what makes the fence exact. Those of a pooler
-    do not end. So behind one (``asks``) it is asked for before each call, which leaves the moment between the two.
+    do not end. So behind one (``asks``) it is asked for before each call, which leaves the moment between the two. A server that does not
+    tell is no fence at all; that is said once.
     """
 
     def __init__(self, *, asks: bool = False) -> None:
         self._asks: Final = asks
         self._registered: dict[int, Registration] = {}
+        self._told = False
 
     def note(self, registration: Registration) -> bool:
         """Remember a new worker. False: its id is one that a worker of a lost past still has here, and is not to be used."""
         if registration.worker_id in self._registered:
             return False
         self._registered[registration.worker_id] = registration
+        if registration.timeline.refusal and not self._told:
+            self._told = True
+            logger.warning(
+                "the server does not tell its timeline (%s), so no worker can find out that a failover or a restore has lost what it "
+                "remembers: unless your failovers lose nothing, stop the workers for them",
+                registration.timeline.refusal,
+            )
         return True
 
     def forget(self, worker_id: int) -> None:
@@ -50,13 +60,17 @@ class Timelines:
         """``None`` for a worker of another scheduler: nothing is known of it."""
         return self._registered.get(worker_id)
 
-    def held(self, worker_id: int, timeline: str) -> bool:
-        """Whether a connection on ``timeline`` may write for the worker. Raises when it leads to a standby, or did when it was made."""
-        if not timeline:
+    def held(self, worker_id: int, timeline: Timeline) -> bool:
+        """Whether a connection on ``timeline`` may write for the worker. Raises when the connection is no good for any worker."""
+        if timeline.standby:
             raise asyncpg.ReadOnlySQLTransactionError("no worker can write here")
         known = self._registered.get(worker_id)
-        if known is None or known.timeline == timeline:
+        if known is None or known.timeline.goes_on_in(timeline):
             return True
+        if timeline.asked < known.at:
+            # Race: the worker has registered with the new primary, and this connection, unused since, leads to the old one. Not the
+            # worker has lost its past: the connection goes, and the call is repeated on another one.
+            raise ConnectionResetError("the connection leads to a server that this worker has left")
         if not known.left:
             known.left = True
             logger.warning(
@@ -76,8 +90,15 @@ class Timelines:
                 raise LeaseLost(f"worker {worker_id} has registered on another timeline of the database")
             return work(db)
 
+        return self.informed(checked)
+
+    def informed(self, work: Work[T]) -> Work[T]:
+        """``work`` on connections whose timeline is known as of now."""
+        if not self._asks:
+            return work
+
         async def asked(db: Session) -> T:
             await db.ask_timeline()
-            return await checked(db)
+            return await work(db)
 
-        return asked if self._asks else checked
+        return asked

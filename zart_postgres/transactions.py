@@ -103,6 +103,9 @@ class StepTransaction:
         async with asyncio.timeout(patience):
             await transaction.start()
         try:
+            if not await self._stayed(db):
+                await transaction.rollback()
+                return None
             row: StepRow = await self._work(connection)
             if not connection.is_in_transaction():
                 raise RuntimeError(
@@ -127,6 +130,13 @@ class StepTransaction:
         async with asyncio.timeout(patience):
             await transaction.commit()
         return row
+
+    async def _stayed(self, db: Session) -> bool:
+        """Whether the transaction is where its worker may write. Race: behind a pooler, it may lead to another server than the question
+        before it. Within it that does not change any more, and the fence is exact."""
+        if self._database.pooler and not db.timeline.refusal:  # in a transaction, a refusal would be its end
+            await db.ask_timeline()
+        return self._timelines.held(self._key.worker_id, db.timeline)
 
     async def _look(self, db: Session) -> tuple[bool, StepRow | None]:
         """Whether the run is held, and the step's finished row."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from tests.behaviour.diary import Diary, all_over, ends, failing
 from tests.behaviour.world import Replay, World, registry_of, until
 from zart_core import (
     DurableScheduler,
     ExecutionCancelled,
-    ExecutionFailed,
     ExecutionFailure,
     NonRetryable,
     StepStatusMismatch,
@@ -22,13 +24,13 @@ from zart_core.records import NewRun
 from zart_core.testing import TestEngine
 
 
-class Trip(TaskHandler[str, str]):
+class Trip(Diary[str, str]):
     """Books a hotel and a flight, which fails while ``full``; the cancellation of the hotel waits for ``go``. All is in ``done``."""
 
     name = "trip"
 
     def __init__(self) -> None:
-        self.done: list[str] = []
+        super().__init__()
         self.full = True
         self.refunding = asyncio.Event()
         self.go = asyncio.Event()
@@ -39,10 +41,6 @@ class Trip(TaskHandler[str, str]):
             await ctx.step("hotel", self.note, "hotel", undo=self.cancel)
             await ctx.step("flight", self.flight)
         return "booked"
-
-    async def note(self, what: str) -> str:
-        self.done.append(what)
-        return what
 
     async def flight(self) -> None:
         self.done.append("flight")
@@ -56,20 +54,23 @@ class Trip(TaskHandler[str, str]):
         except asyncio.CancelledError:
             self.stopped.set()
             raise
-        self.done.append(f"cancel {what}")
+        await super().cancel(what)
 
 
-async def ends(client: DurableScheduler, execution_id: str) -> str:
-    return (await client.wait(execution_id, timeout="20s")).status
-
-
-async def test_a_run_that_is_restarted_while_it_undoes_undoes_nothing_more(world: World) -> None:  # B66
-    trip = Trip()
+@asynccontextmanager
+async def undoing(world: World, trip: Trip) -> AsyncIterator[None]:
+    """With a worker that has the execution ``t``, which is undoing the hotel. There is room from now on."""
     world.register(trip)
     async with world.worker():
         await world.client.start(Trip, "", execution_id="t")
         await trip.refunding.wait()
         trip.full = False
+        yield
+
+
+async def test_a_run_that_is_restarted_while_it_undoes_undoes_nothing_more(world: World) -> None:  # B66
+    trip = Trip()
+    async with undoing(world, trip):
         await world.client.restart("t")
         assert await ends(world.client, "t") == "completed"
         await asyncio.wait_for(trip.stopped.wait(), 20)
@@ -80,11 +81,7 @@ async def test_a_run_that_is_restarted_while_it_undoes_undoes_nothing_more(world
 
 async def test_a_rerun_waits_for_undos_that_are_under_way(world: World) -> None:  # B67
     trip = Trip()
-    world.register(trip)
-    async with world.worker():
-        await world.client.start(Trip, "", execution_id="t")
-        await trip.refunding.wait()
-        trip.full = False
+    async with undoing(world, trip):
         with pytest.raises(StepStatusMismatch, match="undo:hotel"):
             await world.client.rerun("t")
         # Race: the undo begins after the look at the history. The store looks too.
@@ -101,11 +98,7 @@ async def test_a_rerun_waits_for_undos_that_are_under_way(world: World) -> None:
 
 async def test_a_fork_does_what_is_being_undone_anew(world: World) -> None:  # B67
     trip = Trip()
-    world.register(trip)
-    async with world.worker():
-        await world.client.start(Trip, "", execution_id="t")
-        await trip.refunding.wait()
-        trip.full = False
+    async with undoing(world, trip):
         await world.client.fork("t", "flight", new_execution_id="f")
         assert await ends(world.client, "f") == "completed"
         assert trip.done == ["hotel", "flight", "hotel", "flight"]
@@ -128,9 +121,7 @@ async def test_a_retried_execution_that_is_cancelled_before_it_runs_is_undone(wo
                 raise NonRetryable("not now")
 
     trip = Stuck()
-    world.register(trip)
-    with pytest.raises(ExecutionFailed):
-        await world.run(Stuck, "", execution_id="t")
+    await failing(world, trip, "", "t")
     trip.refuse = False
     handle = await world.client.retry_step("t", "flight")
     assert await handle.cancel()
@@ -143,13 +134,13 @@ async def test_a_retried_execution_that_is_cancelled_before_it_runs_is_undone(wo
 # --- open parts, children, and the next run ---------------------------------------------------------------------------
 
 
-class Party(TaskHandler[int, str]):
+class Party(Diary[int, str]):
     """A saga with a room, a part that runs until ``go``, and a child that waits; in its first run it goes on as a new one."""
 
     name = "party"
 
     def __init__(self) -> None:
-        self.done: list[str] = []
+        super().__init__()
         self.entered = asyncio.Event()
         self.go = asyncio.Event()
 
@@ -166,18 +157,11 @@ class Party(TaskHandler[int, str]):
             await ctx.wait_all([part, child])
         return "party"
 
-    async def note(self, what: str) -> str:
-        self.done.append(what)
-        return what
-
     async def band(self) -> str:
         self.entered.set()
         await self.go.wait()
         self.done.append("band")
         return "band"
-
-    async def cancel(self, what: str) -> None:
-        self.done.append(f"cancel {what}")
 
 
 class Guest(TaskHandler[None, str]):
@@ -196,11 +180,7 @@ async def test_a_saga_with_open_parts_and_children_that_is_replaced_leaves_nothi
         await world.client.restart("p", 2)
         assert await handle.result("20s") == "party"
         party.go.set()
-
-        async def quiet() -> bool:
-            return not (await world.client.list(status=["running", "waiting", "scheduled"])).items
-
-        await until(quiet, "the guest of the first run has left")
+        await all_over(world.client)  # the guest of the first run has left
     assert party.done[:2] == ["room 0", "room 2"]
     assert "cancel room 0" not in party.done
 
@@ -226,11 +206,7 @@ async def test_an_open_saga_that_continues_as_a_new_run_is_not_undone(world: Wor
             assert "room 2" not in party.done
             assert await world.client.resume(execution_id="p", step="room")
         assert await handle.result("20s") == "party"
-
-        async def quiet() -> bool:
-            return not (await world.client.list(status=["running", "waiting", "scheduled"])).items
-
-        await until(quiet, "the guest of the first run has left")
+        await all_over(world.client)  # the guest of the first run has left
     assert [what for what in party.done if what != "band"] == ["room 1", "room 2"]
 
 
@@ -257,14 +233,14 @@ async def test_a_paused_saga_with_open_parts_is_restarted_paused(world: World) -
 # --- pauses -----------------------------------------------------------------------------------------------------------
 
 
-class Tour(TaskHandler[str, str]):
+class Tour(Diary[str, str]):
     """Books, and then fails, or waits for an event; scheduled or not. The undos are at once."""
 
     name = "tour"
     timeout = "1m"
 
     def __init__(self) -> None:
-        self.done: list[str] = []
+        super().__init__()
         self.told: list[str] = []
 
     async def run(self, ctx: TaskContext, data: str) -> str:
@@ -278,13 +254,6 @@ class Tour(TaskHandler[str, str]):
             elif data == "fail":
                 await ctx.wait([part])
             raise RuntimeError("rain")
-
-    async def note(self, what: str) -> str:
-        self.done.append(what)
-        return what
-
-    async def cancel(self, what: str) -> None:
-        self.done.append(f"cancel {what}")
 
     async def on_failure(self, ctx: TaskContext, data: str, failure: ExecutionFailure) -> str:
         self.told.append(failure.kind)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import zart_core
+from tests.behaviour.diary import ends, failing
 from tests.behaviour.world import World
 from zart_core import (
-    ExecutionFailed,
     ExecutionFailure,
     NonRetryable,
     TaskContext,
@@ -71,31 +71,29 @@ class SteadyShop(Shop):
 HOW = pytest.mark.parametrize("how", ["step", "schedule"])
 
 
-async def failed(world: World, shop: Shop, how: str, *broken: str) -> None:
-    """The execution ``s``, that has failed."""
-    world.register(shop)
-    shop.broken = set(broken)
-    with pytest.raises(ExecutionFailed):
-        await world.run(shop.name, how, execution_id="s")
+async def broken(world: World, shop: Shop, how: str, *what: str) -> None:
+    """The execution ``s`` of a shop in which this is broken has failed."""
+    shop.broken = set(what)
+    await failing(world, shop, how, "s")
 
 
-async def ends(world: World) -> str:
+async def end(world: World) -> str:
     """How the execution ``s`` ends with a worker."""
     async with world.worker():
-        return (await world.client.wait("s", timeout="20s")).status
+        return await ends(world.client, "s")
 
 
 @HOW
 async def test_a_retried_saga_charges_again_with_another_key(world: World, how: str) -> None:  # B65
     shop = Shop()
-    await failed(world, shop, how, "ship")
+    await broken(world, shop, how, "ship")
     assert shop.since() == ["check", "charge", "label", "ship", "refund"]
     await world.client.retry_step("s", "ship")
-    assert await ends(world) == "failed"
+    assert await end(world) == "failed"
     assert shop.since() == ["charge", "ship", "refund"]
     shop.broken.clear()
     await world.client.retry_step("s", "ship")
-    assert await ends(world) == "completed"
+    assert await end(world) == "completed"
     assert shop.since() == ["charge", "ship", "mail"]
     assert len(set(shop.keys["charge"])) == 3
     assert len(set(shop.keys["ship"])) == 1
@@ -106,13 +104,13 @@ async def test_a_retried_saga_charges_again_with_another_key(world: World, how: 
 @HOW
 async def test_a_rerun_saga_charges_again_with_another_key(world: World, how: str) -> None:  # B67
     shop = Shop()
-    await failed(world, shop, how, "ship")
+    await broken(world, shop, how, "ship")
     shop.broken.clear()
     shop.since()
     again = await world.client.rerun("s")
     assert again.kept == ("check", "label")
     assert again.stale == ("label",)  # it was made of a charge that is made again
-    assert await ends(world) == "completed"
+    assert await end(world) == "completed"
     assert shop.since() == ["charge", "ship", "mail"]
     assert len(set(shop.keys["charge"])) == 2
 
@@ -125,7 +123,7 @@ async def test_what_was_undone_and_done_again_is_kept(world: World, how: str) ->
     assert shop.since() == ["check", "charge", "label", "ship", "refund", "charge", "ship", "mail"]
     again = await world.client.rerun("s", ["mail"])
     assert sorted(again.kept) == ["charge", "check", "label", "ship"]
-    assert await ends(world) == "completed"
+    assert await end(world) == "completed"
     assert shop.since() == ["mail"]
     await world.client.fork("s", "mail", new_execution_id="f")
     async with world.worker():
@@ -138,11 +136,11 @@ async def test_what_was_undone_and_done_again_stands_when_a_later_step_is_retrie
     world: World, how: str
 ) -> None:  # B65
     shop = SteadyShop()
-    await failed(world, shop, how, "mail")
+    await broken(world, shop, how, "mail")
     shop.broken.clear()
     shop.since()
     await world.client.retry_step("s", "mail")
-    assert await ends(world) == "completed"
+    assert await end(world) == "completed"
     assert shop.since() == ["mail"]
 
 
@@ -155,7 +153,7 @@ async def test_a_saga_that_ended_well_is_undone_when_it_fails_in_a_rerun(world: 
     shop.since()
     again = await world.client.rerun("s", ["ship"])
     assert again.kept == ("check", "charge", "label", "mail")
-    assert await ends(world) == "failed"
+    assert await end(world) == "failed"
     assert shop.since() == ["ship", "refund"]
 
 
@@ -178,7 +176,7 @@ async def test_a_step_of_a_kept_saga_that_runs_again_is_undone(world: World) -> 
     shop.broken = {"ship"}
     shop.since()
     await world.client.rerun("s", ["charge", "ship"])
-    assert await ends(world) == "failed"
+    assert await end(world) == "failed"
     assert shop.since() == ["charge", "ship", "refund"]
 
 
@@ -189,7 +187,7 @@ async def test_a_rerun_that_fails_before_it_comes_to_its_saga_has_failed(world: 
     shop.broken = {"check"}
     shop.since()
     await world.client.rerun("s", ["check"])
-    assert await ends(world) == "failed"
+    assert await end(world) == "failed"
     assert shop.since() == ["check"]
 
 
@@ -222,26 +220,24 @@ class Lenient(TaskHandler[None, str]):
 
 async def test_a_saga_that_ended_well_is_undone_when_it_fails_after_a_retried_step(world: World) -> None:  # B65
     handler = Lenient()
-    world.register(handler)
-    with pytest.raises(ExecutionFailed):
-        await world.run(Lenient, None, execution_id="s")
+    await failing(world, handler, None, "s")
     handler.strict = True
     await world.client.retry_step("s", "upgrade")
-    assert await ends(world) == "failed"
+    assert await end(world) == "failed"
     assert handler.done == ["hotel", "cancel hotel"]
 
 
 async def test_a_step_whose_undo_has_failed_counts_as_done(world: World) -> None:  # B65
     shop = Shop()
-    await failed(world, shop, "step", "ship", "refund")
+    await broken(world, shop, "step", "ship", "refund")
     assert shop.since() == ["check", "charge", "label", "ship", "refund"]
     shop.broken = {"ship"}
     await world.client.retry_step("s", "ship")
-    assert await ends(world) == "failed"
+    assert await end(world) == "failed"
     assert shop.since() == ["ship", "refund"]
     shop.broken.clear()
     await world.client.retry_step("s", "ship")
-    assert await ends(world) == "completed"
+    assert await end(world) == "completed"
     assert shop.since() == ["charge", "ship", "mail"]
     assert len(set(shop.keys["charge"])) == 2
 
@@ -279,12 +275,10 @@ class Convoy(TaskHandler[None, str]):
 
 async def test_a_scheduled_step_of_a_saga_is_retried(world: World) -> None:  # B65
     convoy = Convoy()
-    world.register(convoy)
-    with pytest.raises(ExecutionFailed):
-        await world.run(Convoy, None, execution_id="s")
+    await failing(world, convoy, None, "s")
     convoy.broken = False
     await world.client.retry_step("s", "truck")
-    assert await ends(world) == "completed"
+    assert await end(world) == "completed"
     first, second, failed, again = convoy.done[:2], convoy.done[3:5], convoy.done[2], convoy.done[5:]
     assert (sorted(first), failed, sorted(second)) == (["load 0", "load 1"], "truck", ["unload 0", "unload 1"])
     assert (sorted(again[:2]), again[2:]) == (["load 0", "load 1"], ["truck"])
@@ -321,11 +315,9 @@ class Sorry(TaskHandler[None, None]):
 
 async def test_what_on_failure_has_undone_has_another_key_after_a_retried_step(world: World) -> None:  # B65, B44
     sorry = Sorry()
-    world.register(sorry)
-    with pytest.raises(ExecutionFailed):
-        await world.run(Sorry, None, execution_id="s")
+    await failing(world, sorry, None, "s")
     await world.client.retry_step("s", "work")
-    assert await ends(world) == "failed"
+    assert await end(world) == "failed"
     assert sorry.done == ["voucher", "take back"] * 2
     assert len(set(sorry.keys)) == 2
 

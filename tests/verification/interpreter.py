@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tests.behaviour.programs import Place
-from tests.behaviour.world import REPLAY, STORE
+from tests.behaviour.world import STORE
 from tests.verification.prediction import child_id, lost_to
 from tests.verification.program import (
     Act,
@@ -240,8 +240,7 @@ class Interpreter(TaskHandler[Program, list[str]]):
                     handles.append(ctx.schedule_sleep(name, HOUR))
                 case "event":
                     handles.append(ctx.schedule_event(name))
-                # With a replay at each durable call, a race waits for the bodies of all losers beside the handler: here for ever.
-                case "near" if REPLAY != "always":
+                case "near":
                     handles.append(ctx.schedule(name, lambda: self.linger(act.name)))
                 case _:
                     handles.append(ctx.schedule(name, self.linger, act.name))
@@ -249,7 +248,6 @@ class Interpreter(TaskHandler[Program, list[str]]):
             won = [await ctx.wait_any(handles, name=act.name)]
         else:
             won = await ctx.wait_first(handles, len(act.winners), name=act.name)
-        self.place.open_gate(_gate(ctx.execution_id, act.name))
         places = sorted(place for place, _ in won)
         for place, receipt in won:
             self.write(ctx, "got", act.winners[place].name, receipt.nonce)
@@ -300,11 +298,10 @@ class Interpreter(TaskHandler[Program, list[str]]):
         return Receipt(act.name, self.nonce(), "x" * act.size)
 
     async def linger(self, race: str) -> Receipt:
-        """A loser. What runs may finish, be it cancelled: so it goes on until its race is decided, or its execution was cancelled."""
+        """A loser. It goes on until it is cancelled for having lost; what runs in an execution that was cancelled may finish."""
         self.note("begin")
-        name = context().execution_id
-        gates = [self.place.gate(_gate(name, race)), self.place.gate(cancelled(name))]
-        while not any(gate.exists() for gate in gates):
+        gate = self.place.gate(cancelled(context().execution_id))
+        while not gate.exists():
             await asyncio.sleep(0.05)
         return Receipt(race, self.nonce())
 
@@ -352,10 +349,6 @@ class Again(Interpreter):
 
     name = "verified-again"
     max_retries = 1
-
-
-def _gate(execution_id: str, race: str) -> str:
-    return f"race-{execution_id.replace('/', '_')}-{race}"
 
 
 def cancelled(execution_id: str) -> str:

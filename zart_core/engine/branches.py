@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from zart_core import failure as failures
 from zart_core.duration import FOREVER
 from zart_core.engine.children import ChildOrder, child_fact, output_of
+from zart_core.engine.halt import LOST_RACE
 from zart_core.engine.journal import LOST, Durable
 from zart_core.engine.orders import StepOrder, encode_order
 from zart_core.engine.replay import REMOTE, Key, undoable
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 2_048
 """Bytes; a larger input of the execution does not travel with each of its parts, but is read by those who run them."""
-LOST_RACE: Final = "another branch has won the race"
 
 
 class Branch:
@@ -261,7 +261,7 @@ def _part_fact(run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...
         at_most_once=options.at_most_once,
         bounded=not run.compensating and run.deadline.at is not None,
         typed=options.returns is None,
-        undone=options.generation or 0,
+        undone=options.generation,
     )
     what = f"the arguments of step {name!r} of execution {run.execution_id!r}"
     start = Start(
@@ -419,9 +419,14 @@ class TaskBranch(Branch):
                 await run.ready(self.name)
             await self._work()
             self._done = True
+            if self._verdict is None and run.services.replay_always:
+                # Those who wait for it may go on: with a race decided, bodies are cancelled that would keep the run from being
+                # suspended here, and the wait itself gives its result to the next pass only.
+                run.ended(self.key)
+                await run.hold_back(self.name)
         except BaseException as error:
             # A halt, a cancellation or the deadline: whoever waits for this branch hears of it by itself.
-            if not isinstance(error, asyncio.CancelledError) and run.over is None:
+            if not self._done and not isinstance(error, asyncio.CancelledError) and run.over is None:
                 self._broken = error
 
     def give_up(self) -> None:
@@ -451,6 +456,15 @@ class EventBranch(TaskBranch):
     kind: StepKind = "event"
 
 
+class _BranchAttempts(Attempts):
+    """The attempts of a step beside the handler. Its end is told by those who wait for it: see TaskBranch."""
+
+    __slots__ = ()
+
+    async def _settled(self, row: StepRow) -> None:
+        return
+
+
 def schedule_local(
     run: Run,
     site: Site,
@@ -466,7 +480,7 @@ def schedule_local(
         _begin(run)
 
     async def work() -> None:
-        await Attempts(run, name, fn, args, options, run.replay.get(name, run.own(0))).finish()
+        await _BranchAttempts(run, name, fn, args, options, run.replay.get(name, run.own(0))).finish()
 
     branch = TaskBranch(run, name, run.own(0), work)
     branch.decode = lambda row: _step_value(run, row, fn, options, scopes)
@@ -490,8 +504,7 @@ def schedule_event(run: Run, site: Site, name: str, type_: Any, timeout: int | N
         _begin(run)
 
     async def work() -> None:
-        row = await wait_for(run, name, ordinal, run.replay.get(name, ordinal), timeout)
-        await run.settled(row)
+        await wait_for(run, name, ordinal, run.replay.get(name, ordinal), timeout)
 
     branch = EventBranch(run, name, ordinal, work)
     branch.awaited_at_the_end = False

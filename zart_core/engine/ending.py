@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from zart_core.engine.blocks import Blocks
 from zart_core.engine.deadline import Deadline
-from zart_core.engine.halt import Abandoned, Continued, Halt
+from zart_core.engine.halt import LOST_RACE, Abandoned, Continued, Halt
 from zart_core.engine.inbox import Inbox
 from zart_core.engine.journal import LOST, Durable
 from zart_core.engine.parked import Parked
@@ -75,6 +75,7 @@ class Ending:
         "epoch",
         "execution_id",
         "expelled",
+        "expendable",
         "gated",
         "halt",
         "inbox",
@@ -111,6 +112,8 @@ class Ending:
         self.attempt = claimed.attempt
         self.data: Any = None  # the decoded input, set by the body
         self.loop = asyncio.get_running_loop()
+        self.expendable = False
+        """Whether it is cut off once it has lost a race: a part, see parts.py."""
 
         self.halt: Halt | None = None
         self.released = False
@@ -250,6 +253,8 @@ class Ending:
             if parked.rule is not None and parked.rule.step is None:
                 # An undo, or a step of on_failure: a cancellation gets through pauses of the execution.
                 self._let_go(parked)
+        if self.expendable and reason == LOST_RACE:
+            self._expel()
 
     def hear_of_cancellation(self) -> None:
         """A flush says that a cancellation was accepted. Nothing new begins; parked calls raise it once its reason is here."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
+
+LOST_RACE: Final = "another branch has won the race"
+"""The reason with which losers are cancelled. A part that hears it stops its body: see Ending.cancel."""
 
 
 class Halt(BaseException):

@@ -41,8 +41,8 @@ class StepOrder(Struct, frozen=True, omit_defaults=True):
     """Whether the execution has a deadline that the step shares."""
     typed: bool = True
     """Whether the result is checked against the function's annotation: not, where the call has named another type."""
-    undone: int = 0
-    """How often a saga has undone the step before."""
+    undone: int | None = None
+    """Of a step that a saga can undo: how often it was undone before."""
 
 
 class _Arriving(StepOrder, frozen=True, omit_defaults=True):

@@ -37,6 +37,9 @@ _TURNS: Final = 50
 _PATIENCE: Final = 1.0
 """Seconds without one more step met, after which a replay stops waiting for those that it should meet."""
 _PAUSE: Final = 0.005
+_ASIDE: Final = 0.05
+"""Seconds of real time that a result is held back while bodies of steps run, with ``replay="always"``: what takes longer may wait for it.
+Less than the time after which ``TestEngine`` takes such bodies to wait for its clock."""
 _GLANCE: Final = 30_000_000
 """Microseconds after which a run is claimed to look again, whose calls are held by several rules: the backend knows of one of them."""
 
@@ -141,7 +144,7 @@ class Parking(Ending):
         A pass that is over has no next one that could get it, so it gets its result.
         """
         if self.services.replay_always and self._over(row.name) is None:
-            await self.hold(row.name)
+            await self.hold_back(row.name)
 
     async def park(self, name: str, *, wake_at: int | None, on_signal: bool = False) -> None:
         """Wait in memory until ``wake_at``, or until a signal comes; the run may be suspended meanwhile. ``name``: the call's."""
@@ -211,6 +214,28 @@ class Parking(Ending):
     async def hold(self, name: str) -> None:
         """Wait for the run to be suspended and claimed anew: this pass goes no further."""
         await self._park(Parked(self, name, None, on_signal=False, hold=True))
+
+    async def hold_back(self, name: str) -> None:
+        """For ``replay="always"``: this pass goes no further, the next one gets the result of the call ``name``.
+
+        But a body that runs beside it may wait for what the handler does next, and would keep the run from being suspended for
+        ever. So where nothing moves but bodies, the call goes on in this pass after a moment.
+        """
+        parked = Parked(self, name, None, on_signal=False, hold=True)
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            if self.in_steps:
+                parked.wake()
+            else:
+                timer = self.loop.call_later(_ASIDE, look)
+
+        timer = self.loop.call_later(_ASIDE, look)
+        try:
+            await self._park(parked)
+        finally:
+            timer.cancel()
 
     async def _pause(self, name: str, rule: PauseRow) -> None:
         """Wait for a pause to end. The run may be suspended meanwhile, and is claimed anew when it is over."""

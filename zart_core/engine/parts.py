@@ -86,6 +86,9 @@ class PartLife(Life):
         if not order.bounded:
             run.deadline.unbind()
         run.attempt = order.attempt
+        # Nobody will hear of the end of a step that has lost a race: its body is cancelled, as it is beside the handler, and its slot is
+        # free. But what a saga can undo has to be known to be done.
+        run.expendable = order.undone is None
         data = order.data if order.data is not None else await run.services.input_of(run.execution_id, order.run)
         run.body.begin(run, data or b"null")
         name = order.name

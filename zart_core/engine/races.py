@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
-from zart_core.engine.branches import LOST_RACE, Branch, TimerBranch, winners
+from zart_core.engine.branches import Branch, TimerBranch, winners
+from zart_core.engine.halt import LOST_RACE
 from zart_core.engine.replay import UNDO, Key
 from zart_core.errors import BackendUnavailable
 from zart_core.records import StepFact, StepRow
@@ -32,7 +33,7 @@ async def settle(run: Run, name: str, branches: Sequence[Branch]) -> None:
         if run.gated or run.services.lease.lapsed:
             await run.ready(name)
         if await _until(run, name, branches, len(branches)) and run.services.replay_always and run.over is None:
-            await run.hold(name)
+            await run.hold_back(name)
     finally:
         run.leave()
 

@@ -194,8 +194,12 @@ class Attempts:
         if self.cancelled is not None:
             raise self.cancelled
         if run.services.replay_always:
-            await run.settled(row)
+            await self._settled(row)
         return row, decoded
+
+    async def _settled(self, row: StepRow) -> None:
+        """It has ended, durably."""
+        await self.run.settled(row)
 
     def _completed_row(self, output: bytes, finished: int) -> StepRow:
         return StepRow(
@@ -220,7 +224,7 @@ class Attempts:
         stored = failures.store(self._exceeded(limit, self.attempts), kind=limit, attempts=self.attempts)
         row = self._row("failed", finished=run.clock.now(), error=stored)
         await run.record(row)
-        await run.settled(row)
+        await self._settled(row)
         return row
 
     async def _failed(self, error: BaseException, started: int, finished: int) -> StepRow | None:
@@ -265,10 +269,10 @@ class Attempts:
         if self.cancelled is not None:
             raise self.cancelled
         if wake_at is None:
-            await run.settled(row)
+            await self._settled(row)
             return row
         if run.services.replay_always:
-            await run.hold(self.name)
+            await run.hold_back(self.name)
         await self._back_off(wake_at)
         return None
 
@@ -291,7 +295,7 @@ class Attempts:
         stored = failures.store(error, kind="interrupted", attempts=self.attempts)
         row = self._row("failed", finished=run.clock.now(), error=stored)
         await run.record(row)
-        await run.settled(row)
+        await self._settled(row)
         return row, None
 
     def _row(

@@ -43,7 +43,7 @@ async def sleep(run: Run, site: Site, name: str, until: Callable[[], int]) -> No
         run.replay.keep(row)
         if run.services.replay_always:
             await run.durable(recorded)
-            await (run.hold(name) if wake_at <= run.clock.now() else run.park(name, wake_at=wake_at))
+            await (run.hold_back(name) if wake_at <= run.clock.now() else run.park(name, wake_at=wake_at))
         elif wake_at > now:
             await run.park(name, wake_at=wake_at)
         await run.durable(recorded)
