@@ -9,14 +9,28 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator
 from typing import Any, Final, Literal
 
+from msgspec.structs import replace
+
 from tests.behaviour.programs import Place, until
+from tests.verification.archive import Archive
+from tests.verification.crowd import QUEUE
 from tests.verification.interpreter import cancelled, task_of
-from tests.verification.prediction import Prediction, predict
-from tests.verification.program import Act, Hear, Program, Saga, Together, draw
-from zart_core import DurableScheduler, Execution, ExecutionFinished, ExecutionNotFound
+from tests.verification.ledger import again
+from tests.verification.prediction import Prediction, id_of, predict
+from tests.verification.program import Act, Hear, Program, Saga, Sleep, Step, Together, can_begin_anew, can_rerun, draw
+from tests.verification.stage import Tail
+from zart_core import DurableScheduler, ExecutionFinished, ExecutionNotFound
 
 EVERY: Final = 0.4
 """Seconds between two ticks of what recurs."""
+
+
+AGE: Final = 2.0
+"""Seconds after its end at which an execution is purged: whoever waits for it has heard by then."""
+HEARD: Final = 2.0
+"""Seconds after which every worker has heard of a pause, or has lost its lease."""
+_IN_LINE: Final = 5
+"""How many executions of the queue with limits there are at once."""
 
 
 class Restless(Exception):
@@ -34,14 +48,15 @@ class Driver:
         self.done: Counter[str] = Counter()
         self.told: dict[str, Prediction] = {}
         """Every execution that was started or is to be, children included."""
-        self.ended: dict[str, Execution] = {}
         self.findings: list[str] = []
         self.open: dict[str, float] = {}
         """Of every program under way: when the ledger last said something of its family."""
+        self.archive = Archive(client)
+        self._tail = Tail(place.ledger.path)
         self._at_once = at_once
         self._number = 0
         self._over = False
-        self._position = 0
+        self._purging = asyncio.Lock()
         self._errands: set[asyncio.Task[None]] = set()
 
     async def drive(self) -> None:
@@ -51,6 +66,10 @@ class Driver:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._recur(end))
+                group.create_task(self._purge(end))
+                group.create_task(self._operate(end))
+                for number in range(_IN_LINE):
+                    group.create_task(self._crowd(number, end))
                 for _ in range(self._at_once):
                     group.create_task(self._lane(end))
             # Detached children still ask for events.
@@ -81,22 +100,75 @@ class Driver:
 
     async def _live(self, name: str, program: Program) -> None:
         dice = random.Random(f"life {self.seed} {name}")
-        self.told |= dict(predict(name, program).family(name))
-        self.open[name] = time.monotonic()
+        self._tell(name, predict(name, program))
         self.done["programs"] += 1
-        await self.client.start(task_of(program), program, execution_id=name)
+        # The same id by two at once: one execution, of whichever is first.
+        handles = await asyncio.gather(
+            *(self.client.start(task_of(program), program, execution_id=name) for _ in range(dice.choice([1, 1, 1, 2])))
+        )
+        if sum(handle.created for handle in handles) != 1:
+            self.findings.append(f"{name}: {len(handles)} starts, and created by {[h.created for h in handles]}")
         for act in _heard(act for block in program.blocks for act in block):
             if act.when == "early":
                 await self._offer(name, act.name, act.value, twice=dice.random() < 0.3)
         if program.struck:
             await asyncio.sleep(dice.uniform(0, 1.5))
             self.done["cancels"] += await self.client.cancel(name, reason="struck")
+        if program.struck or program.ending == "expires":
             # What runs may finish: it is waited for. Races that are not decided by now never are.
+            await asyncio.sleep(2.2 if program.ending == "expires" else 0)
             for member, prediction in self.told[name].family(name):
                 if prediction.struck:
                     self.place.open_gate(cancelled(member))
-        self.ended[name] = await self.client.wait(name)
-        del self.open[name]
+        await self._ends(name, name)
+        if can_begin_anew(program) and dice.random() < 0.25:
+            await self._restart(name, replace(program, round=1))
+        elif (steps := can_rerun(program)) and dice.random() < 0.5:
+            await self._rerun(name, dice.choice(steps), self.told[name])
+
+    async def _ends(self, execution_id: str, name: str) -> None:
+        """Wait for the end of what is told of as ``name``, and see that it is known from then on."""
+        try:
+            await self.client.wait(execution_id)
+        except ExecutionNotFound:
+            if name not in self.archive.entries:
+                raise
+        self.place.ledger.write(f"over {name}")
+        self.open.pop(name, None)
+
+    def _tell(self, name: str, prediction: Prediction) -> None:
+        self.told |= dict(prediction.family(name))
+        self.open[name] = time.monotonic()
+
+    async def _restart(self, execution_id: str, program: Program) -> None:
+        """All of it once more, as another run."""
+        name = id_of(execution_id, program)
+        told = predict(name, program)
+        await self._anew(execution_id, name, told, self.client.restart(execution_id, program))
+        self.done["restarts"] += 1
+
+    async def _rerun(self, execution_id: str, step: Step, before: Prediction) -> None:
+        """One step once more, as another run: all else is kept."""
+        name = again(execution_id)
+        told = Prediction(output=before.output, attempts={step.name: step.failures + 1})
+        self.place.ledger.write(f"rerun {execution_id} {step.name}")
+        await self._anew(execution_id, name, told, self.client.rerun(execution_id, [step.name]))
+        self.done["reruns"] += 1
+
+    async def _anew(self, execution_id: str, name: str, told: Prediction, beginning: Coroutine[Any, Any, Any]) -> None:
+        async with self._purging:
+            await self.archive.keep()
+            told.earlier = self.archive.entries[execution_id].execution.run
+            self.archive.begin_anew(execution_id, name, told.earlier + 1)
+            self._tell(name, told)
+            try:
+                await beginning
+            except ExecutionNotFound:  # purged before
+                for member, _ in told.family(name):
+                    del self.told[member]
+                self.open.pop(name, None)
+                return
+        await self._ends(execution_id, name)
 
     async def _recur(self, end: float) -> None:
         """Programs that recur; at the end, those that were started are known."""
@@ -118,10 +190,71 @@ class Driver:
             self.done["ticks"] += recurrence.counter
             for count in range(recurrence.counter):
                 name = f"{recurrence.name}-{count}"
-                self.told |= dict(predict(name, program).family(name))
-                self.open[name] = time.monotonic()
-                self.ended[name] = await self.client.wait(name)
-                del self.open[name]
+                self._tell(name, predict(name, program))
+                await self._ends(name, name)
+
+    async def _crowd(self, lane: int, end: float) -> None:
+        """Executions of a queue with limits, more than it lets in at once."""
+        count = 0
+        while time.monotonic() < end:
+            name, key = f"n{lane}-{count}", f"k{lane % 3}"
+            dice = random.Random(f"crowd {self.seed} {name}")
+            steps = [Step(f"{number}", dice.randint(10, 120)) for number in range(dice.randint(1, 3))]
+            program = Program([[*steps[:1], Sleep("nap", dice.choice([0, 30])), *steps[1:]]])
+            told = predict(name, program)
+            told.key = key
+            self._tell(name, told)
+            await self.client.start(task_of(program), program, execution_id=name, queue=QUEUE, key=key)
+            await self._ends(name, name)
+            count += 1
+        self.done["executions of a queue with limits"] += count
+
+    # --- operators --------------------------------------------------------------------------------------------------
+
+    async def _purge(self, end: float) -> None:
+        """Purge what has ended a moment ago."""
+        while time.monotonic() < end:
+            await asyncio.sleep(2.0)
+            async with self._purging:
+                await self.archive.purge(AGE)
+            self.done["purges"] += 1
+        self.done["purged"] = self.archive.purged
+
+    async def _operate(self, end: float) -> None:
+        """Hold executions, steps and tasks for a while, and let them go on.
+
+        ``hold RULE ID TASK STEP`` in the ledger when every worker must have heard of it, ``lift RULE`` before it ends.
+        """
+        dice = random.Random(f"operator {self.seed}")
+        while time.monotonic() < end:
+            await asyncio.sleep(dice.uniform(0.1, 1.0))
+            filters: dict[str, Any] = dice.choice(
+                [
+                    *[
+                        {
+                            "execution_id": dice.choice(
+                                [name for name in self.open if "~" not in name and "^" not in name] or ["p1"]
+                            )
+                        }
+                    ]
+                    * 3,
+                    *[{"step": dice.choice(["*.0", "*.1", "*p0", "*w0", "*-1"])}] * 2,
+                    {"task": "verified-again"},
+                ]
+            )
+            try:
+                rule = await self.client.pause(**filters, reason="an operator")
+            except (ExecutionFinished, ExecutionNotFound):
+                self.done["pauses refused"] += 1
+                continue
+            self.done["pauses"] += 1
+            await asyncio.sleep(HEARD)
+            self.place.ledger.write(
+                f"hold {rule} {filters.get('execution_id', '-')} {filters.get('task', '-')} {filters.get('step', '-')}"
+            )
+            await asyncio.sleep(dice.uniform(0.1, 1.0))
+            self.place.ledger.write(f"lift {rule}")
+            await self.client.resume(rule)
 
     # --- what programs ask for --------------------------------------------------------------------------------------
 
@@ -129,9 +262,9 @@ class Driver:
         """Answer the ledger's lines ``ask`` and ``hang``, some of them later; and see of whom it speaks."""
         dice = random.Random(f"answers {self.seed}")
         while not self._over:
-            for line in self._lines():
+            for line in self._tail.lines():
                 words = line.split()
-                family = words[1].split("/")[0]
+                family = words[1].split("/")[0] if len(words) > 1 else ""
                 if family in self.open:
                     self.open[family] = time.monotonic()
                 if words[0] == "ask":
@@ -139,17 +272,6 @@ class Driver:
                 elif words[0] == "hang":
                     self._send(self._cancel(words[1], dice.choice([0.0, 0.1])))
             await asyncio.sleep(0.02)
-
-    def _lines(self) -> list[str]:
-        """What is new in the ledger, whole lines only."""
-        if not self.place.ledger.path.exists():
-            return []
-        with self.place.ledger.path.open("rb") as file:
-            file.seek(self._position)
-            new = file.read()
-        new = new[: new.rfind(b"\n") + 1]
-        self._position += len(new)
-        return new.decode().splitlines()
 
     def _send(self, errand: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(errand)
@@ -161,7 +283,12 @@ class Driver:
         await self._offer(name, event, value, twice=delay == 0)
 
     async def _offer(self, name: str, event: str, value: int, *, twice: bool) -> None:
-        """Asked again on a replay, it is the same event: it may come when the execution has ended."""
+        """Asked again on a replay, it is the same event: it may come when the execution has ended.
+
+        ``name`` is that of a round perhaps.
+        """
+        if "/" not in name:
+            name = name.split("~", maxsplit=1)[0]
         for _ in range(1 + twice):
             try:
                 await self.client.offer_event(name, event, value, event_id=event)

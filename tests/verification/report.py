@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from tests.verification.ledger import Finding
+from tests.verification.finding import Finding
 
 
 class Report(Struct, frozen=True, kw_only=True):

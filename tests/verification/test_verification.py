@@ -13,7 +13,7 @@ from tests.behaviour.programs import Place
 from tests.behaviour.world import STORE, store
 from tests.verification.ledger import Account
 from tests.verification.prediction import Prediction, predict
-from tests.verification.program import Program, Step, draw
+from tests.verification.program import Program, Step, Transaction, draw
 from tests.verification.run import run
 from tests.verification.verification import verify
 
@@ -53,9 +53,9 @@ def test_a_seed_draws_the_same_programs_and_all_survive_the_store() -> None:
 # --- the ledger -------------------------------------------------------------------------------------------------------
 
 
-def kinds(*lines: str, told: Prediction, lost: tuple[str, ...] = ()) -> list[str]:
+def kinds(*lines: str, told: Prediction) -> list[str]:
     """The kinds of what is found in a ledger of one execution, ``p``."""
-    return [finding.kind for finding in Account(lines, lost).findings({"p": told})]
+    return [finding.kind for finding in Account(lines).findings({"p": told})]
 
 
 STEP = predict("p", Program([[Step("a")]]))
@@ -72,8 +72,28 @@ def test_a_body_that_runs_again_needs_a_reason() -> None:
     assert kinds("begin p a 0 7", "kill 7", "begin p a 0 8", told=STEP) == []
     assert kinds("begin p a 0 7", "begin p a 0 8", "kill 7", told=STEP) == ["doubled"]
     assert kinds("begin p a 0 7", "kill 9", "begin p a 0 8", told=STEP) == ["doubled"]
-    assert kinds("begin p a 0 7", "begin p a 0 8", told=STEP, lost=("7",)) == []
+    assert kinds("begin p a 0 7", "begin p a 0 8", "lost 7", told=STEP) == []
+    assert kinds("lost 7", "begin p a 0 7", "begin p a 0 8", told=STEP) == ["doubled"]
     assert kinds("begin p a 0 7", "stop 7", "begin p a 0 8", "cont 7", told=STEP) == []
+    assert kinds("begin p a 0 7", "part 7", "begin p a 0 8", "join 7", told=STEP) == []
+
+
+def test_a_body_that_came_to_its_end_is_not_run_again_by_a_drain_nor_by_a_lost_connection() -> None:
+    assert kinds("begin p a 0 7", "term 7", "begin p a 0 8", told=STEP) == []
+    assert kinds("begin p a 0 7", "term 7", "end p a 0 7", "begin p a 0 8", told=STEP) == ["doubled"]
+    assert kinds("begin p a 0 7", "blow connections ended", "begin p a 0 8", told=STEP) == ["doubled"]
+    booked = predict("p", Program([[Transaction("a", 1)]]))
+    assert kinds("begin p a 0 7", "blow connections ended", "begin p a 0 8", told=booked) == []
+
+
+def test_nothing_begins_when_the_end_has_been_told_or_in_a_worker_whose_lease_may_be_over() -> None:
+    assert kinds("begin p a 0 7", "over p", "kill 7", "begin p a 0 8", told=STEP) == ["doubled"]
+    assert kinds("part 7", "lapsed 7", "begin p a 0 7", "join 7", told=STEP) == ["wrong"]
+    assert kinds("part 7", "lapsed 7", "join 7", "begin p a 0 7", told=STEP) == []
+
+
+def test_a_worker_that_goes_on_under_a_lease_that_others_have_is_found() -> None:
+    assert kinds("begin p a 0 7", "stop 7", "begin p a 0 8", "cont 7", "kept 7", told=STEP) == ["wrong"]
 
 
 def test_a_body_that_runs_after_its_result_is_doubled_whatever_was_killed() -> None:
