@@ -20,7 +20,7 @@ from zart_core import DurableScheduler, Execution, Scheduler
 _TABLE: Final = "CREATE TABLE verified (execution TEXT, name TEXT, amount INTEGER)"
 
 
-LATE: Final = timedelta(seconds=20)
+LATE: Final = timedelta(seconds=30)
 """How long after its deadline an execution has ended for sure, whatever happens to its workers."""
 
 

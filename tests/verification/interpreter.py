@@ -72,7 +72,7 @@ class Broken(Exception):
 class Interpreter(TaskHandler[Program, list[str]]):
     """``deployed``: the code is that of after the deployment.
 
-    Lines ``begin ID STEP ATTEMPT PID`` and ``end …`` around a body, ``got ID STEP NONCE PID`` when the handler has its result,
+    Lines ``begin ID STEP ATTEMPT PID`` and ``end …`` around a body (``left …`` when it is cancelled), ``got ID STEP NONCE PID`` when the handler has its result,
     ``lay ID SLEEP MICROS PID`` and ``woke …`` around a sleep; ``ask ID EVENT VALUE PID`` for an event, ``hang ID PID`` for a
     cancellation; ``felt ID STEP ATTEMPT DETAILS PID`` for the details of a heartbeat, and ``interrupted ID STEP PID``. ``ID`` has the number of
     the round of an execution that was restarted.
@@ -329,7 +329,7 @@ class Interpreter(TaskHandler[Program, list[str]]):
         try:
             await asyncio.sleep(HOUR if act.ending == "overruns" else act.ms / 1_000)
         except asyncio.CancelledError:
-            self.note("end")
+            self.note("left")
             raise
         return self.finish(act)
 
@@ -353,8 +353,10 @@ class Interpreter(TaskHandler[Program, list[str]]):
         try:
             while not any(gate.exists() for gate in gates):
                 await asyncio.sleep(0.05)
-        finally:
-            self.note("end")
+        except asyncio.CancelledError:
+            self.note("left")
+            raise
+        self.note("end")
         return Receipt(race, self.nonce())
 
     async def beat(self, act: Beat) -> Receipt:

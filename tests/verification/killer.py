@@ -7,6 +7,7 @@ about to be written. A frozen worker mostly goes on when another has begun what 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import signal
@@ -57,6 +58,8 @@ class Killer:
         self.crew: list[Process] = []
         self.findings: list[str] = []
         self.stillborn: set[int] = set()
+        self._numbers = itertools.count()
+        self._slowness = 0.0
         self._seed = seed
         self._workers = workers
         self._weather = weather
@@ -96,7 +99,9 @@ class Killer:
         while not self.over.is_set():
             [lot] = dice.choices(["calm", "parted", "unlucky"], [5, 4, 2])
             worker = await self._launch(lot, dice.randrange(1_000))
-            await self._rest((5.0 if lot == "parted" else self._calm) * dice.uniform(0.3, 3.0))
+            # On a machine with much to do nobody would work, if workers lived for less time than it takes to start one.
+            calm = max(self._calm, self._slowness / 2, 5.0 if lot == "parted" else 0.0)
+            await self._rest(calm * dice.uniform(0.3, 3.0))
             if self.over.is_set():
                 await self._drain(worker)
             elif self._deploying.is_set() and not self._deployed.is_set():
@@ -132,7 +137,8 @@ class Killer:
     async def _launch(self, lot: str = "calm", seed: int = 0) -> Process:
         """A worker that has registered. ``lot``: what befalls it, see :mod:`tests.verification.work`."""
         while True:
-            errors = self.place.folder / f"worker-{len(self.crew)}"
+            errors = self.place.folder / f"worker-{next(self._numbers)}"
+            began = time.monotonic()
             with errors.open("wb") as sink:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
@@ -150,6 +156,7 @@ class Killer:
             self.crew.append(worker)
             if await worker.line() == "ready\n":
                 self.done["workers"] += 1
+                self._slowness = time.monotonic() - began
                 self.done[f"{lot} workers"] += lot != "calm"
                 return worker
             await worker.kill()

@@ -80,7 +80,8 @@ class Account:
                 self._over[execution] = position
                 return
             case ["rerun", execution, step]:
-                self._rerun.add((execution, step))
+                # A new run has the version of its time.
+                self._rerun |= {(execution, step), (execution, "@version-1")}
                 return
             case ["hold", rule, execution, task, step]:
                 self._holds[rule] = Hold(position, execution, task, step)
@@ -115,7 +116,7 @@ class Account:
                 self._lay.setdefault((execution, call), int(time))
             case ["woke", execution, call, time, pid]:
                 self._woke.setdefault((execution, call), int(time))
-            case [("ask" | "hang"), execution, *_, pid]:
+            case [("ask" | "hang" | "left"), execution, *_, pid]:
                 pass
             case _:
                 raise ValueError(f"line {position} of the ledger makes no sense: {words}")

@@ -74,12 +74,6 @@ def _no_fence_on_server() -> list[AbstractContextManager[Any]]:
     return [replaced(completions, name, fence, without) for name in ("COMPLETE", "COMPLETE_ONE")]
 
 
-def _transaction_without_fence() -> list[AbstractContextManager[Any]]:
-    from zart_sqlite import transactions
-
-    return [replaced(transactions, "_HELD", "AND worker_id = ? AND epoch = ?", "AND ? AND ?")]
-
-
 def _no_wake() -> list[AbstractContextManager[Any]]:
     from zart_sqlite import signals
 
@@ -168,10 +162,6 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         functions=(
             ("lock_v1", "n.run_id = l.run_id AND n.epoch = l.epoch AND l.worker_id = p_worker", "n.run_id = l.run_id"),
         ),
-    ),
-    "a transaction without its fence": Mutation(
-        on_sqlite=_transaction_without_fence,
-        functions=(("transact_v1", "a.worker_id = p_worker AND a.epoch = p_epoch", "true"),),
     ),
     "an event that wakes nobody": Mutation(
         on_sqlite=_no_wake,

@@ -53,7 +53,7 @@ class Stage:
                 case ["begin", execution, step, _, pid]:
                     self._bodies.setdefault(pid, {})[execution, step] = now
                     self._last[execution, step] = pid
-                case ["end", execution, step, _, pid]:
+                case ["end" | "left", execution, step, _, pid]:
                     self._bodies.get(pid, {}).pop((execution, step), None)
                 case ["lost", pid]:
                     self.lost[pid] += 1
