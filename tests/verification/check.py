@@ -110,7 +110,7 @@ def _ended(name: str, execution: Execution, told: Prediction) -> Iterator[Findin
         elif not timedelta(0) <= execution.finished_at - execution.deadline < LATE:
             late = execution.finished_at - execution.deadline
             yield Finding("wrong", f"{name}: it ended {late} after its deadline")
-    elif told.struck and execution.status == "cancelled":
+    elif (told.struck and execution.status == "cancelled") or (told.hurried and execution.output == ["expired"]):
         return
     if (execution.status, execution.run - told.earlier) != (told.status, told.runs):
         ended = f"{execution.status} ({message}) in run {execution.run}"
@@ -124,6 +124,8 @@ def _ended(name: str, execution: Execution, told: Prediction) -> Iterator[Findin
 def _booked(name: str, rows: dict[str, list[int]], told: Prediction) -> Iterator[Finding]:
     """Each key of the ledger equals its prediction."""
     expected = {**told.rows, "cleanup": 1} if told.struck and not told.overdue else told.rows
+    if told.hurried:
+        expected = {**expected, "expired": 1}
     if told.overdue and "expired" not in rows:
         yield Finding("lost", f"{name}: its end has no row")
     for step, amounts in rows.items():

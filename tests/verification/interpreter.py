@@ -72,10 +72,10 @@ class Broken(Exception):
 class Interpreter(TaskHandler[Program, list[str]]):
     """``deployed``: the code is that of after the deployment.
 
-    Lines ``begin ID STEP ATTEMPT PID`` and ``end …`` around a body (``left …`` when it is cancelled), ``got ID STEP NONCE PID`` when the handler has its result,
-    ``lay ID SLEEP MICROS PID`` and ``woke …`` around a sleep; ``ask ID EVENT VALUE PID`` for an event, ``hang ID PID`` for a
-    cancellation; ``felt ID STEP ATTEMPT DETAILS PID`` for the details of a heartbeat, and ``interrupted ID STEP PID``. ``ID`` has the number of
-    the round of an execution that was restarted.
+    Lines ``begin ID STEP ATTEMPT PID`` and ``end …`` around a body, or ``left …`` when it is cancelled; ``got ID STEP NONCE PID`` when the
+    handler has its result, ``lay ID SLEEP MICROS PID`` and ``woke …`` around a sleep; ``ask ID EVENT VALUE PID`` for an event, ``hang ID PID``
+    for a cancellation; ``felt ID STEP ATTEMPT DETAILS PID`` for the details of a heartbeat, and ``interrupted ID STEP PID``. ``ID`` has the
+    number of the round of an execution that was restarted.
     """
 
     name: ClassVar[str | None] = "verified"

@@ -155,6 +155,74 @@ def _answers_too_soon() -> list[AbstractContextManager[Any]]:
     return [mock.patch.object(journal.Journal, "_persist", persist)]
 
 
+def _unannounced() -> list[AbstractContextManager[Any]]:
+    from zart_core.engine.steps import Attempts
+
+    true = Attempts._announce
+
+    async def announce(self: Any) -> None:
+        if not self.options.at_most_once:
+            await true(self)
+
+    return [mock.patch.object(Attempts, "_announce", announce)]
+
+
+def _details_forgotten() -> list[AbstractContextManager[Any]]:
+    from zart_core.engine.steps import Attempts
+
+    true = Attempts._row
+
+    def row(self: Any, *args: Any, **options: Any) -> Any:
+        if options.get("wake_at") is not None:
+            self.details = None
+        return true(self, *args, **options)
+
+    return [mock.patch.object(Attempts, "_row", row)]
+
+
+def _patches_unstored() -> list[AbstractContextManager[Any]]:
+    from zart_core import task_context
+
+    def patched(run: Any, site: Any, marker: str) -> bool:
+        run.meet(marker, run.own(0), "patch", site)
+        return not run.replay.ahead(compensating=run.compensating)
+
+    return [mock.patch.object(task_context, "patched", patched)]
+
+
+def _pauses_unheard() -> list[AbstractContextManager[Any]]:
+    from zart_core.engine.tenure import Tenure
+
+    return [mock.patch.object(Tenure, "_heed", lambda self, rules: None)]
+
+
+def _no_limits() -> list[AbstractContextManager[Any]]:
+    from zart_sqlite import limits
+
+    return [mock.patch.object(limits, "defined", lambda db, queues: set())]
+
+
+def _purges_uncounted() -> list[AbstractContextManager[Any]]:
+    from zart_sqlite import purges
+
+    return [mock.patch.object(purges, "uncount", lambda db, run_ids: None)]
+
+
+def _no_deadline() -> list[AbstractContextManager[Any]]:
+    from zart_core.engine.deadline import Deadline
+
+    return [mock.patch.object(Deadline, "arm", lambda self: None)]
+
+
+def _keeps_nothing() -> list[AbstractContextManager[Any]]:
+    from zart_core import operations
+
+    def matched(history: Any, patterns: Any) -> frozenset[Any]:
+        return frozenset((row.name, row.ordinal) for row in history.steps)
+
+    return [mock.patch.object(operations, "_matched", matched)]
+
+
 MUTATIONS: Final[dict[str, Mutation]] = {
     "a flush without its fence": Mutation(
         on_sqlite=_no_fence,
@@ -200,6 +268,21 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         functions=(("free_dead_v1", "WHERE NOT w.emptied AND w.expires_at IS NULL", "WHERE false"),),
     ),
     "a failed flush that is taken for done": Mutation(patches=_answers_too_soon),
+    "a step at most once that is not announced": Mutation(patches=_unannounced),
+    "details of heartbeats that a failure forgets": Mutation(patches=_details_forgotten),
+    "a patch that is not stored": Mutation(patches=_patches_unstored),
+    "a pause that runs at work do not hear of": Mutation(patches=_pauses_unheard),
+    "a queue whose limits nobody looks at": Mutation(
+        on_sqlite=_no_limits,
+        functions=(
+            ("claim_v1", 'IF EXISTS (SELECT 1 FROM "zart".queues', 'IF false AND EXISTS (SELECT 1 FROM "zart".queues'),
+        ),
+    ),
+    "a purge that is not counted": Mutation(
+        on_sqlite=_purges_uncounted, functions=(("purge_v1", "-count(*)", "0 * count(*)"),)
+    ),
+    "a deadline that wakes nobody": Mutation(patches=_no_deadline),
+    "a rerun that keeps nothing": Mutation(patches=_keeps_nothing),
 }
 
 

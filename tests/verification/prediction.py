@@ -33,7 +33,7 @@ class Prediction(Struct):
     ``earlier`` are runs of the same execution that were told of by themselves. ``maybe`` are steps that are cut off, whether they have begun or
     not. ``anew`` are those that run once more when the handler is run again. ``once`` may run at most once, ``beats`` tells how far an attempt
     was that failed, and of ``either`` only one is done. Of one that is ``struck`` every fact may be missing, and so of one that is ``overdue``,
-    but for its end; one that is ``optional`` may never have been started. ``key``: of a queue with limits.
+    but for its end; children of that one are ``hurried`` by its deadline; one that is ``optional`` may never have been started. ``key``: of a queue with limits.
     """
 
     status: str = "completed"
@@ -41,6 +41,7 @@ class Prediction(Struct):
     message: str | None = None
     struck: bool = False
     overdue: bool = False
+    hurried: bool = False
     optional: bool = False
     task: str = "verified"
     key: str | None = None
@@ -166,6 +167,9 @@ class _Oracle:
                 struck = told.struck and not act.detached
                 optional = told.struck or told.optional
                 child = told.children[name] = predict(name, act.program, struck=struck, optional=optional)
+                if told.overdue:
+                    for _, member in child.family(name):
+                        member.hurried = True
                 return [act.name if act.detached else f"{act.name}:{child.status}"]
             case Once():
                 told.once.add(act.name)
