@@ -50,7 +50,9 @@ class Driver:
         """Every execution that was started or is to be, children included."""
         self.findings: list[str] = []
         self.open: dict[str, float] = {}
-        """Of every program under way: when the ledger last said something of its family."""
+        """Of every program under way: what :attr:`worked` was when the ledger last said something of its family."""
+        self.worked = 0.0
+        """Seconds for which there was a worker at work."""
         self.archive = Archive(client)
         self._tail = Tail(place.ledger.path)
         self._at_once = at_once
@@ -138,7 +140,7 @@ class Driver:
 
     def _tell(self, name: str, prediction: Prediction) -> None:
         self.told |= dict(prediction.family(name))
-        self.open[name] = time.monotonic()
+        self.open[name] = self.worked
 
     async def _restart(self, execution_id: str, program: Program) -> None:
         """All of it once more, as another run."""
@@ -266,7 +268,7 @@ class Driver:
                 words = line.split()
                 family = words[1].split("/")[0] if len(words) > 1 else ""
                 if family in self.open:
-                    self.open[family] = time.monotonic()
+                    self.open[family] = self.worked
                 if words[0] == "ask":
                     self._send(self._answer(words[1], words[2], int(words[3]), dice.choice([0.0, 0.05, 0.3])))
                 elif words[0] == "hang":

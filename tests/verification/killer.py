@@ -58,10 +58,12 @@ class Killer:
         self.crew: list[Process] = []
         self.findings: list[str] = []
         self.stillborn: set[int] = set()
+        self.at_work: set[int] = set()
+        """The workers that are up and neither frozen nor on their way out."""
         self._numbers = itertools.count()
         self._slowness = 0.0
         self._seed = seed
-        self._workers = workers
+        self.workers = workers
         self._weather = weather
         self._calm = calm
         self._closed = asyncio.Event()
@@ -74,7 +76,7 @@ class Killer:
         """All of it, up to the drain of the last workers."""
         try:
             async with asyncio.TaskGroup() as group:
-                for number in range(self._workers):
+                for number in range(self.workers):
                     group.create_task(self._slot(random.Random(f"slot {number} {self._seed}")))
                 group.create_task(self._deploy())
                 for number, weather in enumerate(self._weather):
@@ -119,7 +121,7 @@ class Killer:
         """Once, all workers go down, and new code comes up: at no time both are at work."""
         if not await within(self._deploys_after, self.over):
             self._deploying.set()
-            while self._down < self._workers and not self.over.is_set():
+            while self._down < self.workers and not self.over.is_set():
                 await asyncio.sleep(0.02)
             if not self.over.is_set():
                 self.place.open_gate(DEPLOYED)
@@ -156,6 +158,7 @@ class Killer:
             self.crew.append(worker)
             if await worker.line() == "ready\n":
                 self.done["workers"] += 1
+                self.at_work.add(worker.pid)
                 self._slowness = time.monotonic() - began
                 self.done[f"{lot} workers"] += lot != "calm"
                 return worker
@@ -192,6 +195,7 @@ class Killer:
         """Stop the worker in the middle of its work, mostly until another has taken that; then it must find out."""
         stage, pid = self._stage, worker.pid
         bodies = await self._aim(dice, worker)
+        self.at_work.discard(pid)
         self.place.ledger.write(f"stop {pid}")
         await freeze(worker, self.place)
         self.done["freezes"] += 1
@@ -205,15 +209,18 @@ class Killer:
         self.done["freezes until others went on"] += taken
         self.place.ledger.write(f"cont {pid}")
         worker.send(signal.SIGCONT)
+        self.at_work.add(pid)
         if taken and not await stage.until(lambda: stage.lost[f"{pid}"] > lost, FOUND_OUT):
             self.place.ledger.write(f"kept {pid}")
 
     async def _kill(self, worker: Process) -> None:
+        self.at_work.discard(worker.pid)
         self.place.ledger.write(f"kill {worker.pid}")
         await worker.kill()
         self.done["kills"] += 1
 
     async def _drain(self, worker: Process) -> None:
+        self.at_work.discard(worker.pid)
         self.place.ledger.write(f"term {worker.pid}")
         worker.send(signal.SIGTERM)
         code = await worker.ended(60)

@@ -193,25 +193,25 @@ def _patches_unstored() -> list[AbstractContextManager[Any]]:
 def _pauses_unheard() -> list[AbstractContextManager[Any]]:
     from zart_core.engine.tenure import Tenure
 
-    return [mock.patch.object(Tenure, "_heed", lambda self, rules: None)]
+    return [mock.patch.object(Tenure, "_heed", return_value=None)]
 
 
 def _no_limits() -> list[AbstractContextManager[Any]]:
     from zart_sqlite import limits
 
-    return [mock.patch.object(limits, "defined", lambda db, queues: set())]
+    return [mock.patch.object(limits, "defined", return_value=set())]
 
 
 def _purges_uncounted() -> list[AbstractContextManager[Any]]:
     from zart_sqlite import purges
 
-    return [mock.patch.object(purges, "uncount", lambda db, run_ids: None)]
+    return [mock.patch.object(purges, "uncount", return_value=None)]
 
 
 def _no_deadline() -> list[AbstractContextManager[Any]]:
     from zart_core.engine.deadline import Deadline
 
-    return [mock.patch.object(Deadline, "arm", lambda self: None)]
+    return [mock.patch.object(Deadline, "arm", return_value=None)]
 
 
 def _keeps_nothing() -> list[AbstractContextManager[Any]]:

@@ -33,7 +33,8 @@ class Prediction(Struct):
     ``earlier`` are runs of the same execution that were told of by themselves. ``maybe`` are steps that are cut off, whether they have begun or
     not. ``anew`` are those that run once more when the handler is run again. ``once`` may run at most once, ``beats`` tells how far an attempt
     was that failed, and of ``either`` only one is done. Of one that is ``struck`` every fact may be missing, and so of one that is ``overdue``,
-    but for its end; children of that one are ``hurried`` by its deadline; one that is ``optional`` may never have been started. ``key``: of a queue with limits.
+    but for its end; children of that one are ``hurried`` by its deadline; one that is ``optional`` may never
+    have been started. ``key``: of a queue with limits.
     """
 
     status: str = "completed"
