@@ -239,16 +239,18 @@ class Interpreter(TaskHandler[Program, list[str]]):
         await self.transaction(ctx, Transaction(name, amount))
 
     async def hear(self, ctx: TaskContext, act: Hear) -> list[str]:
+        # Named for the round: what was asked for twice may be offered for the second time when the execution has been restarted.
+        event = id_of(act.name, ctx.data)
         words = []
         if act.when in ("late", "never"):
             try:
-                await ctx.wait_for_event(act.name, int, timeout=PATIENCE)
+                await ctx.wait_for_event(event, int, timeout=PATIENCE)
             except EventTimeout:
                 words.append(f"{act.name}!late")
         if act.when in ("asked", "late"):
-            self.write(ctx, "ask", act.name, act.value)
+            self.write(ctx, "ask", event, act.value)
         if act.when != "never":
-            value = await ctx.wait_for_event(act.name, int)
+            value = await ctx.wait_for_event(event, int)
             words.append(f"{act.name}={value}")
         return words
 
@@ -304,6 +306,8 @@ class Interpreter(TaskHandler[Program, list[str]]):
             async with ctx.saga():
                 words = await self.block(ctx, act.block, undo=True)
                 if act.breaks:
+                    # Suspended meanwhile: whoever goes on has what is to be undone from the history.
+                    await ctx.sleep(f"{act.name}z", 0.15)
                     raise Broken(act.name)
         except Broken:
             broken = True
