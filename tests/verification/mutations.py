@@ -304,17 +304,24 @@ async def mutate_server(url: str, name: str | None) -> None:
     """The same for the functions of a server."""
     from tests.postgres.server import connection_to
 
-    if name is None:
-        return
-    async with connection_to(url) as connection:
-        for function, old, new in MUTATIONS[name].functions:
-            text = await connection.fetchval(
-                "SELECT pg_get_functiondef(p.oid) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace "
-                "WHERE n.nspname = 'zart' AND p.proname = $1",
-                function,
-            )
-            assert old in text, f"{function} does not say {old!r}"
-            await connection.execute(text.replace(old, new))
+    if name is not None:
+        async with connection_to(url) as connection:
+            for text in await mutants(connection, name):
+                await connection.execute(text)
+
+
+async def mutants(connection: Any, name: str) -> list[str]:
+    """What defines the functions anew that this mutation changes."""
+    found: list[str] = []
+    for function, old, new in MUTATIONS[name].functions:
+        text = await connection.fetchval(
+            "SELECT pg_get_functiondef(p.oid) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace "
+            "WHERE n.nspname = 'zart' AND p.proname = $1",
+            function,
+        )
+        assert old in text, f"{function} does not say {old!r}"
+        found.append(text.replace(old, new))
+    return found
 
 
 def search(name: str, seed: int, seconds: float) -> tuple[bool, str]:
