@@ -230,20 +230,10 @@ class Driver:
         dice = random.Random(f"operator {self.seed}")
         while time.monotonic() < end:
             await asyncio.sleep(dice.uniform(0.1, 1.0))
-            filters: dict[str, Any] = dice.choice(
-                [
-                    *[
-                        {
-                            "execution_id": dice.choice(
-                                [name for name in self.open if "~" not in name and "^" not in name] or ["p1"]
-                            )
-                        }
-                    ]
-                    * 3,
-                    *[{"step": dice.choice(["*.0", "*.1", "*p0", "*w0", "*-1"])}] * 2,
-                    {"task": "verified-again"},
-                ]
-            )
+            [what] = dice.choices(["execution_id", "step", "task"], [5, 3, 1])
+            known = [name for name in self.open if "~" not in name and "^" not in name] or ["p1"]
+            held = {"execution_id": known, "step": ["*s.0", "*p0", "*w0", "*-1", "*g1.0"], "task": ["verified-again"]}
+            filters: dict[str, Any] = {what: dice.choice(held[what])}
             try:
                 rule = await self.client.pause(**filters, reason="an operator")
             except (ExecutionFinished, ExecutionNotFound):
