@@ -29,6 +29,8 @@ AGE: Final = 2.0
 """Seconds after its end at which an execution is purged: whoever waits for it has heard by then."""
 HEARD: Final = 2.0
 """Seconds after which every worker has heard of a pause, or has lost its lease."""
+_SURE: Final = 10.0
+"""Seconds of work in which there is a tick of what recurs."""
 _IN_LINE: Final = 5
 """How many executions of the queue with limits there are at once."""
 
@@ -38,13 +40,20 @@ class Restless(Exception):
 
 
 class Driver:
-    """``at_once`` programs at a time, one after another, for ``seconds``. The same seed draws the same programs."""
+    """``at_once`` programs at a time, one after another, for ``seconds``, and longer if these were not so many ``programs``, but not
+    for longer than four times that. The same seed draws the same programs."""
 
-    def __init__(self, place: Place, client: DurableScheduler, *, seed: int, seconds: float, at_once: int) -> None:
+    def __init__(
+        self, place: Place, client: DurableScheduler, *, seed: int, seconds: float, at_once: int, programs: int = 0
+    ) -> None:
         self.place = place
         self.client = client
         self.seed = seed
         self.seconds = seconds
+        self.begun = asyncio.Event()
+        """Set when no further program is begun."""
+        self._programs = programs
+        self._began = time.monotonic()
         self.done: Counter[str] = Counter()
         self.told: dict[str, Prediction] = {}
         """Every execution that was started or is to be, children included."""
@@ -63,17 +72,17 @@ class Driver:
 
     async def drive(self) -> None:
         """All of it, up to the end of the last program."""
-        end = time.monotonic() + self.seconds
+        self._began = time.monotonic()
         listening = asyncio.create_task(self._listen())
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._recur(end))
-                group.create_task(self._purge(end))
-                group.create_task(self._operate(end))
+                group.create_task(self._recur())
+                group.create_task(self._purge())
+                group.create_task(self._operate())
                 for number in range(_IN_LINE):
-                    group.create_task(self._crowd(number, end))
+                    group.create_task(self._crowd(number))
                 for _ in range(self._at_once):
-                    group.create_task(self._lane(end))
+                    group.create_task(self._lane())
             # Detached children still ask for events.
             await until(self._at_rest, seconds=60)
         except AssertionError:
@@ -89,14 +98,22 @@ class Driver:
         live = stats.by_status.keys() - {"completed", "failed", "cancelled"}
         return not (live or stats.ready or any(worker.held for worker in stats.workers))
 
+    def _goes_on(self) -> bool:
+        """Whether there is more to begin."""
+        past = time.monotonic() - self._began
+        if past < self.seconds or (self._number < self._programs and past < 4 * self.seconds):
+            return True
+        self.begun.set()
+        return False
+
     def program(self, number: int) -> Program:
         """The program of this number."""
         return draw(random.Random(f"program {self.seed} {number}"))
 
     # --- programs ---------------------------------------------------------------------------------------------------
 
-    async def _lane(self, end: float) -> None:
-        while time.monotonic() < end:
+    async def _lane(self) -> None:
+        while self._goes_on():
             self._number += 1
             await self._live(f"p{self._number}", self.program(self._number))
 
@@ -172,20 +189,21 @@ class Driver:
                 return
         await self._ends(execution_id, name)
 
-    async def _recur(self, end: float) -> None:
+    async def _recur(self) -> None:
         """Programs that recur; at the end, those that were started are known."""
         overlaps: tuple[Literal["allow", "skip"], ...] = ("allow", "skip")
         for number, overlap in enumerate(overlaps):
             program = draw(random.Random(f"recurring {self.seed} {number}"), depth=0, early=False)
             await self.client.recurring(f"r{number}", task_of(program), program, every=EVERY, overlap=overlap)
         began = time.monotonic()
-        await asyncio.sleep(max(0.0, end - began))
+        while self._goes_on():
+            await asyncio.sleep(0.1)
         for number in range(2):
             await self.client.stop_recurring(f"r{number}")
         ticks = (time.monotonic() - began) / EVERY + 2
         for recurrence in await self.client.recurrings():
             program = draw(random.Random(f"recurring {self.seed} {recurrence.name[1:]}"), depth=0, early=False)
-            if recurrence.counter + recurrence.skipped > ticks or not recurrence.counter:
+            if recurrence.counter + recurrence.skipped > ticks or not (recurrence.counter or self.worked < _SURE):
                 self.findings.append(
                     f"{recurrence.name}: {recurrence.counter} + {recurrence.skipped} of {ticks:.0f} ticks"
                 )
@@ -195,10 +213,10 @@ class Driver:
                 self._tell(name, predict(name, program))
                 await self._ends(name, name)
 
-    async def _crowd(self, lane: int, end: float) -> None:
+    async def _crowd(self, lane: int) -> None:
         """Executions of a queue with limits, more than it lets in at once."""
         count = 0
-        while time.monotonic() < end:
+        while self._goes_on():
             name, key = f"n{lane}-{count}", f"k{lane % 3}"
             dice = random.Random(f"crowd {self.seed} {name}")
             steps = [Step(f"{number}", dice.randint(10, 120)) for number in range(dice.randint(1, 3))]
@@ -213,22 +231,22 @@ class Driver:
 
     # --- operators --------------------------------------------------------------------------------------------------
 
-    async def _purge(self, end: float) -> None:
+    async def _purge(self) -> None:
         """Purge what has ended a moment ago."""
-        while time.monotonic() < end:
+        while self._goes_on():
             await asyncio.sleep(2.0)
             async with self._purging:
                 await self.archive.purge(AGE)
             self.done["purges"] += 1
         self.done["purged"] = self.archive.purged
 
-    async def _operate(self, end: float) -> None:
+    async def _operate(self) -> None:
         """Hold executions, steps and tasks for a while, and let them go on.
 
         ``hold RULE ID TASK STEP`` in the ledger when every worker must have heard of it, ``lift RULE`` before it ends.
         """
         dice = random.Random(f"operator {self.seed}")
-        while time.monotonic() < end:
+        while self._goes_on():
             await asyncio.sleep(dice.uniform(0.1, 1.0))
             [what] = dice.choices(["execution_id", "step", "task"], [5, 3, 1])
             known = [name for name in self.open if "~" not in name and "^" not in name] or ["p1"]

@@ -24,6 +24,9 @@ VARIABLE: Final = "ZART_VERIFICATION_MUTATION"
 PATIENCE: Final = 12.0
 """Seconds after which a program counts as stuck here: a defect that wakes nobody shall not take long."""
 
+PACE: Final = 3.0
+"""Programs a second, of a machine that has nothing else to do: on one that is busy a run lasts longer."""
+
 
 class Mutation(Struct, frozen=True):
     """What is taken away: ``patches`` in Python on either store, and on the server ``functions``, each by its name, an old and a new text."""
@@ -332,11 +335,13 @@ def search(name: str, seed: int, seconds: float) -> tuple[bool, str]:
     os.environ[VARIABLE] = name
     try:
         with mutated(name):
-            report = run(folder, None, seed=seed, seconds=seconds, patience=PATIENCE)
+            report = run(folder, None, seed=seed, seconds=seconds, patience=PATIENCE, at_least=round(seconds * PACE))
+    except Exception as error:  # a worker that does not end when it is told to, say
+        return True, f"{type(error).__name__}: {error}"[:200]
     finally:
         del os.environ[VARIABLE]
     said = report.stuck or (f"{report.findings[0].kind}: {report.findings[0].text}" if report.findings else "nothing")
-    return not report.well, f"{len(report.findings)} findings, {said[:200]}"
+    return not report.well, f"{report.programs} programs, {len(report.findings)} findings, {said[:200]}"
 
 
 def main() -> None:

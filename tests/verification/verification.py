@@ -37,10 +37,12 @@ async def verify(
     crash: Callable[[], None] | None = None,
     calm: float = 1.0,
     patience: float = PATIENCE,
+    at_least: int = 0,
 ) -> Report:
     """Programs of this seed for so many seconds on the fresh store of ``place``; then all ends, and is compared with what was told.
 
     ``crash``: what crashes the store's server, if that is ours to crash. ``calm``: a worker is left in peace for about so many seconds.
+    ``at_least``: so many programs are begun, if that takes no more than four times as long.
     """
     began = time.monotonic()
     await make_ledger(place)
@@ -64,7 +66,7 @@ async def verify(
         weather.append(Crashes(noted(crash), pause=(4.0, 12.0)))
     async with connect(place.url) as scheduler:
         client = DurableScheduler(scheduler)
-        driver = Driver(place, client, seed=seed, seconds=seconds, at_once=at_once)
+        driver = Driver(place, client, seed=seed, seconds=seconds, at_once=at_once, programs=at_least)
         killer = Killer(place, seed=seed, workers=workers, weather=weather, calm=calm, deploys_after=seconds / 2)
         file = place.folder / "stuck.txt"
         stuck = await _all_of_it(driver, killer, watch(driver, killer, scheduler, patience, file))
@@ -105,9 +107,10 @@ async def _all_of_it(driver: Driver, killer: Killer, watching: Coroutine[Any, An
     driving = asyncio.create_task(driver.drive())
     tasks = [raging, watcher, driving]
     try:
-        over = asyncio.get_running_loop().call_later(driver.seconds, killer.over.set)
+        begun = asyncio.create_task(driver.begun.wait())
+        begun.add_done_callback(lambda _: killer.over.set())
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        over.cancel()
+        begun.cancel()
         if driving.done():
             watcher.cancel()
             driving.result()
