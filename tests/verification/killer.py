@@ -104,15 +104,17 @@ class Killer:
             # On a machine with much to do nobody would work, if workers lived for less time than it takes to start one.
             calm = max(self._calm, self._slowness / 2, 5.0 if lot == "parted" else 0.0)
             await self._rest(calm * dice.uniform(0.3, 3.0))
+            while not self._ends and await self._strike(dice, worker):
+                await self._rest(self._calm * dice.uniform(0.2, 1.0))
+            if worker.pid not in self.at_work:
+                continue
             if self.over.is_set():
                 await self._drain(worker)
-            elif self._deploying.is_set() and not self._deployed.is_set():
-                await (self._kill if dice.random() < 0.5 else self._drain)(worker)
-                self._down += 1
-                await self._deployed.wait()
-                self._down -= 1
-            else:
-                await self._strike(dice, worker)
+                continue
+            await (self._kill if dice.random() < 0.5 else self._drain)(worker)
+            self._down += 1
+            await self._deployed.wait()
+            self._down -= 1
         worker = await self._launch()
         await self._closed.wait()
         await self._drain(worker)
@@ -132,7 +134,7 @@ class Killer:
         """So long, unless all is over or a deployment begins."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.over.is_set():
-            if self._deploying.is_set() and not self._deployed.is_set():
+            if self._ends:
                 return
             await asyncio.sleep(0.02)
 
@@ -169,17 +171,23 @@ class Killer:
             self.done["stillborn"] += 1
             self.stillborn.add(worker.pid)
 
-    async def _strike(self, dice: random.Random, worker: Process) -> None:
+    @property
+    def _ends(self) -> bool:
+        """Whether all workers are to go down: at the end, or for the deployment."""
+        return self.over.is_set() or (self._deploying.is_set() and not self._deployed.is_set())
+
+    async def _strike(self, dice: random.Random, worker: Process) -> bool:
+        """Whether it is up after that. A worker is frozen several times in its life: on a busy machine another one takes long to start."""
         chance = dice.random()
-        if chance < 0.35:
+        if chance < 0.65:
+            await self._freeze(dice, worker)
+            return True
+        if chance < 0.9:
             await self._aim(dice, worker)
             await self._kill(worker)
-        elif chance < 0.85:
-            await self._freeze(dice, worker)
-            await within(self._calm * dice.uniform(0.2, 1.0), self.over)
-            await (self._kill if dice.random() < 0.5 else self._drain)(worker)
         else:
             await self._drain(worker)
+        return False
 
     async def _aim(self, dice: random.Random, worker: Process) -> set[Body]:
         """Wait a moment until the worker is in the middle of something: what that is."""
