@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -337,6 +338,9 @@ def search(name: str, seed: int, seconds: float) -> tuple[bool, str]:
         with mutated(name):
             report = run(folder, None, seed=seed, seconds=seconds, patience=PATIENCE, at_least=round(seconds * PACE))
     except Exception as error:  # a worker that does not end when it is told to, say
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        traceback.print_exception(error)
         return True, f"{type(error).__name__}: {error}"[:200]
     finally:
         del os.environ[VARIABLE]
