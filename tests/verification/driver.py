@@ -29,6 +29,8 @@ AGE: Final = 2.0
 """Seconds after its end at which an execution is purged: whoever waits for it has heard by then."""
 HEARD: Final = 2.0
 """Seconds after which every worker has heard of a pause, or has lost its lease."""
+LATE: Final = 30.0
+"""Seconds of work in which an execution ends whose deadline has passed, whatever happens to its workers."""
 _SURE: Final = 10.0
 """Seconds of work in which there is a tick of what recurs."""
 _IN_LINE: Final = 5
@@ -139,7 +141,12 @@ class Driver:
             for member, prediction in self.told[name].family(name):
                 if prediction.struck:
                     self.place.open_gate(cancelled(member))
+        began = self.worked
         await self._ends(name, name)
+        if program.ending == "expires" and self.worked - began > LATE:
+            self.findings.append(
+                f"{name}: it ended more than {LATE:g} s after its deadline, in which there were workers"
+            )
         if can_begin_anew(program) and dice.random() < 0.25:
             await self._restart(name, replace(program, round=1))
         elif (steps := can_rerun(program)) and dice.random() < 0.5:
