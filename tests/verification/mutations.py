@@ -22,7 +22,7 @@ from msgspec import Struct, structs
 
 VARIABLE: Final = "ZART_VERIFICATION_MUTATION"
 """The name of the mutation that worker processes are to have."""
-PATIENCE: Final = 12.0
+PATIENCE: Final = 20.0
 """Seconds after which a program counts as stuck here: a defect that wakes nobody shall not take long."""
 
 PACE: Final = 3.0
