@@ -145,7 +145,7 @@ def draw(dice: random.Random, *, depth: int = MAXIMAL_DEPTH, early: bool = True)
     if depth < MAXIMAL_DEPTH:  # a child, which nobody cancels but its parent
         ending = dice.choice(["completes", "completes", "fails", "rescued", "again"])
         return Program(blocks, "completes" if ending == "again" and _is_final(blocks[-1]) else ending)
-    [ending] = dice.choices(["completes", "fails", "rescued", "hangs", "again", "expires"], [20, 2, 2, 4, 2, 1])
+    [ending] = dice.choices(["completes", "fails", "rescued", "hangs", "again", "expires"], [20, 2, 2, 4, 2, 3])
     if ending == "again" and _is_final(blocks[-1]):
         ending = "completes"
     if ending == "expires":  # each run has a deadline of its own
