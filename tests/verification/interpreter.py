@@ -13,14 +13,17 @@ from msgspec.structs import replace
 
 from tests.behaviour.programs import Place
 from tests.behaviour.world import STORE
-from tests.verification.prediction import child_id, lost_to
+from tests.verification.prediction import child_id, id_of, lost_to
 from tests.verification.program import (
     Act,
+    Beat,
     Child,
     Each,
     Fan,
     Hear,
     Note,
+    Once,
+    Patch,
     Program,
     Race,
     Saga,
@@ -39,13 +42,16 @@ from zart_core import (
     StepError,
     StepFailed,
     StepHandle,
+    StepInterrupted,
     StepTimedOut,
     TaskContext,
     TaskHandler,
+    ZartErr,
     context,
 )
 
 HOUR: Final = 3_600.0
+DEADLINE: Final = "2s"
 PATIENCE: Final = "80ms"
 """How long a wait for an event lasts that comes late, or never."""
 _INSERT: Final = "INSERT INTO verified (execution, name, amount) VALUES ({})"
@@ -64,17 +70,23 @@ class Broken(Exception):
 
 
 class Interpreter(TaskHandler[Program, list[str]]):
-    """Lines ``begin ID STEP ATTEMPT PID`` and ``end …`` around a body, ``got ID STEP NONCE PID`` when the handler has its result,
-    ``lay ID SLEEP MICROS PID`` and ``woke …`` around a sleep; ``ask ID EVENT VALUE PID`` for an event, ``hang ID PID`` for a
-    cancellation."""
+    """``deployed``: the code is that of after the deployment.
+
+    Lines ``begin ID STEP ATTEMPT PID`` and ``end …`` around a body, or ``left …`` when it is cancelled; ``got ID STEP NONCE PID`` when the
+    handler has its result, ``lay ID SLEEP MICROS PID`` and ``woke …`` around a sleep; ``ask ID EVENT VALUE PID`` for an event, ``hang ID PID``
+    for a cancellation; ``felt ID STEP ATTEMPT DETAILS PID`` for the details of a heartbeat, and ``interrupted ID STEP PID``. ``ID`` has the
+    number of the round of an execution that was restarted.
+    """
 
     name: ClassVar[str | None] = "verified"
     max_retries: ClassVar[int] = 0
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, deployed: bool = False) -> None:
         self.place = place
+        self.deployed = deployed
 
     async def run(self, ctx: TaskContext, data: Program) -> list[str]:
+        self.write(ctx, "got", f"@version-{data.run}", self.version or "1")
         words = await self.block(ctx, data.blocks[data.run - 1])
         if data.run < len(data.blocks):
             await ctx.continue_as_new(replace(data, run=data.run + 1))
@@ -84,6 +96,8 @@ class Interpreter(TaskHandler[Program, list[str]]):
             case "hangs":
                 self.write(ctx, "hang")
                 await ctx.wait_for_event("release")
+            case "expires":
+                await ctx.wait_for_event("release")
             case "again" if ctx.attempt == 0:
                 raise Broken("again")
         return words
@@ -92,6 +106,9 @@ class Interpreter(TaskHandler[Program, list[str]]):
         if failure.kind == "cancelled":
             await self.enter(ctx, "cleanup", 1)
             return ["cleaned"]
+        if failure.kind == "deadline":
+            await self.enter(ctx, "expired", 1)
+            return ["expired"]
         if data.ending != "rescued":
             raise Broken(failure.error.message)
         await self.enter(ctx, "rescue", 1)
@@ -133,6 +150,14 @@ class Interpreter(TaskHandler[Program, list[str]]):
                 return await self.saga(ctx, act, undo)
             case Child():
                 return [await self.child(ctx, act)]
+            case Once():
+                return [await self.once(ctx, act)]
+            case Beat():
+                receipt = await ctx.step(act.name, self.beat, act, retry="fixed(1, 20ms)")
+                self.write(ctx, "got", act.name, receipt.nonce)
+                return [act.name]
+            case Patch():
+                return [await self.patch(ctx, act)]
             case Note():
                 captured = await ctx.capture(act.name, lambda: time.monotonic_ns())
                 now = await ctx.now(f"{act.name}n")
@@ -181,6 +206,23 @@ class Interpreter(TaskHandler[Program, list[str]]):
                 end = repr(got)
         return f"{act.name}!{end}"
 
+    async def once(self, ctx: TaskContext, act: Once) -> str:
+        match await ctx.outcome(act.name, self.work, Step(act.name, act.ms), at_most_once=True):
+            case Ok(receipt):
+                self.write(ctx, "got", act.name, receipt.nonce)
+            case ZartErr(StepInterrupted()):
+                self.write(ctx, "interrupted", act.name)
+            case other:
+                return f"{act.name}!{other!r}"
+        return act.name
+
+    async def patch(self, ctx: TaskContext, act: Patch) -> str:
+        is_new = self.deployed and ctx.patched(f"{act.name}p")
+        name = f"{act.name}{'new' if is_new else 'old'}"
+        receipt = await ctx.step(name, self.work, Step(name, 20))
+        self.write(ctx, "got", name, receipt.nonce)
+        return act.name
+
     async def transaction(self, ctx: TaskContext, act: Transaction) -> str:
         book: Any = self.book if STORE == "sqlite" else self.book_on_server
         try:
@@ -197,16 +239,18 @@ class Interpreter(TaskHandler[Program, list[str]]):
         await self.transaction(ctx, Transaction(name, amount))
 
     async def hear(self, ctx: TaskContext, act: Hear) -> list[str]:
+        # Named for the round: what was asked for twice may be offered for the second time when the execution has been restarted.
+        event = id_of(act.name, ctx.data)
         words = []
         if act.when in ("late", "never"):
             try:
-                await ctx.wait_for_event(act.name, int, timeout=PATIENCE)
+                await ctx.wait_for_event(event, int, timeout=PATIENCE)
             except EventTimeout:
                 words.append(f"{act.name}!late")
         if act.when in ("asked", "late"):
-            self.write(ctx, "ask", act.name, act.value)
+            self.write(ctx, "ask", event, act.value)
         if act.when != "never":
-            value = await ctx.wait_for_event(act.name, int)
+            value = await ctx.wait_for_event(event, int)
             words.append(f"{act.name}={value}")
         return words
 
@@ -260,6 +304,8 @@ class Interpreter(TaskHandler[Program, list[str]]):
             async with ctx.saga():
                 words = await self.block(ctx, act.block, undo=True)
                 if act.breaks:
+                    # Suspended meanwhile: whoever goes on has what is to be undone from the history.
+                    await ctx.sleep(f"{act.name}z", 0.15)
                     raise Broken(act.name)
         except Broken:
             broken = True
@@ -267,7 +313,7 @@ class Interpreter(TaskHandler[Program, list[str]]):
         return [f"{act.name}!broken"] if broken else words
 
     async def child(self, ctx: TaskContext, act: Child) -> str:
-        name = child_id(ctx.execution_id, act.name)
+        name = child_id(id_of(ctx.execution_id, ctx.data), act.name)
         task = task_of(act.program)
         if act.detached:
             await ctx.start_child(act.name, task, act.program, name)
@@ -282,7 +328,11 @@ class Interpreter(TaskHandler[Program, list[str]]):
 
     async def work(self, act: Step) -> Receipt:
         self.note("begin")
-        await asyncio.sleep(HOUR if act.ending == "overruns" else act.ms / 1_000)
+        try:
+            await asyncio.sleep(HOUR if act.ending == "overruns" else act.ms / 1_000)
+        except asyncio.CancelledError:
+            self.note("left")
+            raise
         return self.finish(act)
 
     def work_in_thread(self, act: Step) -> Receipt:
@@ -300,33 +350,54 @@ class Interpreter(TaskHandler[Program, list[str]]):
     async def linger(self, race: str) -> Receipt:
         """A loser. It goes on until it is cancelled for having lost; what runs in an execution that was cancelled may finish."""
         self.note("begin")
-        gate = self.place.gate(cancelled(context().execution_id))
-        while not gate.exists():
-            await asyncio.sleep(0.05)
+        gate = self.place.gate(cancelled(id_of(context().execution_id, context().data)))
+        try:
+            while not gate.exists():
+                await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            self.note("left")
+            raise
+        self.note("end")
         return Receipt(race, self.nonce())
+
+    async def beat(self, act: Beat) -> Receipt:
+        """As far as it was told to be, each attempt goes on from where the one before was."""
+        self.note("begin")
+        info = context()
+        at: int = info.heartbeat_details or 0
+        name = id_of(info.execution_id, info.data)
+        self.place.write("felt", name, info.step_name, info.current_attempt, at)
+        while at < (act.fails if info.current_attempt == 0 else act.count):
+            at += 1
+            info.heartbeat(at)
+            await asyncio.sleep(0.01)
+        return self.finish(Step(act.name, failures=1))
 
     async def item(self, number: int) -> int:
         self.note("begin")
         await asyncio.sleep(0.005)
+        self.note("end")
         return number
 
     async def undo(self, receipt: Receipt) -> None:
-        self.place.write("undo", context().execution_id, receipt.step, receipt.nonce)
+        self.place.write("undo", id_of(context().execution_id, context().data), receipt.step, receipt.nonce)
         await asyncio.sleep(0.002)
 
     def book(self, db: sqlite3.Connection, act: Transaction) -> str:
         self.note("begin")
         info = context()
-        db.execute(_INSERT.format("?, ?, ?"), (info.execution_id, act.name, act.amount))
+        db.execute(_INSERT.format("?, ?, ?"), (id_of(info.execution_id, info.data), act.name, act.amount))
         return self.booked(act)
 
     async def book_on_server(self, connection: Any, act: Transaction) -> str:
         self.note("begin")
         info = context()
-        await connection.execute(_INSERT.format("$1, $2, $3"), info.execution_id, act.name, act.amount)
+        name = id_of(info.execution_id, info.data)
+        await connection.execute(_INSERT.format("$1, $2, $3"), name, act.name, act.amount)
         return self.booked(act)
 
     def booked(self, act: Transaction) -> str:
+        self.note("end")
         if act.ending == "raises" or context().current_attempt < act.failures:
             raise Broken(act.name)
         return self.nonce()
@@ -335,10 +406,10 @@ class Interpreter(TaskHandler[Program, list[str]]):
 
     def note(self, word: str) -> None:
         info = context()
-        self.place.write(word, info.execution_id, info.step_name, info.current_attempt)
+        self.place.write(word, id_of(info.execution_id, info.data), info.step_name, info.current_attempt)
 
     def write(self, ctx: TaskContext, word: str, *words: object) -> None:
-        self.place.write(word, ctx.execution_id, *words)
+        self.place.write(word, id_of(ctx.execution_id, ctx.data), *words)
 
     def nonce(self) -> str:
         return f"{os.getpid()}-{time.monotonic_ns()}"
@@ -351,6 +422,25 @@ class Again(Interpreter):
     max_retries = 1
 
 
+class Timed(Interpreter):
+    """The same, with a deadline."""
+
+    name = "verified-timed"
+    timeout = DEADLINE
+
+
+def handlers(place: Place, *, deployed: bool) -> list[Interpreter]:
+    """What a worker has registered: after the deployment a new version of each beside the old one, which has been patched."""
+    found: list[Interpreter] = []
+    for kind in (Interpreter, Again, Timed):
+        found.append(kind(place, deployed=deployed))
+        if deployed:
+            found.append(
+                type(f"New{kind.__name__}", (kind,), {"version": "2", "__module__": __name__})(place, deployed=True)
+            )
+    return found
+
+
 def cancelled(execution_id: str) -> str:
     """The gate that is opened when an execution has been cancelled, in the middle of a race perhaps."""
     return f"cancelled-{execution_id.replace('/', '_')}"
@@ -358,4 +448,4 @@ def cancelled(execution_id: str) -> str:
 
 def task_of(program: Program) -> str:
     """Who interprets a program."""
-    return "verified-again" if program.ending == "again" else "verified"
+    return {"again": "verified-again", "expires": "verified-timed"}.get(program.ending, "verified")

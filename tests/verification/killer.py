@@ -1,4 +1,8 @@
-"""Who kills, freezes and drains the workers of a verification, ends its connections and crashes its server."""
+"""Who kills, freezes and drains the workers of a verification, ends its connections and crashes its server.
+
+A blow is aimed: it strikes when the ledger says that the worker has bodies under way, or that one of them has just ended, so that its result is
+about to be written. A frozen worker mostly goes on when another has begun what it had under way.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import json
 import random
 import signal
 import sys
+import time
 from collections import Counter
 from typing import Any, Final
 
@@ -15,7 +20,8 @@ from tests.behaviour.programs import ROOT, Place, Process, freeze
 from tests.behaviour.world import REPLAY
 from tests.chaos.storm import Weather
 from tests.chaos.weather import within
-from tests.verification.work import CALM
+from tests.verification.stage import Body, Stage
+from tests.verification.work import CALM, DEPLOYED, FOUND_OUT
 
 LEASE: Final = 1.0
 OPTIONS: Final[dict[str, Any]] = {
@@ -36,25 +42,43 @@ class Killer:
     Writes ``kill PID``, ``stop PID``, ``cont PID`` and ``term PID`` into the ledger, each before the signal is sent.
     """
 
-    def __init__(self, place: Place, *, seed: int, workers: int, weather: list[Weather], calm: float = 1.0) -> None:
+    def __init__(
+        self,
+        place: Place,
+        *,
+        seed: int,
+        workers: int,
+        weather: list[Weather],
+        calm: float = 1.0,
+        deploys_after: float = 1e9,
+    ) -> None:
         self.place = place
         self.over = asyncio.Event()
         self.done: Counter[str] = Counter()
         self.crew: list[Process] = []
-        self._numbers = itertools.count()
         self.findings: list[str] = []
+        self.stillborn: set[int] = set()
+        self.at_work: set[int] = set()
+        """The workers that are up and neither frozen nor on their way out."""
+        self._numbers = itertools.count()
+        self._slowness = 0.0
         self._seed = seed
-        self._workers = workers
+        self.workers = workers
         self._weather = weather
         self._calm = calm
         self._closed = asyncio.Event()
+        self._deploys_after = deploys_after
+        self._deploying, self._deployed = asyncio.Event(), asyncio.Event()
+        self._down = 0
+        self._stage = Stage(place.ledger.path)
 
     async def rage(self) -> None:
         """All of it, up to the drain of the last workers."""
         try:
             async with asyncio.TaskGroup() as group:
-                for number in range(self._workers):
+                for number in range(self.workers):
                     group.create_task(self._slot(random.Random(f"slot {number} {self._seed}")))
+                group.create_task(self._deploy())
                 for number, weather in enumerate(self._weather):
                     group.create_task(self._blow(weather, random.Random(f"weather {number} {self._seed}")))
                 await self.over.wait()
@@ -69,33 +93,56 @@ class Killer:
         self.over.set()
         self._closed.set()
 
-    @property
-    def lost(self) -> set[str]:
-        """The processes that said that they lost a lease."""
-        return {f"{process.pid}" for process in self.crew if "has lost its lease" in process.said}
-
     async def _blow(self, weather: Weather, dice: random.Random) -> None:
         await weather(dice, self.over)
 
     async def _slot(self, dice: random.Random) -> None:
         """One worker after another; what happens to each is rolled."""
         while not self.over.is_set():
-            parted = dice.randrange(1, 1_000) if dice.random() < 0.35 else 0
-            worker = await self._launch(parted)
-            await within((5.0 if parted else self._calm) * dice.uniform(0.3, 3.0), self.over)
-            if not self.over.is_set():
-                await self._strike(dice, worker)
-            else:
+            [lot] = dice.choices(["calm", "parted", "unlucky"], [5, 4, 2])
+            worker = await self._launch(lot, dice.randrange(1_000))
+            # On a machine with much to do nobody would work, if workers lived for less time than it takes to start one.
+            calm = max(self._calm, self._slowness / 2, 5.0 if lot == "parted" else 0.0)
+            await self._rest(calm * dice.uniform(0.3, 3.0))
+            while not self._ends and await self._strike(dice, worker):
+                await self._rest(self._calm * dice.uniform(0.2, 1.0))
+            if worker.pid not in self.at_work:
+                continue
+            if self.over.is_set():
                 await self._drain(worker)
+                continue
+            await (self._kill if dice.random() < 0.5 else self._drain)(worker)
+            self._down += 1
+            await self._deployed.wait()
+            self._down -= 1
         worker = await self._launch()
         await self._closed.wait()
         await self._drain(worker)
 
-    async def _launch(self, parted: int = 0) -> Process:
-        """A worker that has registered. ``parted``: not 0 for one that is cut off from its store now and then."""
+    async def _deploy(self) -> None:
+        """Once, all workers go down, and new code comes up: at no time both are at work."""
+        if not await within(self._deploys_after, self.over):
+            self._deploying.set()
+            while self._down < self.workers and not self.over.is_set():
+                await asyncio.sleep(0.02)
+            if not self.over.is_set():
+                self.place.open_gate(DEPLOYED)
+                self.done["deployments"] += 1
+        self._deployed.set()
+
+    async def _rest(self, seconds: float) -> None:
+        """So long, unless all is over or a deployment begins."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.over.is_set():
+            if self._ends:
+                return
+            await asyncio.sleep(0.02)
+
+    async def _launch(self, lot: str = "calm", seed: int = 0) -> Process:
+        """A worker that has registered. ``lot``: what befalls it, see :mod:`tests.verification.work`."""
         while True:
-            # Two may be launched at once: each has a file of its own.
             errors = self.place.folder / f"worker-{next(self._numbers)}"
+            began = time.monotonic()
             with errors.open("wb") as sink:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
@@ -103,7 +150,8 @@ class Killer:
                     "tests.verification.work",
                     str(self.place.folder),
                     json.dumps(OPTIONS),
-                    f"{parted}",
+                    f"{seed}",
+                    lot,
                     cwd=ROOT,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=sink,
@@ -112,37 +160,75 @@ class Killer:
             self.crew.append(worker)
             if await worker.line() == "ready\n":
                 self.done["workers"] += 1
-                self.done["parted workers"] += parted != 0
+                self.at_work.add(worker.pid)
+                self._slowness = time.monotonic() - began
+                self.done[f"{lot} workers"] += lot != "calm"
                 return worker
             await worker.kill()
             # One that does not reach its store when it starts ends with an error, and is started again.
             if not self._weather or "BackendUnavailable" not in worker.said:
                 raise AssertionError(f"a worker could not start: {worker.said[-2_000:]}")
             self.done["stillborn"] += 1
+            self.stillborn.add(worker.pid)
 
-    async def _strike(self, dice: random.Random, worker: Process) -> None:
+    @property
+    def _ends(self) -> bool:
+        """Whether all workers are to go down: at the end, or for the deployment."""
+        return self.over.is_set() or (self._deploying.is_set() and not self._deployed.is_set())
+
+    async def _strike(self, dice: random.Random, worker: Process) -> bool:
+        """Whether it is up after that. A worker is frozen several times in its life: on a busy machine another one takes long to start."""
         chance = dice.random()
-        if chance < 0.4:
+        if chance < 0.65:
+            await self._freeze(dice, worker)
+            return True
+        if chance < 0.9:
+            await self._aim(dice, worker)
             await self._kill(worker)
-        elif chance < 0.8:
-            self.place.ledger.write(f"stop {worker.pid}")
-            await freeze(worker, self.place)
-            self.done["freezes"] += 1
-            # Mostly a little longer than the lease, so that it goes on just when another has taken its work.
-            await asyncio.sleep(LEASE * dice.choice([0.5, 1.2, 1.4, 1.6, 2.5]))
-            self.place.ledger.write(f"cont {worker.pid}")
-            worker.send(signal.SIGCONT)
-            await within(self._calm * dice.uniform(0.2, 2.0), self.over)  # it finds out, and rejoins
-            await (self._kill if dice.random() < 0.5 else self._drain)(worker)
         else:
             await self._drain(worker)
+        return False
+
+    async def _aim(self, dice: random.Random, worker: Process) -> set[Body]:
+        """Wait a moment until the worker is in the middle of something: what that is."""
+        stage, pid = self._stage, worker.pid
+        await stage.until(lambda: bool(stage.bodies(pid)), LEASE)
+        bodies = stage.bodies(pid)
+        if dice.random() < 0.3:
+            # One has just ended: its result is not written yet.
+            await stage.until(lambda: not bodies <= stage.bodies(pid), LEASE / 4)
+        return bodies
+
+    async def _freeze(self, dice: random.Random, worker: Process) -> None:
+        """Stop the worker in the middle of its work, mostly until another has taken that; then it must find out."""
+        stage, pid = self._stage, worker.pid
+        bodies = await self._aim(dice, worker)
+        self.at_work.discard(pid)
+        self.place.ledger.write(f"stop {pid}")
+        await freeze(worker, self.place)
+        self.done["freezes"] += 1
+        if dice.random() < 0.2:
+            await asyncio.sleep(LEASE * dice.uniform(0.3, 1.6))
+        else:
+            await stage.until(lambda: stage.taken(bodies, pid), LEASE * dice.uniform(2.0, 4.0))
+            await asyncio.sleep(dice.choice([0.0, 0.0, 0.0, 0.02, 0.2]))
+        stage.look()
+        taken, lost = stage.taken(bodies, pid), stage.lost[f"{pid}"]
+        self.done["freezes until others went on"] += taken
+        self.place.ledger.write(f"cont {pid}")
+        worker.send(signal.SIGCONT)
+        self.at_work.add(pid)
+        if taken and not await stage.until(lambda: stage.lost[f"{pid}"] > lost, FOUND_OUT):
+            self.place.ledger.write(f"kept {pid}")
 
     async def _kill(self, worker: Process) -> None:
+        self.at_work.discard(worker.pid)
         self.place.ledger.write(f"kill {worker.pid}")
         await worker.kill()
         self.done["kills"] += 1
 
     async def _drain(self, worker: Process) -> None:
+        self.at_work.discard(worker.pid)
         self.place.ledger.write(f"term {worker.pid}")
         worker.send(signal.SIGTERM)
         code = await worker.ended(60)

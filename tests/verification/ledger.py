@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from itertools import pairwise
+from typing import Final
 
 from msgspec import Struct
 
+from tests.verification.crowd import crowded
+from tests.verification.finding import Finding
 from tests.verification.prediction import Prediction
 
 
-class Finding(Struct, frozen=True):
-    """What may not be: something ``lost``, ``doubled`` or otherwise ``wrong``."""
+class Hold(Struct):
+    """From line ``since`` until line ``until`` a rule of an operator held what is named; ``-`` for anything."""
 
-    kind: str
-    text: str
+    since: int
+    execution: str
+    task: str
+    step: str
+    until: int = 1 << 60
 
 
 class Begin(Struct, frozen=True):
@@ -26,15 +33,16 @@ class Begin(Struct, frozen=True):
     pid: str
 
 
+ENDS: Final = ("rescue", "cleanup", "expired")
+"""Steps of ``on_failure``."""
 Key = tuple[str, str]
 """An execution, and the name of a step or call in it."""
 
 
 class Account:
-    """Reads a ledger. ``lost`` are the processes that said that they lost a lease."""
+    """Reads a ledger."""
 
-    def __init__(self, entries: Iterable[str], lost: Iterable[str]) -> None:
-        self._lost = set(lost)
+    def __init__(self, entries: Iterable[str]) -> None:
         self.begins: dict[Key, list[Begin]] = defaultdict(list)
         self.undos: dict[Key, dict[str, list[Begin]]] = defaultdict(lambda: defaultdict(list))
         self.repeats: Counter[str] = Counter()
@@ -43,37 +51,72 @@ class Account:
         """How often another process went on with a handler whose process was killed, frozen, drained or without its lease."""
         self._got: dict[Key, list[tuple[int, str]]] = defaultdict(list)
         self._undone: dict[str, set[str]] = defaultdict(set)
+        self._ends: dict[str, list[tuple[int, Key]]] = defaultdict(list)
+        self._over: dict[str, int] = {}
+        self._kept: list[str] = []
+        self._felt: dict[Key, list[tuple[int, int]]] = defaultdict(list)
+        self._interrupted: dict[Key, int] = {}
+        self._rerun: set[Key] = set()
+        self._holds: dict[str, Hold] = {}
         self._lay: dict[Key, int] = {}
         self._woke: dict[Key, int] = {}
         self._signals: dict[str, list[tuple[str, int]]] = defaultdict(list)
         self._blows: list[int] = []
+        self._crashes: list[int] = []
         self._lines: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
         self._host: dict[str, str] = {}
         for position, line in enumerate(entries):
             self._read(position, line.split())
 
-    def _read(self, position: int, words: list[str]) -> None:
+    def _read(self, position: int, words: list[str]) -> None:  # noqa: PLR0912 - a case for each word
         match words:
-            case [("kill" | "stop" | "cont" | "term" | "part" | "join") as signal, pid]:
+            case [("kill" | "stop" | "cont" | "term" | "part" | "join" | "lapsed" | "lost") as signal, pid]:
                 self._signals[pid].append((signal, position))
                 return
+            case ["kept", pid]:
+                self._kept.append(pid)
+                return
+            case ["over", execution]:
+                self._over[execution] = position
+                return
+            case ["rerun", execution, step]:
+                # A new run has the version of its time.
+                self._rerun |= {(execution, step), (execution, "@version-1")}
+                return
+            case ["hold", rule, execution, task, step]:
+                self._holds[rule] = Hold(position, execution, task, step)
+                return
+            case ["lift", rule]:
+                self._holds[rule].until = position
+                return
+            case [_, execution, step, *_] if (execution, step) in self._rerun:
+                words[1] = again(execution)
+            case _:
+                pass
+        match words:
             case ["blow", *_]:
                 self._blows.append(position)
+                if "crashes" in words:
+                    self._crashes.append(position)
                 return
             case ["begin", execution, step, attempt, pid]:
                 self.begins[execution, step].append(Begin(position, int(attempt), pid))
+            case ["felt", execution, step, attempt, details, pid]:
+                self._felt[execution, step].append((int(attempt), int(details)))
+            case ["interrupted", execution, step, pid]:
+                self._interrupted.setdefault((execution, step), position)
             case ["undo", execution, step, nonce, pid]:
                 self.undos[execution, step][nonce].append(Begin(position, 0, pid))
                 self._undone[execution].add(step)
-            case ["end", execution, *_, pid]:
-                pass
+            case ["end", execution, step, _, pid]:
+                self._ends[pid].append((position, (execution, step)))
             case ["got", execution, call, value, pid]:
                 self._got[execution, call].append((position, value))
             case ["lay", execution, call, time, pid]:
                 self._lay.setdefault((execution, call), int(time))
             case ["woke", execution, call, time, pid]:
                 self._woke.setdefault((execution, call), int(time))
-            case [("ask" | "hang"), execution, *_, pid]:
+            case [("ask" | "hang" | "left"), execution, *_, pid]:
                 pass
             case _:
                 raise ValueError(f"line {position} of the ledger makes no sense: {words}")
@@ -83,20 +126,58 @@ class Account:
             self.failovers += before != pid and any(at < position for _, at in self._signals[before])
             self._host[execution] = pid
 
+    @property
+    def results(self) -> dict[Key, set[str]]:
+        """What handlers were given, by their calls."""
+        return {key: {value for _, value in got} for key, got in self._got.items()}
+
     def findings(self, told: dict[str, Prediction]) -> Iterator[Finding]:
         """Whatever may not be."""
+        for (name, step), begins in self.begins.items():
+            known = told.get(name)
+            if known is None or step not in {*known.attempts, *known.maybe, *ENDS}:
+                yield Finding("wrong", f"{name}: nobody knows of step {step} (line {begins[0].position})")
+        told = {name: Prediction() for name, _ in [*self.begins, *self.undos, *self._got]} | told
+        yield from self._went_on()
         yield from self._again_though_durable(told)
+        yield from self._began_when_it_was_over(told)
         yield from self._again_without_reason(told)
         yield from self._seen_in_two_ways(told)
+        yield from self._began_while_held(told)
+        yield from crowded(self, told)
         for name, prediction in told.items():
             yield from self._attempts(name, prediction)
             yield from self._slept(name, prediction)
-        for (name, step), begins in self.begins.items():
-            known = told.get(name)
-            if known is None or step not in {*known.attempts, *known.maybe, "rescue", "cleanup"}:
-                yield Finding("wrong", f"{name}: nobody knows of step {step} (line {begins[0].position})")
+            yield from self._ran_at_most_once(name, prediction)
+            yield from self._felt_less(name, prediction)
 
     # --- what may not be --------------------------------------------------------------------------------------------
+
+    def _went_on(self) -> Iterator[Finding]:
+        """A worker whose work others have taken hears of it, and one that may have lost its lease begins nothing."""
+        for pid in self._kept:
+            yield Finding("wrong", f"worker {pid} went on under its lease though others had its work")
+        for (name, step), begins in self.begins.items():
+            for begin in begins:
+                before = [signal for signal, at in self._signals[begin.pid] if at < begin.position]
+                # Race: a body that is on its way to its thread begins a little later.
+                if before and before[-1] == "lapsed":
+                    yield Finding(
+                        "wrong",
+                        f"{name}: step {step} began (line {begin.position}) in a worker whose lease may be over",
+                    )
+
+    def _began_when_it_was_over(self, told: dict[str, Prediction]) -> Iterator[Finding]:
+        """Nothing of an execution begins when its end has been told; but parts that were just taken, which it did not wait for."""
+        for (name, step), begins in self.begins.items():
+            over, known = self._over.get(name), told.get(name)
+            if over is None or known is None or known.struck or step in known.maybe:
+                continue
+            for begin in begins:
+                if begin.position > over and not self._thawed_into(name, begin, over):
+                    yield Finding(
+                        "doubled", f"{name}: step {step} began (line {begin.position}) when it had ended (line {over})"
+                    )
 
     def _again_though_durable(self, told: dict[str, Prediction]) -> Iterator[Finding]:
         for (name, step), begins in self.begins.items():
@@ -124,6 +205,23 @@ class Account:
                 return not any(position < at < begin.position and word not in ("begin", "end") for at, word in lines)
         return False
 
+    def doubtful(self, begin: Begin) -> bool:
+        """Whether the lease under which this began was lost later, or was about to be."""
+        return any(
+            signal in ("lost", "stop", "part") and position > begin.position
+            for signal, position in self._signals[begin.pid]
+        )
+
+    def gone(self, begin: Begin) -> int:
+        """The line at which the process of this was killed."""
+        return next(
+            (at for signal, at in self._signals[begin.pid] if signal == "kill" and at > begin.position), 1 << 60
+        )
+
+    def end(self, key: Key, begin: Begin) -> int:
+        """The line at which a body has ended; one without such a line never has."""
+        return next((at for at, ended in self._ends[begin.pid] if ended == key and at > begin.position), 1 << 60)
+
     def _again_without_reason(self, told: dict[str, Prediction]) -> Iterator[Finding]:
         for (name, step), begins in self.begins.items():
             seen: dict[int, Begin] = {}
@@ -131,46 +229,94 @@ class Account:
                 first = seen.get(begin.attempt)
                 seen[begin.attempt] = begin
                 if first is not None:
-                    yield from self._explained(
-                        f"{name}: attempt {begin.attempt} of step {step}", first, begin, step in told[name].anew
-                    )
+                    yield from self._explained((name, step), f"attempt {begin.attempt}", first, begin, told[name])
             for first, second in pairwise(begins):
-                if second.attempt < first.attempt and step not in told[name].anew and not self._cut_off(first, second):
+                if (
+                    second.attempt < first.attempt
+                    and step not in told[name].anew
+                    and not self._cut_off((name, step), first, second, told[name])
+                ):
                     yield Finding(
                         "wrong", f"{name}: step {step} forgot attempt {first.attempt}, line {second.position}"
                     )
         for (name, step), by_nonce in self.undos.items():
             for begins in by_nonce.values():
                 for first, second in pairwise(begins):
-                    yield from self._explained(f"{name}: the undo of step {step}", first, second, anew=False)
+                    yield from self._explained((name, f"undo-{step}"), "the undo", first, second, told[name])
 
-    def _explained(self, what: str, first: Begin, second: Begin, anew: bool) -> Iterator[Finding]:
-        cause = self._cut_off(first, second) or ("handler run again" if anew else None)
+    def _explained(self, key: Key, what: str, first: Begin, second: Begin, told: Prediction) -> Iterator[Finding]:
+        name, step = key
+        cause = self._cut_off(key, first, second, told) or ("handler run again" if step in told.anew else None)
         self.repeats[cause or "unexplained"] += 1
         if cause is None:
             yield Finding(
                 "doubled",
-                f"{what} ran at line {first.position} (process {first.pid}) and again at line {second.position} (process {second.pid}), "
-                "and nothing happened to the first",
+                f"{name}: {what} of step {step} ran at line {first.position} (process {first.pid}) "
+                f"and again at line {second.position} (process {second.pid}), and nothing happened to the first",
             )
 
-    def _cut_off(self, first: Begin, second: Begin) -> str | None:
+    def _cut_off(self, key: Key, first: Begin, second: Begin, told: Prediction) -> str | None:
         """What happened to the process of the ``first`` that explains the ``second``."""
         signals = self._signals[first.pid]
-        for word, cause in (("kill", "killed"), ("term", "drained")):
-            if any(signal == word and position < second.position for signal, position in signals):
-                return cause
+        if any(signal == "kill" and position < second.position for signal, position in signals):
+            return "killed"
         for begin, end, cause in (("stop", "cont", "frozen"), ("part", "join", "cut off from the store")):
             stops = [position for signal, position in signals if signal == begin]
             conts = [position for signal, position in signals if signal == end]
             for number, stop in enumerate(stops):
                 if stop < second.position and (number >= len(conts) or conts[number] > first.position):
                     return cause
-        if first.pid in self._lost:
+        # It may hear of it later than others have its work.
+        if any(signal == "lost" and position > first.position for signal, position in signals):
             return "lease lost"
-        if any(first.position < blow < second.position for blow in self._blows):
+        if any(signal == "term" and position < second.position for signal, position in signals):
+            # A drain lets bodies come to their end, and keeps what they return while there is a server.
+            ended = any(end == key and first.position < at < second.position for at, end in self._ends[first.pid])
+            if not ended or any(first.position < crash < second.position for crash in self._crashes):
+                return "drained"
+        # A result is sent again when its connection has ended, but a transaction is undone with it.
+        if key[1] in told.transactions and any(first.position < blow < second.position for blow in self._blows):
             return "connection or server lost"
         return None
+
+    def _began_while_held(self, told: dict[str, Prediction]) -> Iterator[Finding]:
+        """Nothing begins that an operator holds, but what cleans up."""
+        for hold in self._holds.values():
+            for (name, step), begins in self.begins.items():
+                known = told.get(name)
+                if (
+                    known is None
+                    or step in ENDS
+                    or hold.execution not in ("-", name)
+                    or hold.task not in ("-", known.task)
+                    or not (hold.step == "-" or fnmatchcase(step, hold.step))
+                ):
+                    continue
+                for begin in begins:
+                    if hold.since < begin.position < hold.until and not self._thawed_into(name, begin, hold.since):
+                        yield Finding(
+                            "wrong", f"{name}: step {step} began (line {begin.position}) while {hold} held it"
+                        )
+
+    def _ran_at_most_once(self, name: str, told: Prediction) -> Iterator[Finding]:
+        for step in told.once:
+            begins = self.begins.get((name, step), [])
+            if len(begins) > 1:
+                yield Finding("doubled", f"{name}: step {step} may run at most once, and ran {len(begins)} times")
+            at = self._interrupted.get((name, step))
+            if at is None or not begins:
+                continue
+            if (name, step) in self._got:
+                yield Finding("doubled", f"{name}: step {step} was interrupted, and has a result")
+            if self._cut_off((name, step), begins[0], Begin(at, 0, ""), told) is None:
+                yield Finding("wrong", f"{name}: step {step} was called interrupted, and nothing happened to it")
+
+    def _felt_less(self, name: str, told: Prediction) -> Iterator[Finding]:
+        """A failed attempt leaves to the next one the details of its last heartbeat."""
+        for step, fails in told.beats.items():
+            for attempt, details in self._felt.get((name, step), []):
+                if (details < fails) if attempt else (details > fails):
+                    yield Finding("lost", f"{name}: attempt {attempt} of step {step} was told {details}, not {fails}")
 
     def _seen_in_two_ways(self, told: dict[str, Prediction]) -> Iterator[Finding]:
         for (name, call), got in self._got.items():
@@ -197,3 +343,8 @@ class Account:
             lay, woke = self._lay.get((name, sleep)), self._woke.get((name, sleep))
             if lay is not None and woke is not None and woke - lay < length * 1_000:
                 yield Finding("wrong", f"{name}: sleep {sleep} of {length} ms took {woke - lay} µs")
+
+
+def again(name: str) -> str:
+    """What the steps of an execution are told under that were made again by a rerun."""
+    return f"{name}^1"

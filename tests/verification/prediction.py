@@ -8,11 +8,14 @@ from msgspec import Struct, field
 
 from tests.verification.program import (
     Act,
+    Beat,
     Child,
     Each,
     Fan,
     Hear,
     Note,
+    Once,
+    Patch,
     Program,
     Race,
     Saga,
@@ -27,19 +30,31 @@ class Prediction(Struct):
     """Of one execution: its end, its rows of the ledger, how many attempts each step has, and which are undone; all by the name of the
     step, which no other run of the execution uses.
 
-    ``maybe`` are steps that are cut off, whether they have begun or not. ``anew`` are those that run once more when the handler is run again.
-    Of one that is ``struck`` every fact may be missing; one that is ``optional`` may never have been started.
+    ``earlier`` are runs of the same execution that were told of by themselves. ``maybe`` are steps that are cut off, whether they have begun or
+    not. ``anew`` are those that run once more when the handler is run again. ``once`` may run at most once, ``beats`` tells how far an attempt
+    was that failed, and of ``either`` only one is done. Of one that is ``struck`` every fact may be missing, and so of one that is ``overdue``,
+    but for its end; children of that one are ``hurried`` by its deadline; one that is ``optional`` may never
+    have been started. ``key``: of a queue with limits.
     """
 
     status: str = "completed"
     output: list[str] | None = None
     message: str | None = None
     struck: bool = False
+    overdue: bool = False
+    hurried: bool = False
     optional: bool = False
+    task: str = "verified"
+    key: str | None = None
     runs: int = 1
+    earlier: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
+    transactions: set[str] = field(default_factory=set)
     undone: set[str] = field(default_factory=set)
+    once: set[str] = field(default_factory=set)
+    beats: dict[str, int] = field(default_factory=dict)
+    either: list[tuple[str, str]] = field(default_factory=list)
     sleeps: dict[str, int] = field(default_factory=dict)
     maybe: set[str] = field(default_factory=set)
     anew: set[str] = field(default_factory=set)
@@ -52,6 +67,11 @@ class Prediction(Struct):
             yield from prediction.family(child)
 
 
+def id_of(execution_id: str, program: Program) -> str:
+    """What an execution is called in ledgers: its id, and the number of its round when it was restarted."""
+    return f"{execution_id}~{program.round}" if program.round else execution_id
+
+
 def child_id(parent: str, name: str) -> str:
     """What the child is called that an execution starts."""
     return f"{parent}/{name}"
@@ -60,6 +80,10 @@ def child_id(parent: str, name: str) -> str:
 def predict(name: str, program: Program, *, struck: bool = False, optional: bool = False) -> Prediction:
     """What the execution ``name`` of this program does. ``struck``: it may be cancelled at any moment, by itself or with its parent."""
     told = Prediction(runs=len(program.blocks), struck=struck or program.struck, optional=optional)
+    told.transactions |= {"rescue", "cleanup", "expired"}
+    told.task = {"again": "verified-again", "expires": "verified-timed"}.get(program.ending, "verified")
+    if program.ending == "expires":
+        told.struck = told.overdue = True
     oracle = _Oracle(name, told)
     output: list[str] = []
     for number, block in enumerate(program.blocks):
@@ -72,6 +96,9 @@ def predict(name: str, program: Program, *, struck: bool = False, optional: bool
         case "rescued":
             output = ["rescued"]
             told.rows["rescue"] = 1
+        case "expires":
+            output = ["expired"]
+            told.rows["expired"] = 1
         case "hangs":
             told.status = "cancelled"
             told.rows["cleanup"] = 1
@@ -101,6 +128,7 @@ class _Oracle:
             case Step():
                 return [self.step(act, breaks)]
             case Transaction():
+                told.transactions.add(act.name)
                 told.attempts[act.name] = act.failures + 1
                 if act.ending == "returns":
                     told.rows[act.name] = act.amount
@@ -132,6 +160,7 @@ class _Oracle:
                     # The words of a block that breaks are lost with it.
                     words = [f"{act.name}!broken"]
                 told.attempts[act.name] = 1
+                told.transactions.add(act.name)
                 told.rows[act.name] = act.amount if act.breaks else -act.amount
                 return words
             case Child():
@@ -139,7 +168,22 @@ class _Oracle:
                 struck = told.struck and not act.detached
                 optional = told.struck or told.optional
                 child = told.children[name] = predict(name, act.program, struck=struck, optional=optional)
+                if told.overdue:
+                    for _, member in child.family(name):
+                        member.hurried = True
                 return [act.name if act.detached else f"{act.name}:{child.status}"]
+            case Once():
+                told.once.add(act.name)
+                told.maybe.add(act.name)
+                return [act.name]
+            case Beat():
+                told.attempts[act.name] = 2
+                told.beats[act.name] = act.fails
+                return [act.name]
+            case Patch():
+                told.either.append((f"{act.name}old", f"{act.name}new"))
+                told.maybe |= set(told.either[-1])
+                return [act.name]
             case Note():
                 return [act.name]
 

@@ -85,6 +85,27 @@ class Saga(Struct, frozen=True, tag=True):
     amount: int
 
 
+class Once(Struct, frozen=True, tag=True):
+    """A step that may run at most once: who is interrupted goes on without its result."""
+
+    name: str
+    ms: int = 0
+
+
+class Beat(Struct, frozen=True, tag=True):
+    """A step that tells how far it is, fails when it is at ``fails``, and goes on from there up to ``count``."""
+
+    name: str
+    fails: int
+    count: int
+
+
+class Patch(Struct, frozen=True, tag=True):
+    """A step ``old`` that a deployment replaces by a step ``new``, by ``ctx.patched``."""
+
+    name: str
+
+
 class Child(Struct, frozen=True, tag=True):
     """Another execution, waited for, or ``detached``."""
 
@@ -99,20 +120,22 @@ class Note(Struct, frozen=True, tag=True):
     name: str
 
 
-Act = Step | Transaction | Sleep | Hear | Fan | Race | Each | Together | Saga | Child | Note
+Act = Step | Transaction | Sleep | Hear | Fan | Race | Each | Together | Saga | Child | Note | Once | Beat | Patch
 
 
 class Program(Struct, frozen=True):
     """What one execution does: a block for each run, with ``continue_as_new`` between them, and how it ends.
 
     ``hangs``: waits for an event that never comes, until it is cancelled. ``rescued``: fails, and ``on_failure`` completes it. ``again``: the
-    handler fails once, and is run again. ``struck``: the driver cancels it whenever it likes.
+    handler fails once, and is run again. ``expires``: waits until its deadline, and ``on_failure`` completes it. ``struck``: the driver cancels
+    it whenever it likes. ``round``: how often it was restarted.
     """
 
     blocks: list[list[Act]]
-    ending: Literal["completes", "fails", "rescued", "hangs", "again"] = "completes"
+    ending: Literal["completes", "fails", "rescued", "hangs", "again", "expires"] = "completes"
     struck: bool = False
     run: int = 1
+    round: int = 0
 
 
 def draw(dice: random.Random, *, depth: int = MAXIMAL_DEPTH, early: bool = True) -> Program:
@@ -121,18 +144,49 @@ def draw(dice: random.Random, *, depth: int = MAXIMAL_DEPTH, early: bool = True)
     blocks = [_block(dice, f"{number}", depth, early and depth == MAXIMAL_DEPTH) for number in range(runs)]
     if depth < MAXIMAL_DEPTH:  # a child, which nobody cancels but its parent
         ending = dice.choice(["completes", "completes", "fails", "rescued", "again"])
-        return Program(blocks, "completes" if ending == "again" and _breeds(blocks[-1]) else ending)
-    [ending] = dice.choices(["completes", "fails", "rescued", "hangs", "again"], [10, 1, 1, 2, 1])
-    if ending == "again" and _breeds(blocks[-1]):
+        return Program(blocks, "completes" if ending == "again" and _is_final(blocks[-1]) else ending)
+    [ending] = dice.choices(["completes", "fails", "rescued", "hangs", "again", "expires"], [20, 2, 2, 4, 2, 3])
+    if ending == "again" and _is_final(blocks[-1]):
         ending = "completes"
+    if ending == "expires":  # each run has a deadline of its own
+        return Program(blocks[:1], ending)
     return Program(blocks, ending, struck=dice.random() < 0.08)
 
 
-def _breeds(block: list[Act]) -> bool:
-    """Whether a child is begun here. One that fails would keep its id from the handler's next attempt: that is no way to go on."""
+def _is_final(block: list[Act]) -> bool:
+    """Whether there is no other attempt of the handler after this: a child that fails would keep its id from that, and of a step that may
+    run at most once nobody may know how it ended."""
     for act in block:
         inner = act.blocks if isinstance(act, Together) else [act.block] if isinstance(act, Saga) else []
-        if isinstance(act, Child) or any(map(_breeds, inner)):
+        if isinstance(act, Child | Once) or any(map(_is_final, inner)):
+            return True
+    return False
+
+
+def can_begin_anew(program: Program) -> bool:
+    """Whether a restart does all of it once more: not where somebody has to offer or to cancel something at its time."""
+    return program.ending == "completes" and not program.struck and not _is_heard(program)
+
+
+def can_rerun(program: Program) -> list[Step]:
+    """The steps of which one may be made again while all else is kept; empty where failed ones would run again too."""
+    [*blocks] = program.blocks
+    if len(blocks) > 1 or not can_begin_anew(program):
+        return []
+    for act in blocks[0]:
+        if not isinstance(act, Step | Transaction | Sleep | Note) or getattr(act, "ending", "returns") != "returns":
+            return []
+    return [act for act in blocks[0] if isinstance(act, Step)]
+
+
+def _is_heard(program: Program) -> bool:
+    return any(_hears(block) for block in program.blocks)
+
+
+def _hears(block: list[Act]) -> bool:
+    for act in block:
+        inner = act.blocks if isinstance(act, Together) else [act.block] if isinstance(act, Saga) else []
+        if (isinstance(act, Hear) and act.when == "early") or any(map(_hears, inner)):
             return True
     return False
 
@@ -149,6 +203,9 @@ _KINDS = {
     Together: 1,
     Saga: 2,
     Child: 2,
+    Once: 1,
+    Beat: 1,
+    Patch: 1,
 }
 _NESTED = (Together, Saga, Child)
 
@@ -159,7 +216,7 @@ def _block(dice: random.Random, name: str, depth: int, early: bool, *, most: int
     return [_act(dice, kind, f"{name}.{number}", depth, early) for number, kind in enumerate(chosen)]
 
 
-def _act(dice: random.Random, kind: type[Act], name: str, depth: int, early: bool) -> Act:
+def _act(dice: random.Random, kind: type[Act], name: str, depth: int, early: bool) -> Act:  # noqa: PLR0912 - a case for each kind
     if kind is Transaction:
         failures = dice.choice([0, 0, 0, 1, 2])
         return Transaction(
@@ -180,6 +237,13 @@ def _act(dice: random.Random, kind: type[Act], name: str, depth: int, early: boo
         return Each(name, dice.randint(2, 8), dice.choice([0, 2, 3]))
     if kind is Note:
         return Note(name)
+    if kind is Once:
+        return Once(name, dice.randint(0, 120))
+    if kind is Beat:
+        fails = dice.randint(1, 6)
+        return Beat(name, fails, fails + dice.randint(0, 6))
+    if kind is Patch:
+        return Patch(name)
     if kind is Together:
         # An early event belongs to the one wait of its name, wherever that lies.
         return Together([_block(dice, f"{name}g{number}", depth - 1, early, most=2) for number in range(2)])
@@ -195,7 +259,8 @@ def _step(dice: random.Random, name: str, *, threads: bool = True) -> Step:
     [ending] = dice.choices(["returns", "raises", "overruns"], [12, 2, 1])
     return Step(
         name,
-        ms=dice.randint(0, 60),
+        # Some take so long that others find them under way when a lease has ended.
+        ms=dice.choice([dice.randint(0, 60)] * 3 + [dice.randint(80, 250)]),
         failures=0 if ending == "overruns" else dice.choice([0, 0, 0, 1, 2]),
         ending=ending,
         how=dice.choice(["step", "outcome", "step_or", *["in a thread"] * (threads and ending != "overruns")]),

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from tests.verification.ledger import Finding
+from tests.verification.finding import Finding
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -29,6 +29,8 @@ class Report(Struct, frozen=True, kw_only=True):
     """Bodies that ran again, by what explains it."""
     findings: list[Finding]
     stuck: str | None = None
+    crowd: int = 0
+    """The most executions of the queue with limits that were at work at once."""
 
     @property
     def well(self) -> bool:
@@ -46,7 +48,7 @@ class Report(Struct, frozen=True, kw_only=True):
         lines = [
             f"seed {self.seed}, {self.store}, {self.seconds:.0f} s, {self.workers} workers at once",
             f"{self.programs:,} programs, {self.executions:,} executions, {self.steps:,} steps, {self.bodies:,} bodies, {self.rows:,} rows",
-            f"meanwhile: {done}",
+            f"meanwhile: {done}; {self.crowd} at once in the queue with limits",
             f"failovers {self.failovers:,}; bodies that ran again: {repeats}",
             f"lost {self.count('lost')}, doubled {self.count('doubled')}, otherwise wrong {self.count('wrong')}",
         ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 from tests.behaviour.programs import Place
 from tests.behaviour.world import STORE
+from tests.verification.mutations import VARIABLE, mutate_server
 from tests.verification.report import Report
 from tests.verification.verification import verify
 
@@ -21,6 +23,7 @@ def run(folder: Path, url: str | None, **options: Any) -> Report:
 
     async def on_server(url: str, **more: Any) -> Report:
         await PostgresScheduler(url).migrate()
+        await mutate_server(url, os.environ.get(VARIABLE))
         (folder / "url").write_text(url)
         return await verify(Place(folder), **options, **more)
 

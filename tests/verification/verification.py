@@ -14,9 +14,11 @@ from tests.behaviour.world import STORE
 from tests.chaos.storm import Weather
 from tests.chaos.weather import Crashes, Lightning
 from tests.verification.check import entered, everything, findings, make_ledger
+from tests.verification.crowd import most_at_once
 from tests.verification.driver import Driver, Restless
+from tests.verification.finding import Finding
 from tests.verification.killer import Killer
-from tests.verification.ledger import Account, Finding
+from tests.verification.ledger import Account
 from tests.verification.report import Report
 from tests.verification.watchdog import Stuck, dump, watch
 from zart_core import DurableScheduler, connect
@@ -35,10 +37,12 @@ async def verify(
     crash: Callable[[], None] | None = None,
     calm: float = 1.0,
     patience: float = PATIENCE,
+    at_least: int = 0,
 ) -> Report:
     """Programs of this seed for so many seconds on the fresh store of ``place``; then all ends, and is compared with what was told.
 
     ``crash``: what crashes the store's server, if that is ours to crash. ``calm``: a worker is left in peace for about so many seconds.
+    ``at_least``: so many programs are begun, if that takes no more than four times as long.
     """
     began = time.monotonic()
     await make_ledger(place)
@@ -62,30 +66,34 @@ async def verify(
         weather.append(Crashes(noted(crash), pause=(4.0, 12.0)))
     async with connect(place.url) as scheduler:
         client = DurableScheduler(scheduler)
-        driver = Driver(place, client, seed=seed, seconds=seconds, at_once=at_once)
-        killer = Killer(place, seed=seed, workers=workers, weather=weather, calm=calm)
+        driver = Driver(place, client, seed=seed, seconds=seconds, at_once=at_once, programs=at_least)
+        killer = Killer(place, seed=seed, workers=workers, weather=weather, calm=calm, deploys_after=seconds / 2)
         file = place.folder / "stuck.txt"
         stuck = await _all_of_it(driver, killer, watch(driver, killer, scheduler, patience, file))
         if stuck is not None and not file.exists():
             names = [name for name, execution in (await everything(client)).items() if execution.finished_at is None]
             file.write_text(await dump(driver, killer, scheduler, names))
-        account = Account(place.ledger.entries(), killer.lost)
+        account = Account(place.ledger.entries())
         found = [Finding("wrong", text) for text in (*driver.findings, *killer.findings, *_complaints(killer))]
         if stuck is None:
-            found += [*account.findings(driver.told), *await findings(place, scheduler, driver.told)]
+            found += [
+                *account.findings(driver.told),
+                *await findings(place, scheduler, driver.told, driver.archive, account),
+            ]
         rows = await entered(place)
-        executions = sum((await client.stats()).by_status.values())
+        crowd = most_at_once(account, driver.told)
     return Report(
         seed=seed,
         store=STORE,
         seconds=time.monotonic() - began,
         workers=workers,
         programs=driver.done["programs"],
-        executions=executions,
+        executions=len(driver.archive.entries),
         steps=len(account.begins),
         bodies=sum(map(len, account.begins.values())),
         rows=sum(len(amounts) for steps in rows.values() for amounts in steps.values()),
         done=dict(driver.done + killer.done + blows),
+        crowd=crowd,
         failovers=account.failovers,
         repeats=dict(account.repeats),
         findings=found,
@@ -100,9 +108,10 @@ async def _all_of_it(driver: Driver, killer: Killer, watching: Coroutine[Any, An
     driving = asyncio.create_task(driver.drive())
     tasks = [raging, watcher, driving]
     try:
-        over = asyncio.get_running_loop().call_later(driver.seconds, killer.over.set)
+        begun = asyncio.create_task(driver.begun.wait())
+        begun.add_done_callback(lambda _: killer.over.set())
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        over.cancel()
+        begun.cancel()
         if driving.done():
             watcher.cancel()
             driving.result()
@@ -127,12 +136,9 @@ _ALLOWED: Final = (
     "the event loop has been blocked",
     # Losers that go on until their race is decided, which a worker that is drained does not do any more.
     "did not come to a stop in time",
-    # Of workers that were cut off from their store.
-    "signals failed, it will be repeated",
     # A branch has heard of the cancellation while another one was in a step.
     "a pass through its handler has ended before",
-)
-_ALLOWED_ON_SERVERS: Final = (
+    # Of workers that were cut off from their store, whose calls fail or whose connections end.
     "failed, it will be repeated",
     "could not register, it will be repeated",
     "listening for notifications failed, polling goes on",
@@ -145,12 +151,11 @@ _ALLOWED_ON_SERVERS: Final = (
 
 def _complaints(killer: Killer) -> list[str]:
     """Lines of the workers' logs, of level ERROR and above, or tracebacks, that nothing explains."""
-    allowed = _ALLOWED if STORE == "sqlite" else _ALLOWED + _ALLOWED_ON_SERVERS
     return [
         f"worker {process.pid} said: {line[:300]}"
         for process in killer.crew
-        if not (STORE != "sqlite" and "BackendUnavailable" in process.said)
+        if process.pid not in killer.stillborn
         for line in process.said.splitlines()
         if (" WARNING " in line or " ERROR " in line or line.startswith("Traceback"))
-        and not any(words in line for words in allowed)
+        and not any(words in line for words in _ALLOWED)
     ]

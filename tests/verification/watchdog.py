@@ -21,10 +21,16 @@ class Stuck(Exception):
 
 
 async def watch(driver: Driver, killer: Killer, scheduler: Scheduler, patience: float, file: Path) -> None:
-    """Raise :class:`Stuck` when the ledger has said nothing of a program for ``patience`` seconds and it has not ended."""
+    """Raise :class:`Stuck` when the ledger has said nothing of a program for ``patience`` seconds and it has not ended.
+
+    Time counts while anybody is at work: a machine with much to do may take long to start another worker.
+    """
     while True:
-        await asyncio.sleep(1.0)
-        old = [name for name, seen in driver.open.items() if time.monotonic() - seen > patience]
+        began = time.monotonic()
+        await asyncio.sleep(0.25)
+        if killer.at_work or not killer.workers:
+            driver.worked += time.monotonic() - began
+        old = [name for name, seen in driver.open.items() if driver.worked - seen > patience]
         if old:
             file.write_text(await dump(driver, killer, scheduler, old))
             raise Stuck(f"{len(old)} programs have not moved for {patience:g} s, {old[0]} among them; see {file}")

@@ -1,0 +1,83 @@
+"""What is under way, by the ledger so far: for blows that are to strike in the middle of something."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+Body = tuple[str, str]
+"""An execution, and the name of the step whose body runs."""
+
+_LOOK: Final = 0.002
+_STALE: Final = 2.0
+"""Seconds after which a body counts as over whose end nobody has told: it was cancelled."""
+
+
+class Tail:
+    """The lines that are added to a ledger from now on, or from its beginning."""
+
+    def __init__(self, path: Path, *, from_now: bool = False) -> None:
+        self._path = path
+        self._position = path.stat().st_size if from_now and path.exists() else 0
+
+    def lines(self) -> list[str]:
+        """What is new, whole lines only."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            new = file.read()
+        new = new[: new.rfind(b"\n") + 1]
+        self._position += len(new)
+        return new.decode().splitlines()
+
+
+class Stage:
+    """Which process runs which bodies, who began each last, and how often each process said that it lost its lease."""
+
+    def __init__(self, path: Path) -> None:
+        self._tail = Tail(path, from_now=True)
+        self._bodies: dict[str, dict[Body, float]] = {}
+        self._last: dict[Body, str] = {}
+        self.lost: Counter[str] = Counter()
+
+    def look(self) -> None:
+        """Read what is new."""
+        now = time.monotonic()
+        for line in self._tail.lines():
+            match line.split():
+                case ["begin", execution, step, _, pid]:
+                    self._bodies.setdefault(pid, {})[execution, step] = now
+                    self._last[execution, step] = pid
+                case ["end" | "left", execution, step, _, pid]:
+                    self._bodies.get(pid, {}).pop((execution, step), None)
+                case ["lost", pid]:
+                    self.lost[pid] += 1
+                case ["kill", pid]:
+                    self._bodies.pop(pid, None)
+                case _:
+                    pass
+
+    def bodies(self, pid: int) -> set[Body]:
+        """What runs in this process."""
+        since = time.monotonic() - _STALE
+        return {body for body, began in self._bodies.get(f"{pid}", {}).items() if began > since}
+
+    def taken(self, bodies: set[Body], pid: int) -> bool:
+        """Whether another process has begun any of these since this one did."""
+        return any(self._last.get(body, f"{pid}") != f"{pid}" for body in bodies)
+
+    async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Look until ``condition`` holds, or for so long: whether it does."""
+        end = time.monotonic() + seconds
+        while True:
+            self.look()
+            if condition():
+                return True
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(_LOOK)
