@@ -14,7 +14,8 @@ from unittest import mock
 
 from msgspec import structs
 
-from tests.simulation.simulation import Simulation, Weather
+from tests.simulation.simulation import Simulation
+from tests.simulation.weather import Weather
 from zart_core.engine import claims as engine_claims
 from zart_core.engine import journal as engine_journal
 from zart_core.engine import steps

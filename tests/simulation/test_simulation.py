@@ -14,7 +14,8 @@ import pytest
 from tests.simulation.loop import SimulatedLoop, Standstill
 from tests.simulation.mutations import MUTATIONS, search
 from tests.simulation.programs import Author, predict
-from tests.simulation.simulation import Simulation, Weather
+from tests.simulation.simulation import Simulation
+from tests.simulation.weather import Weather
 
 ROOT = Path(__file__).parents[2]
 PORTION = 12
