@@ -300,7 +300,8 @@ def _matched(history: HistoryRow, patterns: tuple[str, ...]) -> frozenset[_Key]:
         wanted = {pattern} if pattern in names else {name for name in names if fnmatchcase(name, pattern)}
         if not wanted:
             raise _no_step(history.execution.execution_id, pattern)
-        found.update((row.name, row.ordinal) for row in rows if row.name in wanted)
+        # Which way a patch has taken stays: the results that are kept were made that way, and a decision beside them would be another.
+        found.update((row.name, row.ordinal) for row in rows if row.name in wanted and row.kind != "patch")
     return frozenset(found)
 
 

@@ -110,6 +110,17 @@ async def test_a_step_inserted_before_a_patch_does_not_turn_it(deployments: Depl
         assert engine.ran(handle, "new") == 0
 
 
+async def test_a_rerun_keeps_to_the_way_that_was_taken(deployments: Deployments) -> None:  # B17 B67
+    deployments.deploy(Changed())
+    async with TestEngine(deployments.registry, replay=deployments.replay) as engine:
+        handle = await engine.start("invoice", None)
+        await engine.advance("3h")
+        await engine.client.rerun(handle.execution_id, ["first", "two-*"])
+        await engine.advance("3h")
+        assert await handle.result() == ["first", "new-1", "new-2", "True"]
+        assert engine.ran(handle, "old") == 0
+
+
 class Booking(TaskHandler[None, None]):
     """Books something in a saga, and waits there."""
 

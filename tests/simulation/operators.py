@@ -85,10 +85,8 @@ class Operators:
             return
         self._forks += 1
         fork = Case(f"{case.name}-{self._forks}", case.plan, operated=True)
-        try:
+        with contextlib.suppress(ExecutionAlreadyExists):  # an earlier try whose answer was lost
             await surely(lambda: client.fork(case.name, steps[0], new_execution_id=fork.name))
-        except ExecutionAlreadyExists:
-            pass  # an earlier try whose answer was lost
         self._simulation.cases[fork.name] = fork
         serving = self._simulation.clients.serve(fork, started=True)
         self._served.append(asyncio.create_task(serving))
