@@ -40,7 +40,7 @@ FOUL = Weather(faults=0.02, breaks=0.01, deaths=0.005, freezes=True, drains=True
 STORMY = Weather(faults=0.1, breaks=0.02, notifications=False)
 BUSY = Weather(faults=0.02, deaths=0.005, operators=True)
 DEADLY = Weather(faults=0.02, deaths=0.02)
-STRICT = Weather(faults=0.02, cancels=True)
+STRICT = Weather(faults=0.02, cancels=True, notifications=False)
 HELD = Weather(faults=0.02, pauses=True)
 TIDY = Weather(faults=0.02, operators=True, purges=True)
 NEW = Weather(faults=0.02, deploys=True)
@@ -212,15 +212,11 @@ MUTATIONS: dict[str, tuple[Callable[[], Any], Weather]] = {
         BUSY,
     ),
     "a run that begins beside the one before": (
-        lambda: mock.patch.object(succession, "finish", lambda tx, endings, reason=None: None),
+        lambda: mock.patch.object(succession, "finish", return_value=None),
         BUSY,
     ),
     "a retried step whose failure stays": (
         lambda: replaced(succession, "_DROP", "WHERE rowid IN", "WHERE rowid < 0 AND rowid IN"),
-        BUSY,
-    ),
-    "an earlier life that answers the next one": (
-        lambda: replaced(succession, "_DISOWN", "= -parent_run", "= parent_run"),
         BUSY,
     ),
     "a cancellation that a completion overtakes": (
@@ -258,11 +254,11 @@ MUTATIONS: dict[str, tuple[Callable[[], Any], Weather]] = {
         Weather(),
     ),
     "a sign of life that nobody is told": (
-        lambda: mock.patch.object(steps.Attempts, "_previous_details", lambda self, details: None),
+        lambda: mock.patch.object(steps.Attempts, "_previous_details", return_value=None),
         Weather(),
     ),
     "a patch that is always new": (
-        lambda: mock.patch("zart_core.task_context.patched", lambda run, site, marker: True),
+        lambda: mock.patch("zart_core.task_context.patched", return_value=True),
         NEW,
     ),
     # Queues, keys, the clock.

@@ -164,7 +164,7 @@ class Simulation:
             gc.collect()
         gc.enable()
         gc.unfreeze()
-        self.findings += [error for error in self.loop.errors if "SimulatedLoop" not in error]
+        self.findings += self.loop.errors
         return Result(
             self.seed,
             self.weather,

@@ -37,7 +37,9 @@ def run(seeds: range) -> None:
 
 
 @pytest.mark.parametrize("first", range(0, 4 * PORTION, PORTION))
-def test_every_execution_ends_as_predicted_whatever_a_seed_brings(first: int) -> None:  # B9 B55 B57 B61 B62 B79
+def test_every_execution_ends_as_predicted_whatever_a_seed_brings(
+    first: int,
+) -> None:  # B9 B38 B41 B50 B55 B57 B61 B62 B66 B67 B68 B70 B71 B79
     run(range(first, first + PORTION))
 
 
@@ -45,7 +47,7 @@ def test_every_execution_ends_as_predicted_whatever_a_seed_brings(first: int) ->
 @pytest.mark.parametrize("first", range(10_000, 10_000 + SOAK, 100))
 def test_every_execution_ends_as_predicted_whatever_thousands_of_seeds_bring(
     first: int,
-) -> None:  # B9 B55 B57 B61 B62 B79
+) -> None:  # B9 B38 B41 B50 B55 B57 B61 B62 B66 B67 B68 B70 B71 B79
     run(range(first, first + 100))
 
 
@@ -100,6 +102,32 @@ def test_all_that_can_go_wrong_does_in_some_seed() -> None:
         assert word in said, word
 
 
+def test_everybody_who_meddles_does_so_in_some_seed() -> None:
+    lines: list[str] = []
+    busy = Weather(operators=True, purges=True, deploys=True, limits=True, keys=True, recurs=True, pauses=True)
+    for seed in range(6):
+        Simulation(seed, busy, trace=lines.append).run()
+    said = "\n".join(lines)
+    for word in (
+        "restart of",
+        "rerun of",
+        "fork of",
+        "retry of",
+        "cancel of",
+        "child ",
+        "a deployment",
+        "begin_run done",
+        "revive done",
+        "pause done",
+        "lift done",
+        "purge done",
+        "fire done",
+        "details s",
+        "step s2-new",
+    ):
+        assert word in said, word
+
+
 # --- it finds what is wrong -------------------------------------------------------------------------------------------
 
 QUICK = (
@@ -113,6 +141,24 @@ QUICK = (
     "a dead worker whose runs stay with it",
     "a claim whose answer was lost",
     "a failed flush that is taken for done",
+    "a restart whose parent is lost",
+    "a restart that forgets what was not read",
+    "a retried step whose failure stays",
+    "a claim that overlooks pauses",
+    "a pause that never lets go",
+    "a purge of the young",
+    "a purge that leaves steps behind",
+    "a first claim that fixes no deadline",
+    "a suspension that forgets the deadline",
+    "a step that may run once, and is not announced",
+    "a sign of life that is not stored",
+    "a sign of life that nobody is told",
+    "a key with a place too many",
+    "a place that is given back too soon",
+    "an only one that waits and is overlooked",
+    "a start that joins what has begun",
+    "a tick that two workers start",
+    "a tick that is not counted",
 )
 
 
