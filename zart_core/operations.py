@@ -93,8 +93,9 @@ class Operations(Recurring):
         """Begin a new run that keeps the results of the last one, but for ``steps``: those run again, and so do all that failed.
 
         ``steps`` are names, or patterns (``"send-*"``) for the steps of a fan-out. Kept results come with the attempts they took, kept
-        waits with their events, and so does the way that ``patched`` has taken. What was undone by a saga, and all of ``on_failure``, happens anew. The handle's ``stale`` names the kept
-        calls that may have used a result which is now made again; name those too if they did. A live run ends, as by :meth:`restart`.
+        waits with their events, and the way that ``patched`` has taken stays. What was undone by a saga, and all of ``on_failure``,
+        happens anew. The handle's ``stale`` names the kept calls that may have used a result which is now made again; name those too if
+        they did. A live run ends, as by :meth:`restart`.
 
         Returns once the new run is stored. Raises ``ExecutionNotFound``, ``StepNotFound`` for a name or a pattern that meets nothing, and
         ``StepStatusMismatch`` while a saga of a live run is being undone: nobody knows then what has happened and what has not.

@@ -87,7 +87,7 @@ class Link(MortalScheduler):
 
     async def _between(self, point: str, method: str, call: Callable[[], Any]) -> Any:
         self.simulation.take_down(point)
-        self.simulation.stand_still(PROCESS.get())
+        self.simulation.stand_still(PROCESS.get(), 0.05 if method == "transact" else 0.01)
         answer = await super()._between(point, method, call)
         self.simulation.take_down(f"{point} done")
         return answer
@@ -135,9 +135,9 @@ class Simulation:
         if self._trace is not None:
             self._trace(line)
 
-    def stand_still(self, process: str) -> None:
+    def stand_still(self, process: str, rate: float) -> None:
         """Let a worker stand still, now and then, with a call on its way: that will come very late."""
-        if self.weather.freezes and not self.over and process.startswith("worker") and self._still.random() < 0.01:
+        if self.weather.freezes and not self.over and process.startswith("worker") and self._still.random() < rate:
             seconds = LEASE * (0.5 + 3 * self._still.random())
             self.take_down(f"{process} stands still for {seconds:.3f} with this on its way")
             self.loop.freeze(process, seconds)
