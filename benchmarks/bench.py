@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Final, Literal
@@ -16,7 +16,7 @@ from benchmarks.limits import Limits
 from benchmarks.postgres import Server
 from benchmarks.readings import Reading
 from benchmarks.store import Store, same
-from zart_core import StartRequest, WorkerConfig
+from zart_core import StartRequest, TaskRegistry, Worker, WorkerConfig
 
 PATIENCE: Final = "120s"
 CROWD: Final = WorkerConfig(concurrency=200)
@@ -98,6 +98,20 @@ class Workload(Struct, frozen=True):
     open: Callable[[Bench], Opened]
     once: bool = False
     backend: Literal["sqlite", "postgres"] = "sqlite"
+
+
+@asynccontextmanager
+async def working(store: Store, tasks: TaskRegistry, config: WorkerConfig | None = None) -> AsyncIterator[None]:
+    """A worker until the block ends, as ``Worker.run`` has it, which is what a worker's process calls; here it is the client's, too."""
+    worker = Worker(store.scheduler, tasks, config)
+    running = asyncio.create_task(worker.run())
+    while worker.tenure is None and not running.done():
+        await asyncio.sleep(0.001)
+    try:
+        yield
+    finally:
+        await worker.stop()
+        await running
 
 
 async def through(store: Store, requests: Iterable[StartRequest], expected: Iterable[int]) -> float:

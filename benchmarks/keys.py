@@ -6,9 +6,10 @@ import asyncio
 import time
 from typing import Final
 
+from benchmarks.bench import working
 from benchmarks.handlers import Plain, registry
 from benchmarks.store import Store, same
-from zart_core import Queue, StartRequest, Worker, WorkerConfig
+from zart_core import Queue, StartRequest, WorkerConfig
 
 _PATIENCE: Final = "120s"
 _CONCURRENCY: Final = 200
@@ -23,7 +24,7 @@ async def _rate(store: Store, queue: Queue | str, keys: int) -> float:
     name = queue if isinstance(queue, str) else queue.name
     config = WorkerConfig(concurrency=_CONCURRENCY, queues=(queue,))
     requests = [StartRequest(Plain, number, queue=name, key=f"key-{number}") for number in range(keys)]
-    async with Worker(store.scheduler, registry(Plain()), config):
+    async with working(store, registry(Plain()), config):
         began = time.perf_counter()
         handles = await store.client.start_many(requests)
         results = await asyncio.gather(*(handle.result(_PATIENCE) for handle in handles))

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from benchmarks.bench import CROWD, Bench, Repetition
+from benchmarks.bench import CROWD, Bench, Repetition, working
 from benchmarks.handlers import Napping, registry
 from benchmarks.readings import Reading, percentile
 from benchmarks.store import Store, same
-from zart_core import StartRequest, Worker
+from zart_core import StartRequest
 
 _PORTION: Final = 2_000
 _MARGIN: Final = 5.0
@@ -54,7 +54,7 @@ async def timers(bench: Bench) -> AsyncIterator[Repetition]:
                 ],
             ]
 
-        async with Worker(store.scheduler, registry(handler), CROWD):
+        async with working(store, registry(handler), CROWD):
             yield repetition
         await store.check(completed=count, waiting=min(_PORTION, count))
 

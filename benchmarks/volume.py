@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Final
 
-from benchmarks.bench import CROWD, Bench, Repetition, through
+from benchmarks.bench import CROWD, Bench, Repetition, through, working
 from benchmarks.handlers import Steps, registry
 from benchmarks.readings import Reading
 from benchmarks.store import Store, Wrong, same
-from zart_core import StartRequest, Worker
+from zart_core import StartRequest
 
 _STEPS: Final = (1, 3)
 _PORTION: Final = 200
@@ -59,7 +59,7 @@ async def postgres_volume(bench: Bench) -> AsyncIterator[Repetition]:
                 ]
             return found
 
-        async with Worker(store.scheduler, registry(steps), CROWD):
+        async with working(store, registry(steps), CROWD):
             yield repetition
         await store.check(completed=done)
 
@@ -95,7 +95,7 @@ async def sqlite_volume(bench: Bench) -> AsyncIterator[Repetition]:
                 ]
             return found
 
-        async with Worker(store.scheduler, registry(steps), CROWD):
+        async with working(store, registry(steps), CROWD):
             yield repetition
         await store.check(completed=done)
 

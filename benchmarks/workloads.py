@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from benchmarks import backlog, crowded, keys, process, takeover
-from benchmarks.bench import CROWD, PATIENCE, Bench, Repetition, Workload, per_second, through
+from benchmarks.bench import CROWD, PATIENCE, Bench, Repetition, Workload, per_second, through, working
 from benchmarks.crew import crew
 from benchmarks.handlers import Family, Fan, Plain, Replayed, Steps, Waiting, registry
 from benchmarks.memory import memory
@@ -19,7 +19,7 @@ from benchmarks.rest import rest
 from benchmarks.store import Store, Wrong, same
 from benchmarks.timers import timers
 from benchmarks.volume import postgres_volume, sqlite_volume
-from zart_core import ExecutionHandle, StartRequest, Worker, WorkerConfig
+from zart_core import ExecutionHandle, StartRequest, WorkerConfig
 from zart_core.duration import SECOND, positive_micros
 
 _LIMIT_ROWS: Final = 100
@@ -42,7 +42,7 @@ async def _jobs(bench: Bench) -> AsyncIterator[Repetition]:
                 Reading(label="executions without a step", unit="per s", ours=count / seconds, limit=limit, key="rate")
             ]
 
-        async with Worker(store.scheduler, registry(Plain()), CROWD):
+        async with working(store, registry(Plain()), CROWD):
             yield repetition
         await store.check(completed=done)
 
@@ -85,7 +85,7 @@ async def _singles(bench: Bench) -> AsyncIterator[Repetition]:
                 Reading(label="executions of one step", unit="per s", ours=count / seconds, limit=limit, key="rate")
             ]
 
-        async with Worker(store.scheduler, registry(steps), CROWD):
+        async with working(store, registry(steps), CROWD):
             yield repetition
         same("steps that ran", steps.ran, done)
         await store.check(completed=done)
@@ -112,7 +112,7 @@ async def _crowd(bench: Bench) -> AsyncIterator[Repetition]:
                 Reading(label="steps, to 100-row commits", unit="per s", ours=rate, limit=bulk),
             ]
 
-        async with Worker(store.scheduler, registry(steps), CROWD):
+        async with working(store, registry(steps), CROWD):
             yield repetition
         same("steps that ran", steps.ran, done * each)
         await store.check(completed=done)
@@ -133,7 +133,7 @@ async def _answers(bench: Bench) -> AsyncIterator[Repetition]:
             done += len(took)
             return _latency("start to result", took, commits, 3.0, 10.0)
 
-        async with Worker(store.scheduler, registry(steps)):
+        async with working(store, registry(steps)):
             yield repetition
         same("steps that ran", steps.ran, done)
         await store.check(completed=done)
@@ -177,7 +177,7 @@ async def _events(bench: Bench) -> AsyncIterator[Repetition]:
             done += len(took)
             return _latency("event to result", took, commits, 3.0, None)
 
-        async with Worker(store.scheduler, registry(Waiting())):
+        async with working(store, registry(Waiting())):
             yield repetition
         await store.check(completed=done)
 
@@ -240,7 +240,7 @@ async def _fan_out(bench: Bench) -> AsyncIterator[Repetition]:
             ours = percentile(took, 0.5) * 1_000
             return [Reading(label=label, unit="ms", ours=ours, limit=limit, goal=Goal("ours", "most", 60.0), key="p50")]
 
-        async with Worker(store.scheduler, registry(fan), CROWD):
+        async with working(store, registry(fan), CROWD):
             yield repetition
         same("steps that ran", fan.ran, done * count)
         await store.check(completed=done)
@@ -263,7 +263,7 @@ async def _families(bench: Bench) -> AsyncIterator[Repetition]:
             label = f"each of {many:,} children, to each of {few:,}"
             return [Reading(label=label, unit="µs", ours=large, limit=small, goal=Goal("ratio", "most", 1.5))]
 
-        async with Worker(store.scheduler, registry(Family(), Plain()), CROWD):
+        async with working(store, registry(Family(), Plain()), CROWD):
             yield repetition
         await store.check(completed=done)
 
@@ -281,7 +281,7 @@ async def _sequence(bench: Bench) -> AsyncIterator[Repetition]:
             limit = per_second(await bench.limits.commits())
             handler.through.clear()
             handle: ExecutionHandle[int]
-            async with Worker(store.scheduler, registry(handler)):
+            async with working(store, registry(handler)):
                 handle = await store.client.start(Replayed, count)
                 await handler.through.wait()  # asking the store meanwhile would be measured, too
                 await until_waiting(store, handle)
@@ -289,7 +289,7 @@ async def _sequence(bench: Bench) -> AsyncIterator[Repetition]:
             rate = count / (passed - began)
             # Nobody works on it now; its event makes it due. A fresh worker has to replay it all.
             await store.client.offer_event(handle.execution_id, "go", 1)
-            async with Worker(store.scheduler, registry(handler)):
+            async with working(store, registry(handler)):
                 same("the result", await handle.result(PATIENCE), sum(range(count)) + 1)
             done += 1
             same("passes", len(handler.passes), 2 * done)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -29,9 +29,9 @@ from zart_core.operations import Operations
 from zart_core.patience import patiently
 from zart_core.payload import Payloads
 from zart_core.queues import check_key, check_queue
-from zart_core.records import ExecutionRow, Offer, Start, Started
+from zart_core.records import FinishedRow, Offer, Start, Started
 from zart_core.scheduler import Scheduler
-from zart_core.task_reference import name_of, types_of
+from zart_core.task_reference import Types, name_of, types_of
 
 Data = TypeVar("Data")
 Output = TypeVar("Output")
@@ -170,9 +170,10 @@ class DurableScheduler(Operations):
         request = StartRequest(
             task, data, execution_id, delay, at, queue, priority, tags, key, singleton, debounce, debounce_max
         )
-        record = self._record(request)
+        types = types_of(task)
+        record = self._record(request, types)
         (started,) = await self._start([record], tx)
-        handle = self._handle(request, started)
+        handle = self._handle(types, started)
         if not handle.created and if_exists == "raise":
             if handle.execution_id != record.execution_id:
                 raise ExecutionAlreadyExists(
@@ -187,11 +188,16 @@ class DurableScheduler(Operations):
         Raises what :meth:`start` raises; then nothing was started.
         """
         requests = list(items)
-        records = [self._record(request) for request in requests]
+        tasks: dict[int, Types] = {}  # there may be thousands of requests, of a few tasks
+        for request in requests:
+            task = _request(request).task
+            if id(task) not in tasks:
+                tasks[id(task)] = types_of(task)
+        records = [self._record(request, tasks[id(request.task)]) for request in requests]
         if not records:
             return []
         started = await self._start(records, tx)
-        return [self._handle(*parts) for parts in zip(requests, started, strict=True)]
+        return [self._handle(tasks[id(request.task)], row) for request, row in zip(requests, started, strict=True)]
 
     @overload
     async def start_and_wait(
@@ -308,25 +314,31 @@ class DurableScheduler(Operations):
 
     async def wait(self, execution_id: str, timeout: Duration | None = None) -> Execution:
         """The finished execution, whatever its status. Raises ``WaitTimedOut``, ``ExecutionNotFound``."""
-        return execution_view(await self.finished(execution_id, timeout), self._payloads)
+        ended = await self.finished(execution_id, timeout)
+        row = await patiently(lambda: self._scheduler.get(execution_id, ended.run))
+        if row is None:
+            raise ExecutionNotFound(f"execution {execution_id!r} has finished, and was purged before it could be read")
+        return execution_view(row, self._payloads)
 
     # --- for handles -----------------------------------------------------------------------------------------------
 
-    async def finished(self, execution_id: str, timeout: Duration | None) -> ExecutionRow:
-        """The stored row of an execution once it has finished."""
+    def finished(self, execution_id: str, timeout: Duration | None) -> Awaitable[FinishedRow]:
+        """How an execution has ended, once it has."""
         seconds = None if timeout is None else max(0, micros(timeout, what="timeout")) / 1_000_000
-        if seconds != 0:
-            return await self._completions.wait(check_execution_id(execution_id), seconds)
-        # No patience: one look, however long that takes.
-        settled = await patiently(lambda: self._scheduler.settled([check_execution_id(execution_id)]))
+        check_execution_id(execution_id)
+        return self._look(execution_id) if seconds == 0 else self._completions.wait(execution_id, seconds)
+
+    async def _look(self, execution_id: str) -> FinishedRow:
+        """Without patience: one look, however long that takes."""
+        settled = await patiently(lambda: self._scheduler.settled([execution_id]))
         if settled.missing:
             raise ExecutionNotFound(f"there is no execution {execution_id!r}")
         if not settled.finished:
             raise WaitTimedOut(f"execution {execution_id!r} has not finished; it goes on")
         return settled.finished[0]
 
-    def output(self, row: ExecutionRow, type_: Any) -> Any:
-        """A finished row's output as ``type_``; raises what a handle's ``result`` raises."""
+    def output(self, row: FinishedRow, type_: Any) -> Any:
+        """The output of what has ended as ``type_``; raises what a handle's ``result`` raises."""
         name = row.execution_id
         if row.status == "completed":
             return self._payloads.decode(row.output or b"null", type_, what=f"the output of execution {name!r}")
@@ -343,11 +355,9 @@ class DurableScheduler(Operations):
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    def _record(self, request: StartRequest) -> Start:
-        if not isinstance(cast(object, request), StartRequest):
-            raise TypeError(f"what is to be started is given as StartRequest, not as {request!r}")
-        task = name_of(request.task)
-        data_type, _, _, timeout = types_of(request.task)
+    def _record(self, request: StartRequest, types: Types) -> Start:
+        data_type, _, _, timeout = types
+        task = name_of(request.task, types)
         execution_id = new_id() if request.execution_id is None else check_execution_id(request.execution_id)
         what = f"the input of execution {execution_id!r} (task {task!r})"
         data = self._payloads.encode(request.data, what=what)
@@ -385,13 +395,19 @@ class DurableScheduler(Operations):
             nonce=1 + random.getrandbits(62),
         )
 
-    def _handle(self, request: StartRequest, started: Started) -> ExecutionHandle[Any]:
-        return ExecutionHandle(self, started.execution_id, types_of(request.task)[1], started.created)
+    def _handle(self, types: Types, started: Started) -> ExecutionHandle[Any]:
+        return ExecutionHandle(self, started.execution_id, types[1], started.created)
 
     async def _start(self, records: Sequence[Start], tx: object) -> Sequence[Started]:
         if tx is not None:  # never repeated: whether a broken transaction goes on is the caller's to decide
             return await self._scheduler.start(records, tx)
         return await patiently(lambda: self._scheduler.start(records))
+
+
+def _request(given: object) -> StartRequest:
+    if not isinstance(given, StartRequest):
+        raise TypeError(f"what is to be started is given as StartRequest, not as {given!r}")
+    return given
 
 
 def _by_key(request: StartRequest, what: str) -> tuple[Literal["singleton", "debounce"] | None, int | None, int | None]:

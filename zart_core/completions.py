@@ -7,12 +7,14 @@ them in one read.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from zart_core.errors import BackendUnavailable, ExecutionNotFound, WaitTimedOut
-from zart_core.records import ExecutionRow, Notification
+from zart_core.records import FinishedRow, Notification
 from zart_core.scheduler import Scheduler
 
 logger = logging.getLogger("zart")
@@ -20,43 +22,80 @@ logger = logging.getLogger("zart")
 _POLL: Final = 1.0
 
 
+class _Waiter(asyncio.Future[FinishedRow]):
+    """What one caller waits for. There may be tens of thousands at once: it is all that is kept of each."""
+
+    __slots__ = ("_forget", "_patience", "execution_id")
+
+    def __init__(self, execution_id: str, loop: asyncio.AbstractEventLoop, forget: Callable[[_Waiter], None]) -> None:
+        super().__init__(loop=loop)
+        self.execution_id = execution_id
+        self._forget = forget
+        self._patience: asyncio.TimerHandle | None = None
+
+    def limit(self, seconds: float, context: contextvars.Context) -> None:
+        """Raise ``WaitTimedOut`` when it takes longer."""
+        self._patience = self.get_loop().call_later(seconds, self._give_up, seconds, context=context)
+
+    def tell(self, row: FinishedRow) -> None:
+        # Race: the caller has given up in the same turn of the loop.
+        if not self.done():
+            self.set_result(row)
+            self._over()
+
+    def fail(self, error: Exception) -> None:
+        if not self.done():
+            self.set_exception(error)
+            self._over()
+
+    def cancel(self, msg: Any = None) -> bool:
+        cancelled = super().cancel(msg)
+        self._over()
+        return cancelled
+
+    def _give_up(self, seconds: float) -> None:
+        self.fail(WaitTimedOut(f"execution {self.execution_id!r} did not finish within {seconds:g} s; it goes on"))
+
+    def _over(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        self._forget(self)
+
+
 class Completions:
     """Futures for executions that are not finished yet. Its task lives only while somebody waits."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._waiters: dict[str, set[asyncio.Future[ExecutionRow]]] = {}
+        self._waiters: dict[str, set[_Waiter]] = {}
         self._asked: set[str] = set()
         self._work = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
+        self._context = contextvars.Context()  # of the timers: else each has a copy of its caller's
 
-    async def wait(self, execution_id: str, seconds: float | None) -> ExecutionRow:
-        """The finished execution. ``WaitTimedOut`` after ``seconds``; ``ExecutionNotFound`` for an id that does not exist."""
-        future: asyncio.Future[ExecutionRow] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(execution_id, set()).add(future)
+    def wait(self, execution_id: str, seconds: float | None) -> asyncio.Future[FinishedRow]:
+        """How the execution has ended. ``WaitTimedOut`` after ``seconds``; ``ExecutionNotFound`` for an id that does not exist."""
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(execution_id, loop, self._forget)
+        self._waiters.setdefault(execution_id, set()).add(waiter)
+        if seconds is not None:
+            waiter.limit(seconds, self._context)
         self._ask(execution_id)
         if self._reader is None or self._reader.done():
-            self._reader = asyncio.get_running_loop().create_task(self._read(), name="zart-completions")
-        patience = asyncio.timeout(seconds)
-        try:
-            async with patience:
-                return await future
-        except TimeoutError:
-            if not patience.expired():  # the store's own, passed on by the reader
-                raise
-            raise WaitTimedOut(f"execution {execution_id!r} did not finish within {seconds:g} s; it goes on") from None
-        finally:
-            self._forget(execution_id, future)
+            self._reader = loop.create_task(self._read(), name="zart-completions")
+        return waiter
 
-    def _forget(self, execution_id: str, future: asyncio.Future[ExecutionRow]) -> None:
-        waiters = self._waiters.get(execution_id)
+    def _forget(self, waiter: _Waiter) -> None:
+        waiters = self._waiters.get(waiter.execution_id)
         if waiters is not None:
-            waiters.discard(future)
+            waiters.discard(waiter)
             if not waiters:
-                del self._waiters[execution_id]
+                del self._waiters[waiter.execution_id]
         if not self._waiters and self._reader is not None:
-            self._reader.cancel()
-            self._reader = None
+            reader, self._reader = self._reader, None
+            if reader is not asyncio.current_task():  # it sees by itself that it is not wanted any more
+                reader.cancel()
 
     def _ask(self, execution_id: str) -> None:
         self._asked.add(execution_id)
@@ -77,16 +116,16 @@ class Completions:
         try:
             await self._read_on()
         except Exception as error:
-            for execution_id in self._waiters:
+            for execution_id in tuple(self._waiters):
                 self._fail(execution_id, error)
 
     async def _read_on(self) -> None:
         # Race: an execution that finishes between a waiter's first look and this subscription would be missed. Subscribing comes
         # first, and every waiter is looked up once afterwards.
         unsubscribe = self._scheduler.subscribe(self._notified)
-        failures = 0
+        failures, reader = 0, asyncio.current_task()
         try:
-            while True:
+            while self._reader is reader:
                 try:
                     async with asyncio.timeout(_POLL * random.uniform(0.8, 1.2)):
                         await self._work.wait()
@@ -126,13 +165,11 @@ class Completions:
                     await self._look_up([execution_id])
             return
         for row in settled.finished:
-            for future in self._waiters.get(row.execution_id, ()):
-                if not future.done():
-                    future.set_result(row)
+            for waiter in tuple(self._waiters.get(row.execution_id, ())):
+                waiter.tell(row)
         for execution_id in settled.missing:
             self._fail(execution_id, ExecutionNotFound(f"there is no execution {execution_id!r}"))
 
     def _fail(self, execution_id: str, error: Exception) -> None:
-        for future in self._waiters.get(execution_id, ()):
-            if not future.done():
-                future.set_exception(error)
+        for waiter in tuple(self._waiters.get(execution_id, ())):
+            waiter.fail(error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final
 
 Duration = timedelta | float | str
@@ -36,7 +37,10 @@ def micros(duration: Duration, *, what: str = "duration") -> int:
     if isinstance(duration, timedelta):
         return duration // _MICROSECOND
     if isinstance(duration, str):
-        return _parse(duration, what)
+        try:
+            return _parse(duration)
+        except ValueError as error:
+            raise ValueError(f"{what} {error}") from None
     if isinstance(duration, bool) or not isinstance(duration, (int, float)):
         raise TypeError(f"{what} must be a timedelta, seconds or text like '30s', not {type(duration).__name__}")
     try:
@@ -45,7 +49,8 @@ def micros(duration: Duration, *, what: str = "duration") -> int:
         raise ValueError(f"{what} must be a finite number of seconds, not {duration!r}") from None
 
 
-def _parse(text: str, what: str) -> int:
+@lru_cache(maxsize=256)
+def _parse(text: str) -> int:
     body = text.strip()
     sign = -1 if body.startswith("-") else 1
     body = body.removeprefix("-")
@@ -57,13 +62,11 @@ def _parse(text: str, what: str) -> int:
             break
         number = part[1]
         if len(number) > _LONGEST:
-            raise ValueError(f"{what} {text!r} is too long")
+            raise ValueError(f"{text!r} is too long")
         total += (Fraction(number) if "." in number else int(number)) * _UNITS[part[2]]
         position = part.end()
     if not body or position != len(body):
-        raise ValueError(
-            f"{what} {text!r} is not a duration: use a number with us, ms, s, m, h or d, like '30s' or '1h30m'"
-        )
+        raise ValueError(f"{text!r} is not a duration: use a number with us, ms, s, m, h or d, like '30s' or '1h30m'")
     return sign * round(total)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from zart_core.duration import Duration
 from zart_core.execution import Execution
-from zart_core.records import ExecutionRow
+from zart_core.records import FinishedRow
 
 Output = TypeVar("Output")
 
@@ -22,9 +23,9 @@ class HandleClient(Protocol):
         self, execution_id: str, name: str, payload: Any = None, *, event_id: str | None = None
     ) -> None: ...
 
-    async def finished(self, execution_id: str, timeout: Duration | None) -> ExecutionRow: ...
+    def finished(self, execution_id: str, timeout: Duration | None) -> Awaitable[FinishedRow]: ...
 
-    def output(self, row: ExecutionRow, type_: Any) -> Any: ...
+    def output(self, row: FinishedRow, type_: Any) -> Any: ...
 
 
 class ExecutionHandle(Generic[Output]):

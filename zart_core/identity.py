@@ -20,7 +20,9 @@ def library_version() -> str:
 
 def new_id() -> str:
     """A new id: 32 hex digits, time-ordered (the layout of a UUID version 7), so that indexes grow at their end."""
-    return f"{time.time_ns() // 1_000_000:012x}7{os.urandom(10).hex()[:3]}{8 | os.urandom(1)[0] & 3:x}{os.urandom(8).hex()[:15]}"
+    chance = os.urandom(10)
+    digits = chance.hex()
+    return f"{time.time_ns() // 1_000_000:012x}7{digits[:3]}{8 | chance[9] & 3:x}{digits[3:18]}"
 
 
 def check_execution_id(execution_id: object) -> str:

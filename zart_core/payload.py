@@ -118,6 +118,8 @@ class Payloads:
 
 def return_type(fn: Callable[..., Any]) -> Any:
     """The type that ``fn`` is annotated to return, ``Any`` when it is not."""
+    if type(fn) is types.MethodType and type(fn.__func__) is types.FunctionType:
+        fn = fn.__func__  # the usual case, made short: each step asks
     annotations: Mapping[str, Any] | None = getattr(fn, "__annotations__", None)
     if annotations is None:
         annotations = getattr(getattr(fn, "func", None), "__annotations__", None)  # functools.partial
@@ -136,7 +138,7 @@ _resolved: WeakKeyDictionary[types.FunctionType, tuple[str, Any]] = WeakKeyDicti
 
 
 def _resolve(fn: Callable[..., Any], annotation: str) -> Any:
-    plain = _plain_function(fn)
+    plain = fn if type(fn) is types.FunctionType else _plain_function(fn)
     if plain is None:
         return Any
     known = _resolved.get(plain)

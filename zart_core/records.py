@@ -114,7 +114,7 @@ class AttemptRow(Struct, frozen=True, gc=False):
 # --- starting -------------------------------------------------------------------------------------------------------
 
 
-class Start(Struct, frozen=True, kw_only=True):
+class Start(Struct, frozen=True, kw_only=True, gc=False):
     """A new execution. ``wake_at`` is when it may first run (``None``: now, by the backend's clock)."""
 
     execution_id: str
@@ -138,7 +138,7 @@ class Start(Struct, frozen=True, kw_only=True):
     longest: int | None = None  # with debounce: how long after its first start it may begin at the latest
 
 
-class Started(Struct, frozen=True):
+class Started(Struct, frozen=True, gc=False):
     """``created`` is False when the id existed and was not created by an earlier try of the same call (one of the same nonce)."""
 
     execution_id: str
@@ -236,7 +236,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     overdue: int = 0
 
 
-class ClaimedRun(Struct, frozen=True, kw_only=True):
+class ClaimedRun(Struct, frozen=True, kw_only=True, gc=False):
     """A run leased to this worker, with everything needed to go on: no further read is necessary."""
 
     run_id: int
@@ -742,10 +742,20 @@ class Fired(Struct, frozen=True):
     started: tuple[str, ...]
 
 
-class Settled(Struct, frozen=True):
-    """Which of the executions asked for have finished, and which do not exist."""
+class FinishedRow(Struct, frozen=True, gc=False):
+    """How an execution has ended: all that whoever waits for it wants to know."""
 
-    finished: list[ExecutionRow]
+    execution_id: str
+    run: int
+    status: FinalStatus
+    output: bytes | None
+    error: bytes | None  # an encoded ExecutionFailure
+
+
+class Settled(Struct, frozen=True):
+    """How those of the executions asked for have ended that have, and which do not exist."""
+
+    finished: list[FinishedRow]
     missing: list[str]
 
 

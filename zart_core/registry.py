@@ -139,6 +139,7 @@ class HandlerBody:
         self.timeout = None if given is None else positive_micros(given, what=f"the timeout of task {task!r}")
         self.handles_failure = cls.on_failure is not TaskHandler[Any, Any].on_failure
         self.data_type, self.output_type = data_types(cls)
+        self._scope = inspect.unwrap(handler.run)
 
     def begin(self, run: Run, data: bytes) -> None:
         """Decode the input for whoever asks for it."""
@@ -169,7 +170,7 @@ class HandlerBody:
 
     def _context(self, run: Run) -> TaskContext:
         self.begin(run, run.claimed.input)
-        ctx = TaskContext(run, scope=inspect.unwrap(self.handler.run), types=self._types, handler=self.handler)
+        ctx = TaskContext(run, scope=self._scope, types=self._types, handler=self.handler)
         make_current(ctx)
         return ctx
 

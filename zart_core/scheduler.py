@@ -223,7 +223,7 @@ class Scheduler(Protocol):
         ...
 
     async def settled(self, execution_ids: Sequence[str]) -> Settled:
-        """Which of these executions have finished, and which do not exist; one read for all of them."""
+        """How those of these executions have ended that have, and which do not exist; one read for all of them."""
         ...
 
     async def list(self, query: ListQuery) -> Listed:

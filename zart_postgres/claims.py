@@ -12,6 +12,7 @@ import msgspec
 from zart_core.duration import FOREVER
 from zart_core.errors import LeaseLost
 from zart_core.records import Claim, Claimed, ClaimedRun, ErrorInfo, EventRow, StepRow
+from zart_postgres.completions import Known
 from zart_postgres.lanes import Session
 from zart_postgres.leases import HeldRun, lost, park
 from zart_postgres.notices import Happened
@@ -65,7 +66,7 @@ class Turns:
             self._turns[worker_id] = turn
 
 
-async def claim(db: Session, request: Claim, turns: Turns, parked: Parked) -> Claimed:
+async def claim(db: Session, request: Claim, turns: Turns, known: Known, parked: Parked) -> Claimed:
     """See :meth:`zart_core.scheduler.Scheduler.claim`. ``parked`` is told what the end of a run that does not fit, or of a
     pause, has led to."""
     while True:
@@ -94,7 +95,12 @@ async def claim(db: Session, request: Claim, turns: Turns, parked: Parked) -> Cl
             rules = read_rules(head["pauses"], head["own_pauses"])
             times = (head["next_wake"], head["first_end"])
             next_wake = min((time for time in times if time is not None), default=None)
-            return Claimed(await _loaded(db, request.worker_id, rows, parked), next_wake, rules)
+            runs = await _first(db, request.worker_id, head)
+            if rows:
+                runs = await _merged(db, request.worker_id, head["first_places"] or (), runs, rows, parked)
+            claimed = [run for run in runs if run is not None]
+            known.claimed(claimed)
+            return Claimed(claimed, next_wake, rules)
         # Another scheduler object released for this worker. The claim was refused; this one is not late.
 
 
@@ -107,27 +113,100 @@ async def _give_back(db: Session, worker_id: int, leases: Sequence[tuple[int, in
     await db.rows(_GIVE_BACK, worker_id, [run_id for run_id, _ in leases], [epoch for _, epoch in leases])
 
 
-async def _loaded(db: Session, worker_id: int, rows: list[asyncpg.Record], parked: Parked) -> list[ClaimedRun]:
+async def _first(db: Session, worker_id: int, head: asyncpg.Record) -> list[ClaimedRun | None]:
+    """The runs that have nothing behind them. ``None``: one that does not load."""
+    if head["first_run_ids"] is None:
+        return []
+    now = head["now"]
+    runs: list[ClaimedRun | None] = []
+    for run_id, execution_id, run, task, version, input_, tags, created_at, deadline, queue, priority in zip(
+        head["first_run_ids"],
+        head["first_execution_ids"],
+        head["first_runs"],
+        head["first_tasks"],
+        head["first_versions"],
+        head["first_inputs"],
+        head["first_tags"],
+        head["first_created_at"],
+        head["first_deadlines"],
+        head["first_queues"],
+        head["first_priorities"],
+        strict=True,
+    ):
+        try:
+            decoded = {} if tags == "{}" else _decode_tags(tags)
+        except _DOES_NOT_LOAD as error:
+            await _put_off(db, worker_id, run_id, 1, error)
+            runs.append(None)
+            continue
+        runs.append(
+            ClaimedRun(
+                run_id=run_id,
+                epoch=1,
+                execution_id=execution_id,
+                run=run,
+                task=task,
+                version=version,
+                input=input_,
+                attempt=0,
+                tags=decoded,
+                parent_id=None,
+                created_at=created_at,
+                started_at=now,
+                deadline=deadline,
+                signal_seq=0,
+                open_children=0,
+                cancel_requested=False,
+                cancel_reason=None,
+                steps=[],
+                events=[],
+                queue=queue,
+                priority=priority,
+            )
+        )
+    return runs
+
+
+async def _merged(
+    db: Session,
+    worker_id: int,
+    places: Sequence[int],
+    first: Sequence[ClaimedRun | None],
+    rows: list[asyncpg.Record],
+    parked: Parked,
+) -> list[ClaimedRun | None]:
+    """All runs in the order in which they are to run: those at ``places``, and the others."""
+    others = iter(await _loaded(db, worker_id, rows, parked))
+    at = dict(zip(places, first, strict=True))
+    return [at[place] if place in at else next(others) for place in range(1, len(first) + len(rows) + 1)]
+
+
+async def _loaded(db: Session, worker_id: int, rows: list[asyncpg.Record], parked: Parked) -> list[ClaimedRun | None]:
     """What of the claimed loads. The others are put off, with the error to be seen: at the head of the queue they would keep all
     back. What was too much for one answer goes back to the queue."""
-    runs: list[ClaimedRun] = []
+    runs: list[ClaimedRun | None] = []
     left: list[tuple[int, int]] = []
     for row in rows:
+        run = None
         try:
             if row["loaded"]:
-                runs.append(_run(row))
+                run = _run(row)
             elif row["bytes"] > _MOST:
                 await _park(db, worker_id, row, parked)
             else:
                 left.append((row["run_id"], row["epoch"]))
         except _DOES_NOT_LOAD as error:
-            run_id = row["run_id"]
-            logger.exception("run %d is put off: what is stored of it does not load", run_id)
-            info = ErrorInfo(type=type(error).__name__, message=f"what is stored of this run does not load: {error}")
-            await db.rows(_UNLEASE, worker_id, run_id, row["epoch"], _PUT_OFF, msgspec.json.encode(info))
+            await _put_off(db, worker_id, row["run_id"], row["epoch"], error)
+        runs.append(run)
     if left:
         await _give_back(db, worker_id, left)
     return runs
+
+
+async def _put_off(db: Session, worker_id: int, run_id: int, epoch: int, error: Exception) -> None:
+    logger.error("run %d is put off: what is stored of it does not load", run_id, exc_info=error)
+    info = ErrorInfo(type=type(error).__name__, message=f"what is stored of this run does not load: {error}")
+    await db.rows(_UNLEASE, worker_id, run_id, epoch, _PUT_OFF, msgspec.json.encode(info))
 
 
 async def _park(db: Session, worker_id: int, row: asyncpg.Record, parked: Parked) -> None:

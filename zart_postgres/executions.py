@@ -12,6 +12,7 @@ from zart_core.records import (
     AttemptRow,
     EventRow,
     ExecutionRow,
+    FinishedRow,
     HistoryRow,
     PendingWait,
     Settled,
@@ -113,13 +114,13 @@ HISTORY: Final = f"""
     ) AS k ON true
     WHERE r.run_id = {_LATEST}
 """
-_SETTLED: Final = f"""
-    SELECT {COLUMNS}, asked.id AS asked_id
+_SETTLED: Final = """
+    SELECT asked.id, r.run_id, r.run, e.status, e.output, e.error
     FROM unnest($1::text[]) AS asked(id)
     LEFT JOIN LATERAL (
-        SELECT x.* FROM {{schema}}.runs AS x WHERE x.execution_id = asked.id ORDER BY x.run DESC LIMIT 1
+        SELECT x.run_id, x.run FROM {schema}.runs AS x WHERE x.execution_id = asked.id ORDER BY x.run DESC LIMIT 1
     ) AS r ON true
-    {_JOINS}
+    LEFT JOIN {schema}.results AS e ON e.run_id = r.run_id
     WHERE r.run_id IS NULL OR e.run_id IS NOT NULL
 """
 _RUNS: Final = f"""
@@ -178,8 +179,12 @@ async def settled(db: Session, execution_ids: Sequence[str]) -> Settled:
         return Settled([], [])
     rows = await db.rows(_SETTLED, list(dict.fromkeys(execution_ids)))
     return Settled(
-        [execution(row, []) for row in rows if row["run_id"] is not None],
-        [row["asked_id"] for row in rows if row["run_id"] is None],
+        [
+            FinishedRow(name, run, status, output, error)
+            for name, run_id, run, status, output, error in rows
+            if run_id is not None
+        ],
+        [row[0] for row in rows if row[1] is None],
     )
 
 

@@ -64,12 +64,36 @@ class Outcome(NamedTuple):
     finished: list[str]
 
 
-async def flush(db: Session, request: Flush) -> Outcome:
-    """See :meth:`zart_core.scheduler.Scheduler.flush`."""
-    if completions.are_all(request):
-        flushed = await completions.complete(db, request.worker_id, request.steps)
-        if flushed is not None:
-            return Outcome(flushed, ready=False, signals=[], finished=[])
+async def flush(db: Session, request: Flush, known: completions.Known) -> Outcome:
+    """See :meth:`zart_core.scheduler.Scheduler.flush`.
+
+    What goes the short way and what does not are facts of different runs, with a commit each.
+    """
+    short, rest = completions.split(request, known)
+    if short is None:
+        return await _in_general(db, request)
+    # The general one is first: should it fail, the caller repeats all of it, and an end that is told already would be lost to it.
+    outcomes = [] if rest is None else [await _in_general(db, rest)]
+    recorded = await completions.record(db, request.worker_id, short, known)
+    outcomes.append(
+        Outcome(Flushed(cancelled=recorded.cancelled), ready=recorded.ready, signals=[], finished=recorded.finished)
+    )
+    if recorded.left:
+        outcomes.append(
+            await _in_general(
+                db,
+                Flush(
+                    worker_id=request.worker_id,
+                    steps=[fact for fact in short.steps if fact.run_id in recorded.left],
+                    finishes=[fact for fact in short.finishes if fact.run_id in recorded.left],
+                    patience=request.patience,
+                ),
+            )
+        )
+    return outcomes[0] if len(outcomes) == 1 else _together(outcomes)
+
+
+async def _in_general(db: Session, request: Flush) -> Outcome:
     patience = request.patience
     if patience is None:
         return await _flush(db, request, None)
@@ -84,7 +108,7 @@ async def flush(db: Session, request: Flush) -> Outcome:
         return await _flush(db, request, 0)
     except asyncpg.LockNotAvailableError:
         # A child's execution_id is being started by somebody else, whose transaction is open. Only some of them are concerned.
-        return _together([await flush(db, request.of((run_id,))) for run_id in epochs])
+        return _together([await _in_general(db, request.of((run_id,))) for run_id in epochs])
 
 
 def number_of(fact: PublishFact) -> int:

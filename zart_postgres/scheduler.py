@@ -50,6 +50,7 @@ from zart_core.records import (
 from zart_postgres import (
     audit,
     claims,
+    completions,
     counts,
     executions,
     leases,
@@ -129,6 +130,7 @@ class PostgresScheduler:
         self._sender: Final = uuid.uuid4().hex
         self._notices: Final = Notices()
         self._turns: Final = claims.Turns()
+        self._known: Final = completions.Known()
         self._timelines: Final = Timelines(asks=pooler)
         self._fenced: Final = self._timelines.fenced
         self._connections: Connections | None = None
@@ -374,7 +376,7 @@ class PostgresScheduler:
     async def claim(self, claim: Claim) -> Claimed:
         calls = await self._use()
         parked = functools.partial(self._tell, calls)
-        work = self._fenced(claim.worker_id, lambda db: claims.claim(db, claim, self._turns, parked))
+        work = self._fenced(claim.worker_id, lambda db: claims.claim(db, claim, self._turns, self._known, parked))
         claiming = calls.begin(calls.claim.run(work))
         try:
             return await asyncio.shield(claiming)
@@ -396,7 +398,7 @@ class PostgresScheduler:
         # In the caller's own task, unlike all else: a lone step waits for each turn of the event loop. A worker's journal is
         # cancelled when the worker is given up, and then it does not matter what becomes of the connection. Race: the server
         # commits a flush whose caller is gone. Its facts stand, as after a crash; who waits for its ends finds them by polling.
-        outcome = await lane.run(self._fenced(flush.worker_id, lambda db: write_facts(db, flush)))
+        outcome = await lane.run(self._fenced(flush.worker_id, lambda db: write_facts(db, flush, self._known)))
         self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
         return outcome.flushed
 

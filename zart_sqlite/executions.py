@@ -10,6 +10,8 @@ import msgspec
 
 from zart_core.records import (
     ExecutionRow,
+    FinalStatus,
+    FinishedRow,
     HistoryRow,
     PauseRow,
     PendingWait,
@@ -81,16 +83,21 @@ _RUNS: Final = """
     SELECT json_group_array(run_id) FROM (
         SELECT run_id FROM zart_runs WHERE execution_id = ? AND run > 0 ORDER BY run DESC LIMIT ?)
 """
-_SETTLED: Final = """
-    SELECT json_group_array(json_array(
-        id, run_id, EXISTS (SELECT 1 FROM zart_results AS e WHERE e.run_id = asked.run_id)))
+_SETTLED: Final = f"""
+    SELECT json_group_array(json_array(asked.id, r.run_id, r.run, e.status, {inlined("e.output")}, {inlined("e.error")}))
     FROM (
         SELECT value AS id, (
-            SELECT r.run_id FROM zart_runs AS r WHERE r.execution_id = value ORDER BY r.run DESC LIMIT 1
+            SELECT x.run_id FROM zart_runs AS x WHERE x.execution_id = value ORDER BY x.run DESC LIMIT 1
         ) AS run_id
         FROM json_each(?1)
     ) AS asked
+    LEFT JOIN zart_runs AS r ON r.run_id = asked.run_id
+    LEFT JOIN zart_results AS e ON e.run_id = asked.run_id
+    WHERE r.run_id IS NULL OR e.run_id IS NOT NULL
 """
+_LARGE_RESULTS: Final = (
+    "SELECT run_id, output, error FROM zart_results WHERE run_id IN (SELECT value FROM json_each(?1))"
+)
 
 _WORKER_NAMES: Final = "SELECT worker_id, name FROM zart_workers WHERE worker_id IN (SELECT value FROM json_each(?))"
 
@@ -123,7 +130,9 @@ class _Stored(msgspec.Struct, array_like=True, frozen=True):
 
 
 _decode_stored = msgspec.json.Decoder(list[_Stored]).decode
-_decode_asked = msgspec.json.Decoder(list[tuple[str, int | None, int]]).decode
+_decode_asked = msgspec.json.Decoder(
+    list[tuple[str, int | None, int | None, FinalStatus | None, InJson, InJson]]
+).decode
 _decode_ids = msgspec.json.Decoder(list[int]).decode
 
 
@@ -136,8 +145,17 @@ def get(db: sqlite3.Connection, execution_id: str, run: int | None, now: int) ->
 def settled(db: sqlite3.Connection, execution_ids: Sequence[str]) -> Settled:
     """See :meth:`zart_core.scheduler.Scheduler.settled`."""
     asked = _decode_asked(db.execute(_SETTLED, (as_json(dict.fromkeys(execution_ids)),)).fetchone()[0])
-    finished = [run_id for _, run_id, done in asked if run_id is not None and done]
-    return Settled(load(db, finished) if finished else [], [name for name, run_id, _ in asked if run_id is None])
+    with_large = [run_id for _, run_id, _, _, output, error in asked if LARGE in (output, error)]
+    large = {row[0]: row[1:] for row in db.execute(_LARGE_RESULTS, (as_json(with_large),))} if with_large else {}
+    finished: list[FinishedRow] = []
+    missing: list[str] = []
+    for name, run_id, run, status, *payloads in asked:
+        if run_id is None or run is None or status is None:
+            missing.append(name)
+        else:
+            output, error = large.get(run_id) or map(from_json, payloads)
+            finished.append(FinishedRow(name, run, status, output, error))
+    return Settled(finished, missing)
 
 
 def runs(db: sqlite3.Connection, execution_id: str, limit: int) -> list[ExecutionRow]:

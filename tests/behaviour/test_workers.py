@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import inspect
 import logging
@@ -954,6 +955,25 @@ async def test_no_thread_of_a_step_outlives_its_worker(world: World) -> None:  #
         assert await world.client.start_and_wait(Wide, 24, timeout="20s") == 24
         assert sum(name.startswith("zart-step") for name in ours()) == 24
     assert ours() == []
+
+
+@pytest.mark.parametrize(("before", "meanwhile"), [((700, 10, 10), (10_000, 10, 10)), ((900, 5, 5), (900, 5, 5))])
+async def test_run_makes_the_collector_lazier_unless_somebody_has_set_it(
+    world: World, before: tuple[int, int, int], meanwhile: tuple[int, int, int]
+) -> None:
+    world.register(Wide())
+    given = gc.get_threshold()
+    gc.set_threshold(*before)
+    try:
+        worker = Worker(world.scheduler, world.registry)
+        running = asyncio.create_task(worker.run())
+        await until(lambda: worker.tenure is not None)
+        during = gc.get_threshold()
+        await worker.stop()
+        await running
+        assert (during, gc.get_threshold()) == (meanwhile, before)
+    finally:
+        gc.set_threshold(*given)
 
 
 async def test_run_returns_at_a_stop_and_gives_the_signals_back(world: World, place: Place) -> None:  # B77

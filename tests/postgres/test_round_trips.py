@@ -127,19 +127,24 @@ async def _counted(data: int, **config: Any) -> dict[str, int]:
         return dict(counts)
 
 
+def _flushes(counts: dict[str, int]) -> int:
+    """Of any kind: the short ones begin with the fence."""
+    return counts.get("flush_v1", 0) + counts.get("active", 0)
+
+
 async def test_one_step_takes_two_flushes_at_most() -> None:
     counts = await _counted(1)
     assert counts["start_v1"] == 1
     assert counts["rules_of_held_v1"] <= 3  # the first function that the statement names which claims
-    assert counts["flush_v1"] <= 2
+    assert 1 <= _flushes(counts) <= 2
 
 
 async def test_ten_steps_take_a_flush_each_and_one_for_the_end() -> None:
     counts = await _counted(10)
-    assert counts["flush_v1"] <= 11
+    assert 2 <= _flushes(counts) <= 11
 
 
 async def test_a_replay_takes_nothing_beyond_its_claim() -> None:
     # Ten steps, then a sleep that is suspended: the second pass replays ten steps and ends.
     counts = await _counted(-10, linger="0s")
-    assert counts["flush_v1"] <= 12
+    assert 2 <= _flushes(counts) <= 12

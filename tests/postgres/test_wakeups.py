@@ -16,7 +16,7 @@ from zart_core.testing.contract.bench import new
 from zart_core.testing.contract.hand import finish, suspend
 from zart_postgres import PostgresScheduler, listener
 from zart_postgres.connections import Connections
-from zart_postgres.herald import Note, written
+from zart_postgres.herald import Note, rest_after, written
 from zart_postgres.notices import ANYTHING, Happened
 
 
@@ -91,11 +91,15 @@ async def test_many_commits_are_told_by_few_notifications() -> None:
     async with desk() as d:
         other, ears = await _elsewhere(d)
         async with other:
-            for n in range(100):
-                await d.scheduler.start([new(f"a-{n}")])
+            await asyncio.gather(*(d.scheduler.start([new(f"a-{n}")]) for n in range(100)))
             calls = await d.scheduler._use()
             assert calls.herald.sent < 50
             assert (await ears.hear()).ready
+
+
+@pytest.mark.parametrize(("told", "seconds"), [(1, 0.001), (7, 0.007), (500, 0.02)])
+def test_a_notification_is_followed_by_the_longer_a_rest_the_more_it_tells(told: int, seconds: float) -> None:
+    assert rest_after(told) == seconds
 
 
 async def test_a_scheduler_that_closes_still_tells_of_its_last_commit() -> None:

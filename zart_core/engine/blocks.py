@@ -75,7 +75,7 @@ class Blocks:
         """Whether one of them has failed: a new call has to look where it is."""
         self.left: dict[Block, Any] = {}
         """Those that are neither done nor undone, in the order in which they were opened, each with its saga."""
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def clear(self) -> None:
         """A pass begins."""
@@ -99,7 +99,9 @@ class Blocks:
 
     def changed(self) -> None:
         """Let those look that wait for something here to end."""
-        waiting, self._waiting = self._waiting, []
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, {}
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -107,7 +109,7 @@ class Blocks:
     async def change(self, *others: asyncio.Future[Any], timeout: float | None = None) -> None:
         """Return when something has ended, one of ``others`` or the run among it, or after so many seconds."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        self._waiting[future] = None
         await asyncio.wait((future, *others), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 

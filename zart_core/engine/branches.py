@@ -382,7 +382,7 @@ class TaskBranch(Branch):
             return
         run.enter_branch()
         self._task = run.loop.create_task(self._drive(), name=f"zart branch {self.name}")
-        run.tasks.add(self._task)
+        run.tasks[self._task] = None
         self._task.add_done_callback(self._ended)
 
     @property
@@ -435,7 +435,7 @@ class TaskBranch(Branch):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         run = self.run
-        run.tasks.discard(task)
+        run.tasks.pop(task, None)
         if self._verdict is not None and self.turn == run.turn:
             # Race: its body has swallowed the cancellation and returned something. The store keeps the row that was first.
             run.replay.keep(self._verdict)

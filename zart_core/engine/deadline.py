@@ -26,7 +26,7 @@ class Deadline:
         """When the time is over; ``None``: never."""
         self.held = False
         """Whether time stands still: a pause holds the run, or has ended and the deadline is not known here yet."""
-        self.limits: set[Callable[[], None]] = set()
+        self.limits: dict[Callable[[], None], None] = {}
         """Called when the time is over: attempts that end with it."""
         self._ends = 0  # of pauses
         self._end: int | None = None  # the one after which the backend has not been asked yet

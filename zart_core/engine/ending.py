@@ -35,6 +35,67 @@ _GRACE: Final = 5.0
 class Ending:
     """The state of one claimed run, and what has ended it."""
 
+    __slots__ = (
+        "__weakref__",
+        "_asked",
+        "_awaiting",
+        "_calls",
+        "_closed",
+        "_concurrent",
+        "_draining",
+        "_ending",
+        "_grace",
+        "_idle_check",
+        "_impatient",
+        "_linger",
+        "_news",
+        "_parked",
+        "_pauses",
+        "_quiet",
+        "_reason_known",
+        "_refusals",
+        "_root_parked",
+        "_stale",
+        "_suspending",
+        "_undoing",
+        "_unstarted",
+        "attempt",
+        "blocks",
+        "bodies",
+        "body",
+        "branches",
+        "cancel_reason",
+        "cancelled",
+        "claimed",
+        "clock",
+        "compensating",
+        "continuation",
+        "data",
+        "deadline",
+        "epoch",
+        "execution_id",
+        "expelled",
+        "gated",
+        "halt",
+        "inbox",
+        "journal",
+        "loop",
+        "overdue",
+        "payloads",
+        "published",
+        "released",
+        "replay",
+        "root",
+        "run_id",
+        "seen",
+        "services",
+        "stand_ins",
+        "tasks",
+        "turn",
+        "unrepeatable",
+        "woken",
+    )
+
     def __init__(self, claimed: ClaimedRun, body: Body, services: Services) -> None:  # noqa: PLR0915 - all of its state, in one place
         self.claimed = claimed
         self.run_id = claimed.run_id
@@ -85,8 +146,9 @@ class Ending:
         """Step bodies that run now."""
         self.blocks = Blocks()
         """The sagas of this pass."""
-        self._undoing: set[str] = set()  # the names of undos under way: they run whatever ended the handler
-        self.tasks: set[asyncio.Task[None]] = set()
+        # Dicts in place of sets: one that is empty is nothing to the garbage collector, and most of these always are.
+        self._undoing: dict[str, None] = {}  # the names of undos under way: they run whatever ended the handler
+        self.tasks: dict[asyncio.Task[None], None] = {}
         """Tasks of the engine's own that make calls of this run: parallel branches, and undos."""
         self.stand_ins: dict[asyncio.Task[Any], asyncio.Task[Any] | None] = {}
         """Those that undo, each with the task of the handler's that waits for it alone."""
@@ -99,7 +161,7 @@ class Ending:
         self.woken = 0
         """Parked calls that have been woken and have not run yet."""
         self._awaiting: dict[Key, set[Parked]] = {}  # parked calls by the children that they wait for
-        self._unstarted: set[Key] = set()  # calls whose child is not started yet: see start_child
+        self._unstarted: dict[Key, None] = {}  # calls whose child is not started yet: see start_child
         self._suspending: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._stale = False  # a suspension was refused for a signal that is not here yet
@@ -128,11 +190,11 @@ class Ending:
     @contextlib.contextmanager
     def undoing(self, name: str) -> Generator[None]:
         """While the block runs, the undo ``name`` may run, wait and be suspended although the handler has ended."""
-        self._undoing.add(name)
+        self._undoing[name] = None
         try:
             yield
         finally:
-            self._undoing.discard(name)
+            self._undoing.pop(name, None)
 
     @property
     def _unwinding(self) -> bool:

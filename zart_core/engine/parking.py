@@ -44,6 +44,8 @@ _GLANCE: Final = 30_000_000
 class Parking(Ending):
     """A run whose calls can wait."""
 
+    __slots__ = ()
+
     async def ready(self, name: str | None) -> None:
         """May something new begin? Waits out a suspension or a lapsed lease; raises what has ended the execution."""
         while self._suspending is not None:
@@ -176,9 +178,9 @@ class Parking(Ending):
         # does not know of it, would wait for more ends than it has to. The backend's answer comes first.
         promise: Durable = self.loop.create_future()
         self._calls += 1
-        self._unstarted.add((row.name, row.ordinal))
+        self._unstarted[row.name, row.ordinal] = None
         task = self.loop.create_task(self._start_later(fact, promise))
-        self.tasks.add(task)
+        self.tasks[task] = None
         task.add_done_callback(self._started)
         return promise
 
@@ -191,14 +193,14 @@ class Parking(Ending):
             promise.cancel()
             return
         finally:
-            self._unstarted.discard(key)
+            self._unstarted.pop(key, None)
         try:
             promise.set_result(await self.journal.child(fact))
         except BaseException:
             promise.cancel()
 
     def _started(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+        self.tasks.pop(task, None)
         self.leave()
 
     def ended(self, call: Key) -> None:
@@ -394,7 +396,7 @@ class Parking(Ending):
         needed = [
             parked.needed
             for parked in self._parked
-            if parked.remote and parked.needed <= len(parked.awaited - self._unstarted)
+            if parked.remote and parked.needed <= len(parked.awaited - self._unstarted.keys())
         ]
         fact = SuspendFact(
             self.run_id,

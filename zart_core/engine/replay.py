@@ -29,6 +29,10 @@ REMOTE = ("child", "parallel")
 Key = tuple[str, int]
 """A row's name and ordinal."""
 
+_Heaps = tuple[list[tuple[int, Key]], list[tuple[int, Key]]]
+_NOTHING_DUE: _Heaps = ([], [])
+"""Nothing is ever put in: a heap is only taken from."""
+
 
 class Replay:
     """The recorded rows of one run. Identity is (name, ordinal), never position, so code may change around steps."""
@@ -144,21 +148,20 @@ class Replay:
             count += 1
         return count
 
-    def _kept(self) -> set[Key]:
-        kept: set[Key] = set()
+    def _kept(self) -> dict[Key, None]:
+        kept: dict[Key, None] = {}
         for row in self._rows.values():
             if row.kind == "choice" and row.name.startswith(KEPT):
                 with contextlib.suppress(msgspec.ValidationError):  # a race of the user's that has such a name
-                    kept.update(
-                        (name, row.ordinal) for name in msgspec.json.decode(row.output or b"[]", type=list[str])
-                    )
+                    names = msgspec.json.decode(row.output or b"[]", type=list[str])
+                    kept.update(dict.fromkeys((name, row.ordinal) for name in names))
         return kept
 
-    def _lost(self) -> set[Key]:
-        lost: set[Key] = set()
+    def _lost(self) -> dict[Key, None]:
+        lost: dict[Key, None] = {}
         for row in self._rows.values():
             if row.kind == "choice" and row.details is not None:
-                lost.update(msgspec.json.decode(row.details, type=list[Key]))
+                lost.update(dict.fromkeys(msgspec.json.decode(row.details, type=list[Key])))
         return lost
 
     def _owed(self) -> dict[Key, int]:
@@ -192,9 +195,11 @@ class Replay:
             heappop(due)
         return bool(due) and (before is None or due[0][0] < before or (ties and due[0][0] == before))
 
-    def _in_order_of_begin(self) -> tuple[list[tuple[int, Key]], list[tuple[int, Key]]]:
+    def _in_order_of_begin(self) -> _Heaps:
         """What is owed, of the handler and of on_failure, each as a heap. Those that were met since are in there still."""
-        heaps: tuple[list[tuple[int, Key]], list[tuple[int, Key]]] = ([], [])
+        if not self.owed:
+            return _NOTHING_DUE
+        heaps: _Heaps = ([], [])
         for key, started_at in self.owed.items():
             heaps[key[1] < 0].append((started_at, key))
         for heap in heaps:

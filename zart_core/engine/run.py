@@ -26,6 +26,8 @@ logger = logging.getLogger("zart")
 class Run(Parking):
     """Drives one claimed run until it finishes, is suspended, or is lost."""
 
+    __slots__ = ()
+
     def open(self) -> None:
         """The current task begins to drive the run."""
         self.root = asyncio.current_task()

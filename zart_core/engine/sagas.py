@@ -198,7 +198,7 @@ class Saga:
         # without it. Lost by a crash, the block is not done.
         run.journal.step(StepFact(run.run_id, run.epoch, row))
         run.replay.keep(row)
-        run.replay.kept.update((name, row.ordinal) for name in names)
+        run.replay.kept.update(dict.fromkeys((name, row.ordinal) for name in names))
 
     def _ends_the_block(self, error: BaseException) -> bool:
         """Whether the block has failed; not when only this pass through it ends, and another will go on."""
@@ -217,7 +217,7 @@ class Saga:
         timeout strikes). It ends early only with the run, or with the event loop."""
         run = self.run
         task = run.loop.create_task(work, name=f"zart undo {run.execution_id}")
-        run.tasks.add(task)
+        run.tasks[task] = None
         run.stand_ins[task] = self._task
         try:
             while not task.done():
@@ -231,7 +231,7 @@ class Saga:
             task.result()
         finally:
             task.cancel()
-            run.tasks.discard(task)
+            run.tasks.pop(task, None)
             run.stand_ins.pop(task, None)
             if task.done() and not task.cancelled():
                 task.exception()

@@ -482,7 +482,7 @@ class Attempts:
         # The deadline moves with the pauses that hold the run, so the run tells when it is there.
         end = partial(expire, "deadline")
         if bounded:
-            self.run.deadline.limits.add(end)
+            self.run.deadline.limits[end] = None
             if self.run.overdue:
                 end()
         body = loop.create_task(self._guarded(fn))
@@ -513,7 +513,7 @@ class Attempts:
             self.expired = False
             if timer is not None:
                 timer.cancel()
-            self.run.deadline.limits.discard(end)
+            self.run.deadline.limits.pop(end, None)
             if body.done() and not body.cancelled():
                 body.exception()  # looked at, so that nothing is logged about it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final, Protocol
 
@@ -75,7 +75,8 @@ class Tenure:
         self._bodies = bodies
         self._options = options
         self.runs: dict[tuple[int, int], Run] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], tuple[int, int]] = {}  # … and the run that each drives
+        self._context = contextvars.Context()  # of what follows the end of a task
         self._duties: list[asyncio.Task[None]] = []
         self._making_room = False
         self._begun = 0
@@ -252,10 +253,10 @@ class Tenure:
         name = f"zart execution {run.execution_id} ({claimed.task})"
         # In a context that nothing from outside has coloured.
         task = asyncio.get_running_loop().create_task(life.drive(), name=name, context=contextvars.Context())
-        self._tasks.add(task)
+        self._tasks[task] = key
         if self.wakeups.missed(run.run_id):
             self.wakeups.ask(run)
-        task.add_done_callback(self._ended(key))
+        task.add_done_callback(self._ended, context=self._context)
 
     async def _input_of(self, execution_id: str, run: int) -> bytes | None:
         """The input of an execution's run, asked for until the backend can be reached."""
@@ -268,21 +269,17 @@ class Tenure:
             else:
                 return None if row is None else row.input
 
-    def _ended(self, key: tuple[int, int]) -> Callable[[asyncio.Task[None]], None]:
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            run = self.runs.pop(key, None)
-            self.journal.writers = len(self.runs)
-            if (run is None or not run.released) and not self.lease.lost:
-                # Stopped without having given the lease up: if the backend still holds the run for this worker, nobody else
-                # gets it as long as the worker lives.
-                self.claims.doubt()
-            if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("driving a run failed", exc_info=error)
-            self.changed.set()
-            self.claims.wake()
-
-        return ended
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        run = self.runs.pop(self._tasks.pop(task), None)
+        self.journal.writers = len(self.runs)
+        if (run is None or not run.released) and not self.lease.lost:
+            # Stopped without having given the lease up: if the backend still holds the run for this worker, nobody else
+            # gets it as long as the worker lives.
+            self.claims.doubt()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("driving a run failed", exc_info=error)
+        self.changed.set()
+        self.claims.wake()
 
     def _ready(self) -> None:
         self.changed.set()

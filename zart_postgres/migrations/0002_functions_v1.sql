@@ -19,13 +19,17 @@ $$;
 
 -- --- starting -------------------------------------------------------------------------------------------------------
 
--- The ids are distinct. Answers what exists now of each, and whether this call created it, or an earlier try of it with the
--- same nonce. An id that belongs to another task undoes the call: SQLSTATE ZT001, the id as detail, its task as hint.
+-- The ids are distinct. When all of them are new, which is nearly always, the answer is one row: the runs in the order of the call. Else it
+-- is a row for each id: what exists now of it, and whether this call created it, or an earlier try of it with the same nonce. An id
+-- that belongs to another task undoes the call: SQLSTATE ZT001, the id as detail, its task as hint.
+--
+-- Arrays may be shorter than that of the ids: of tasks, queues, priorities and tags one element, if it is the same for all; of what may be
+-- NULL none, if all are.
 CREATE FUNCTION {schema}.start_v1(
     p_execution_ids text[], p_tasks text[], p_inputs bytea[], p_versions text[], p_queues text[], p_priorities bigint[],
     p_tags text[], p_wake_at bigint[], p_delays bigint[], p_timeouts bigint[], p_deadlines bigint[], p_nonces bigint[],
     p_forever bigint, p_keys text[] DEFAULT NULL)
-RETURNS TABLE (execution_id text, run_id bigint, created boolean, now bigint)
+RETURNS TABLE (execution_id text, run_id bigint, created boolean, now bigint, runs bigint[])
 LANGUAGE plpgsql
 -- Thousands may come at once, and the planner takes an array for ten: what was added is found among what was given by a hash
 -- join (measured: 10,000 starts took 10 s by a nested loop).
@@ -35,44 +39,72 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_now bigint := {schema}.now_v1();
+    v_runs bigint[];               -- a number for each, in the order of the call: of those due at one time, the first started runs first
+    v_added bigint;
+    v_all boolean;
     v_new bigint[];
     v_stranger text;
     v_task text;
 BEGIN
-    WITH given AS MATERIALIZED (
-        -- Numbered in the order of the call: of those due at one time, the first started runs first.
-        SELECT nextval('{schema}.run_ids') AS run_id, g.*,
-               coalesce(g.wake_at, greatest(0, least(v_now + coalesce(g.delay, 0), p_forever))) AS first_at
+    v_runs := ARRAY(SELECT nextval('{schema}.run_ids') FROM generate_series(1, cardinality(p_execution_ids)));
+    -- In the order of the ids: two batches that overlap wait for each other's unique entries in one order only.
+    --
+    -- Of many nearly always all are new. Then they are inserted as such: with ON CONFLICT the server inserts each row with a reservation, in
+    -- two parts, which takes a fifth longer.
+    IF cardinality(v_runs) >= 20 THEN
+        BEGIN
+            INSERT INTO {schema}.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce, key)
+            SELECT g.run_id, v_now, coalesce(g.priority, p_priorities[1]), 1, g.execution_id, coalesce(g.task, p_tasks[1]),
+                   coalesce(g.queue, p_queues[1]), coalesce(g.tags, p_tags[1])::jsonb, g.input, g.nonce, coalesce(g.key, '')
+            FROM unnest(v_runs, p_execution_ids, p_tasks, p_inputs, p_queues, p_priorities, p_tags, p_nonces, p_keys)
+                AS g(run_id, execution_id, task, input, queue, priority, tags, nonce, key)
+            ORDER BY g.execution_id COLLATE "C";
+            v_added := cardinality(v_runs);
+        EXCEPTION WHEN unique_violation THEN
+            v_added := NULL;
+        END;
+    END IF;
+    IF v_added IS NULL THEN
+        INSERT INTO {schema}.runs (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce, key)
+        SELECT g.run_id, v_now, coalesce(g.priority, p_priorities[1]), 1, g.execution_id, coalesce(g.task, p_tasks[1]),
+               coalesce(g.queue, p_queues[1]), coalesce(g.tags, p_tags[1])::jsonb, g.input, g.nonce, coalesce(g.key, '')
+        FROM unnest(v_runs, p_execution_ids, p_tasks, p_inputs, p_queues, p_priorities, p_tags, p_nonces, p_keys)
+            AS g(run_id, execution_id, task, input, queue, priority, tags, nonce, key)
+        ORDER BY g.execution_id COLLATE "C"
+        ON CONFLICT (execution_id, run) DO NOTHING;
+        GET DIAGNOSTICS v_added = ROW_COUNT;
+    END IF;
+    v_all := v_added = cardinality(v_runs);
+    IF NOT v_all THEN
+        v_new := ARRAY(SELECT r.run_id FROM {schema}.runs AS r WHERE r.run_id = ANY (v_runs));
+    END IF;
+    IF v_added > 0 THEN
+        INSERT INTO {schema}.active (run_id, wake_at, deadline, bytes, priority, queue, task, version, key)
+        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, octet_length(t.input), coalesce(t.priority, p_priorities[1]),
+               coalesce(t.queue, p_queues[1]), coalesce(t.task, p_tasks[1]), t.version, coalesce(t.key, '')
         FROM (
-            SELECT * FROM unnest(
-                p_execution_ids, p_tasks, p_inputs, p_versions, p_queues, p_priorities, p_tags, p_wake_at, p_delays,
-                p_timeouts, p_deadlines, p_nonces, p_keys) WITH ORDINALITY
-            AS u(execution_id, task, input, version, queue, priority, tags, wake_at, delay, timeout, latest, nonce, key, place)
-            ORDER BY u.place
-        ) AS g
-    ), added AS (
-        -- In the order of the ids: two batches that overlap wait for each other's unique entries in one order only.
-        INSERT INTO {schema}.runs AS r (run_id, created_at, priority, run, execution_id, task, queue, tags, input, nonce, key)
-        SELECT g.run_id, v_now, g.priority, 1, g.execution_id, g.task, g.queue, g.tags::jsonb, g.input, g.nonce,
-               coalesce(g.key, '')
-        FROM given AS g ORDER BY g.execution_id COLLATE "C"
-        ON CONFLICT (execution_id, run) DO NOTHING
-        RETURNING r.run_id
-    ), timed AS (
-        SELECT g.*, least(g.latest, CASE WHEN g.timeout IS NOT NULL
-                                         THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END) AS deadline
-        FROM given AS g JOIN added ON added.run_id = g.run_id
-    ), queued AS (
-        INSERT INTO {schema}.active AS a (run_id, wake_at, deadline, bytes, priority, queue, task, version, key)
-        SELECT t.run_id, least(t.first_at, t.deadline), t.deadline, octet_length(t.input), t.priority, t.queue, t.task, t.version,
-               coalesce(t.key, '')
-        FROM timed AS t
-        RETURNING a.run_id
-    )
-    SELECT array_agg(queued.run_id) INTO v_new FROM queued;
+            SELECT g.*, least(g.latest, CASE WHEN g.timeout IS NOT NULL
+                                             THEN greatest(0, least(g.first_at + g.timeout, p_forever)) END) AS deadline
+            FROM (
+                SELECT u.*, coalesce(u.wake_at, greatest(0, least(v_now + coalesce(u.delay, 0), p_forever))) AS first_at
+                FROM unnest(
+                    v_runs, p_tasks, p_inputs, p_versions, p_queues, p_priorities, p_wake_at, p_delays, p_timeouts, p_deadlines,
+                    p_keys)
+                AS u(run_id, task, input, version, queue, priority, wake_at, delay, timeout, latest, key)
+            ) AS g
+        ) AS t
+        WHERE v_all OR t.run_id IN (SELECT unnest(v_new));
+    END IF;
+    IF v_all THEN
+        created := true; now := v_now; runs := v_runs;
+        RETURN NEXT;
+        RETURN;
+    END IF;
     -- Later statements than the insert: an execution that somebody else created meanwhile is seen by them.
     SELECT wanted.execution_id, r.task INTO v_stranger, v_task
-    FROM unnest(p_execution_ids, p_tasks) AS wanted(execution_id, task)
+    FROM (
+        SELECT w.execution_id, coalesce(w.task, p_tasks[1]) AS task FROM unnest(p_execution_ids, p_tasks) AS w(execution_id, task)
+    ) AS wanted
     CROSS JOIN LATERAL (
         SELECT x.task FROM {schema}.runs AS x WHERE x.execution_id = wanted.execution_id ORDER BY x.run DESC LIMIT 1
     ) AS r
@@ -90,7 +122,7 @@ BEGIN
             WHERE x.execution_id = wanted.execution_id ORDER BY x.run DESC LIMIT 1
         ) AS r
     )
-    SELECT l.execution_id, l.run_id, n.run_id IS NOT NULL OR l.ours, v_now
+    SELECT l.execution_id, l.run_id, n.run_id IS NOT NULL OR l.ours, v_now, NULL::bigint[]
     FROM latest AS l LEFT JOIN unnest(v_new) AS n(run_id) ON n.run_id = l.run_id;
 END $$;
 
@@ -134,6 +166,47 @@ BEGIN
       INTO o_taken, o_bytes FROM leased;
 END $$;
 
+-- The first due runs of the only level that there is, which is what a claim mostly finds: found, locked and leased by one statement, with
+-- what lease_v1 writes. Race: other claims are after the same runs. Those that they have locked are passed over, for the next ones.
+--
+-- What is locked is written by its place in the table: cheaper than by its key. Race: somebody has changed a run between the beginning of
+-- this statement and the lock, and it is due all the same. Then its newest version is locked, which the statement does not find at that
+-- place: it is not leased, and met again by the next claim.
+CREATE FUNCTION {schema}.lease_level_v1(
+    p_worker bigint, p_now bigint, p_queue text, p_task text, p_priority bigint, p_first_at bigint, p_version text, p_timeout bigint,
+    p_limit integer, p_forever bigint, OUT o_taken bigint[], OUT o_bytes bigint)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_nestloop = on SET enable_hashjoin = off
+SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    WITH pick AS MATERIALIZED (
+        SELECT a.ctid AS place, a.wake_at FROM {schema}.active AS a
+        WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = p_queue AND a.task = p_task AND a.priority = p_priority
+          AND a.wake_at >= p_first_at AND a.wake_at <= p_now
+        ORDER BY a.wake_at, a.run_id LIMIT p_limit
+        FOR NO KEY UPDATE SKIP LOCKED
+    ), leased AS (
+        UPDATE {schema}.active AS a SET
+            worker_id = p_worker,
+            epoch = a.epoch + 1,
+            wake_at = NULL,
+            waits = 0,
+            line = 0,
+            place = NULL,
+            cleanup = true,
+            error = NULL,
+            started_at = coalesce(a.started_at, p_now),
+            version = CASE a.epoch WHEN 0 THEN p_version ELSE a.version END,
+            deadline = CASE WHEN a.epoch = 0 AND a.deadline IS NULL AND p_timeout IS NOT NULL
+                            THEN least(a.wake_at + p_timeout, p_forever) ELSE a.deadline END
+        FROM pick WHERE a.ctid = pick.place
+        RETURNING a.run_id, pick.wake_at AS due_at, a.bytes
+    )
+    SELECT coalesce(array_agg(l.run_id ORDER BY l.due_at, l.run_id), '{}'), coalesce(sum(l.bytes), 0)
+      INTO o_taken, o_bytes FROM leased AS l;
+END $$;
+
 -- Leases due runs to a worker and loads all that is stored of them. The first row is about the claim itself: its run_id is
 -- NULL. In it `turn` is NULL when the worker has been declared dead, and another number than p_turn when a release has
 -- been made since the claim was sent; in both cases nothing was claimed.
@@ -142,6 +215,9 @@ END $$;
 -- loaded until p_bytes have come together, always one, and none of more than p_most_bytes. The others are leased too, and
 -- answered with `loaded` false: the caller gives them back, or parks them. Their exact lengths are added up only where
 -- active.bytes says that it may be too much.
+--
+-- Runs that have nothing behind them, which most of those that begin are, come in the first row instead: the arrays first_, with their places
+-- among all in first_places. A row of fifty columns takes the server and the driver longer than the claim itself.
 CREATE FUNCTION {schema}.claim_v1(
     p_worker bigint, p_turn integer, p_lease bigint, p_queues text[], p_tasks text[], p_versions text[],
     p_timeouts bigint[], p_limit integer, p_overdue integer, p_forever bigint, p_bytes bigint, p_most_bytes bigint)
@@ -153,7 +229,10 @@ RETURNS TABLE (
     step_names text[], step_ordinals integer[], step_kinds text[], step_statuses text[], step_attempts integer[],
     step_started_at bigint[], step_finished_at bigint[], step_wake_at bigint[], step_deadlines bigint[],
     step_event_seqs integer[], step_outputs bytea[], step_errors bytea[], step_details bytea[], step_workers bigint[],
-    event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[], bytes bigint, loaded boolean)
+    event_seqs integer[], event_names text[], event_payloads bytea[], event_sent_at bigint[], bytes bigint, loaded boolean,
+    first_places integer[], first_run_ids bigint[], first_execution_ids text[], first_runs integer[], first_tasks text[],
+    first_versions text[], first_inputs bytea[], first_tags text[], first_created_at bigint[], first_deadlines bigint[],
+    first_queues text[], first_priorities bigint[])
 LANGUAGE plpgsql
 -- Nested loops: as in lease_v1. What is LATERAL is one all the same, and looks so expensive then that servers before version 18
 -- would compile it at every call.
@@ -165,7 +244,7 @@ DECLARE
     v_turn integer;
     v_now bigint;
     v_next bigint;
-    v_queues text[]; v_tasks text[]; v_offers integer[]; v_priorities bigint[];  -- the levels
+    v_queues text[]; v_tasks text[]; v_offers integer[]; v_priorities bigint[]; v_firsts bigint[];  -- the levels
     v_runs bigint[]; v_picks integer[];                                          -- what to take, and for which offer
     v_taken bigint[] := '{}';
     v_bytes bigint := 0;                                                         -- of these, but for small results
@@ -222,28 +301,31 @@ BEGIN
     END IF;
 
     -- The levels: every queue with every task, and the priorities that occur there, by skip-scan: each step seeks the next
-    -- lower one.
+    -- lower one. With the first time of each: before it are only entries of what has been claimed, until the table is vacuumed, which may be
+    -- very many. They are walked once, here, and not again by what follows. Race: a run that became due earlier is committed in between: it is
+    -- met by the next claim.
     WITH RECURSIVE level AS (
-        SELECT q.queue, t.task, t.offer::integer AS offer, l.priority
+        SELECT q.queue, t.task, t.offer::integer AS offer, l.priority, l.wake_at
         FROM unnest(v_plain) AS q(queue)
         CROSS JOIN unnest(p_tasks) WITH ORDINALITY AS t(task, offer)
         CROSS JOIN LATERAL (
-            SELECT a.priority FROM {schema}.active AS a
+            SELECT a.priority, a.wake_at FROM {schema}.active AS a
             WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = q.queue AND a.task = t.task
-            ORDER BY a.priority DESC LIMIT 1
+            ORDER BY a.priority DESC, a.wake_at LIMIT 1
         ) AS l
         UNION ALL
-        SELECT level.queue, level.task, level.offer, l.priority
+        SELECT level.queue, level.task, level.offer, l.priority, l.wake_at
         FROM level
         CROSS JOIN LATERAL (
-            SELECT a.priority FROM {schema}.active AS a
+            SELECT a.priority, a.wake_at FROM {schema}.active AS a
             WHERE a.worker_id IS NULL AND a.wake_at IS NOT NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
               AND a.priority < level.priority
-            ORDER BY a.priority DESC LIMIT 1
+            ORDER BY a.priority DESC, a.wake_at LIMIT 1
         ) AS l
     )
-    SELECT array_agg(level.queue), array_agg(level.task), array_agg(level.offer), array_agg(level.priority)
-      INTO v_queues, v_tasks, v_offers, v_priorities
+    SELECT array_agg(level.queue), array_agg(level.task), array_agg(level.offer), array_agg(level.priority),
+           array_agg(level.wake_at)
+      INTO v_queues, v_tasks, v_offers, v_priorities, v_firsts
       FROM level;
 
     IF v_queues IS NOT NULL THEN
@@ -266,11 +348,11 @@ BEGIN
               FROM (
                 SELECT c.run_id, level.offer, level.priority,
                        row_number() OVER (PARTITION BY level.priority ORDER BY c.wake_at, c.run_id) AS rank
-                FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+                FROM unnest(v_queues, v_tasks, v_offers, v_priorities, v_firsts) AS level(queue, task, offer, priority, first_at)
                 CROSS JOIN LATERAL (
                     SELECT a.run_id, a.wake_at FROM {schema}.active AS a
                     WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
-                      AND a.priority = level.priority AND a.wake_at <= v_now
+                      AND a.priority = level.priority AND a.wake_at >= level.first_at AND a.wake_at <= v_now
                     ORDER BY a.wake_at, a.run_id LIMIT v_left
                 ) AS c
             ) AS f;
@@ -298,6 +380,12 @@ BEGIN
         IF v_picked.o_runs <> '{}' AND v_taken <> '{}' THEN
             PERFORM {schema}.served_v1(v_taken, v_now);
         END IF;
+    ELSIF cardinality(v_queues) = 1 AND v_left > 0 THEN
+        SELECT l.o_taken, l.o_bytes INTO v_taken, v_bytes
+        FROM {schema}.lease_level_v1(
+            p_worker, v_now, v_queues[1], v_tasks[1], v_priorities[1], v_firsts[1], p_versions[v_offers[1]], p_timeouts[v_offers[1]],
+            v_left, p_forever) AS l;
+        v_left := v_left - cardinality(v_taken);
     ELSIF v_queues IS NOT NULL AND v_left > 0 THEN
         -- The first of each level, merged. Nothing is locked yet, so that what is not taken stays free for others.
         SELECT array_agg(f.run_id ORDER BY f.priority DESC, f.wake_at, f.run_id),
@@ -305,11 +393,11 @@ BEGIN
           INTO v_runs, v_picks
           FROM (
             SELECT c.run_id, c.wake_at, level.offer, level.priority
-            FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+            FROM unnest(v_queues, v_tasks, v_offers, v_priorities, v_firsts) AS level(queue, task, offer, priority, first_at)
             CROSS JOIN LATERAL (
                 SELECT a.run_id, a.wake_at FROM {schema}.active AS a
                 WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
-                  AND a.priority = level.priority AND a.wake_at <= v_now
+                  AND a.priority = level.priority AND a.wake_at >= level.first_at AND a.wake_at <= v_now
                 ORDER BY a.wake_at, a.run_id LIMIT v_left
             ) AS c
             ORDER BY level.priority DESC, c.wake_at, c.run_id LIMIT v_left
@@ -326,11 +414,11 @@ BEGIN
                   INTO v_runs, v_picks
                   FROM (
                     SELECT c.run_id, c.wake_at, level.offer, level.priority
-                    FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+                    FROM unnest(v_queues, v_tasks, v_offers, v_priorities, v_firsts) AS level(queue, task, offer, priority, first_at)
                     CROSS JOIN LATERAL (
                         SELECT a.run_id, a.wake_at FROM {schema}.active AS a
                         WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
-                          AND a.priority = level.priority AND a.wake_at <= v_now
+                          AND a.priority = level.priority AND a.wake_at >= level.first_at AND a.wake_at <= v_now
                         ORDER BY a.wake_at, a.run_id LIMIT v_left
                         FOR NO KEY UPDATE SKIP LOCKED
                     ) AS c
@@ -364,11 +452,12 @@ BEGIN
             ) AS c
             UNION ALL
             SELECT c.run_id, level.offer
-            FROM unnest(v_queues, v_tasks, v_offers, v_priorities) AS level(queue, task, offer, priority)
+            FROM unnest(v_queues, v_tasks, v_offers, v_priorities, v_firsts) AS level(queue, task, offer, priority, first_at)
             CROSS JOIN LATERAL (
                 SELECT a.run_id FROM {schema}.active AS a
                 WHERE a.worker_id IS NULL AND a.line = 0 AND a.queue = level.queue AND a.task = level.task
-                  AND a.priority = level.priority AND a.wake_at <= v_now - p_timeouts[level.offer]
+                  AND a.priority = level.priority AND a.wake_at >= level.first_at
+                  AND a.wake_at <= v_now - p_timeouts[level.offer]
                   AND a.epoch = 0 AND a.deadline IS NULL
                 ORDER BY a.wake_at LIMIT v_overdue
                 FOR NO KEY UPDATE SKIP LOCKED
@@ -388,10 +477,27 @@ BEGIN
     IF v_passed THEN
         next_wake := least(next_wake, v_now + 100000);
     END IF;
-    RETURN NEXT;
-    IF v_taken = '{}' THEN RETURN; END IF;
-
     -- After the locks, by a snapshot of its own: all that the last owners made durable is in it.
+    IF v_taken <> '{}' AND v_bytes <= p_bytes THEN
+        SELECT array_agg(f.place), array_agg(f.run_id), array_agg(f.execution_id), array_agg(f.run), array_agg(f.task),
+               array_agg(f.version), array_agg(f.input), array_agg(f.tags), array_agg(f.created_at), array_agg(f.deadline),
+               array_agg(f.queue), array_agg(f.priority)
+          INTO first_places, first_run_ids, first_execution_ids, first_runs, first_tasks, first_versions, first_inputs, first_tags,
+               first_created_at, first_deadlines, first_queues, first_priorities
+          FROM (
+            SELECT t.place::integer AS place, a.run_id, r.execution_id, r.run, a.task, a.version, r.input, r.tags::text AS tags,
+                   r.created_at, a.deadline, a.queue, a.priority
+            FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
+            JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_taken)
+            JOIN {schema}.runs AS r ON r.run_id = t.run_id AND r.run_id = ANY (v_taken)
+            WHERE a.epoch = 1 AND a.signal_seq = 0 AND a.open_children = 0 AND a.attempt = 0 AND NOT a.cancel_requested
+              AND a.parent_run IS NULL AND a.started_at = v_now AND r.trigger NOT IN ('rerun', 'fork')
+            ORDER BY t.place
+          ) AS f;
+    END IF;
+    RETURN NEXT;
+    IF cardinality(v_taken) = coalesce(cardinality(first_run_ids), 0) THEN RETURN; END IF;
+
     IF v_bytes <= p_bytes THEN
         RETURN QUERY
         SELECT NULL::bigint, NULL::integer, NULL::bigint,
@@ -401,24 +507,34 @@ BEGIN
                a.queue, a.priority,
                s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_at, s.finished_at, s.wake_at, s.deadlines,
                s.event_seqs, s.outputs, s.errors, s.details, s.workers,
-               e.seqs, e.names, e.payloads, e.sent_at, NULL::bigint, true
+               e.seqs, e.names, e.payloads, e.sent_at, NULL::bigint, true,
+               NULL::integer[], NULL::bigint[], NULL::text[], NULL::integer[], NULL::text[], NULL::text[], NULL::bytea[],
+               NULL::text[], NULL::bigint[], NULL::bigint[], NULL::text[], NULL::bigint[]
         FROM unnest(v_taken) WITH ORDINALITY AS t(run_id, place)
         JOIN {schema}.active AS a ON a.run_id = t.run_id AND a.run_id = ANY (v_taken)
         JOIN {schema}.runs AS r ON r.run_id = t.run_id AND r.run_id = ANY (v_taken)
+        -- A first claim has no steps, unless they were taken over of another run; and fifteen empty arrays take longer than all else.
         LEFT JOIN LATERAL (
-            SELECT array_agg(x.name) AS names, array_agg(x.ordinal) AS ordinals, array_agg(x.kind) AS kinds,
-                   array_agg(x.status) AS statuses, array_agg(x.attempts) AS attempts, array_agg(x.started_at) AS started_at,
-                   array_agg(x.finished_at) AS finished_at, array_agg(x.wake_at) AS wake_at,
-                   array_agg(x.deadline) AS deadlines, array_agg(x.event_seq) AS event_seqs,
-                   array_agg(x.output) AS outputs, array_agg(x.error) AS errors, array_agg(x.details) AS details,
-                   array_agg(x.worker_id) AS workers
-            FROM {schema}.steps AS x WHERE x.run_id = t.run_id
+            SELECT x.* FROM (SELECT 1 WHERE a.epoch > 1 OR r.trigger IN ('rerun', 'fork') OFFSET 0) AS has
+            CROSS JOIN LATERAL (
+                SELECT array_agg(x.name) AS names, array_agg(x.ordinal) AS ordinals, array_agg(x.kind) AS kinds,
+                       array_agg(x.status) AS statuses, array_agg(x.attempts) AS attempts, array_agg(x.started_at) AS started_at,
+                       array_agg(x.finished_at) AS finished_at, array_agg(x.wake_at) AS wake_at,
+                       array_agg(x.deadline) AS deadlines, array_agg(x.event_seq) AS event_seqs,
+                       array_agg(x.output) AS outputs, array_agg(x.error) AS errors, array_agg(x.details) AS details,
+                       array_agg(x.worker_id) AS workers
+                FROM {schema}.steps AS x WHERE x.run_id = t.run_id
+            ) AS x
         ) AS s ON true
         LEFT JOIN LATERAL (
-            SELECT array_agg(o.seq) AS seqs, array_agg(o.name) AS names, array_agg(o.payload) AS payloads,
-                   array_agg(o.sent_at) AS sent_at
-            FROM (SELECT * FROM {schema}.events AS v WHERE v.run_id = t.run_id ORDER BY v.seq) AS o
+            SELECT x.* FROM (SELECT 1 WHERE a.signal_seq > 0 OFFSET 0) AS has
+            CROSS JOIN LATERAL (
+                SELECT array_agg(o.seq) AS seqs, array_agg(o.name) AS names, array_agg(o.payload) AS payloads,
+                       array_agg(o.sent_at) AS sent_at
+                FROM (SELECT * FROM {schema}.events AS v WHERE v.run_id = t.run_id ORDER BY v.seq) AS o
+            ) AS x
         ) AS e ON true
+        WHERE first_places IS NULL OR t.place NOT IN (SELECT unnest(first_places))
         ORDER BY t.place;
         RETURN;
     END IF;
@@ -453,7 +569,9 @@ BEGIN
            h.queue, h.priority,
            s.names, s.ordinals, s.kinds, s.statuses, s.attempts, s.started_at, s.finished_at, s.wake_at, s.deadlines,
            s.event_seqs, s.outputs, s.errors, s.details, s.workers,
-           e.seqs, e.names, e.payloads, e.sent_at, h.bytes::bigint, h.loaded
+           e.seqs, e.names, e.payloads, e.sent_at, h.bytes::bigint, h.loaded,
+           NULL::integer[], NULL::bigint[], NULL::text[], NULL::integer[], NULL::text[], NULL::text[], NULL::bytea[],
+           NULL::text[], NULL::bigint[], NULL::bigint[], NULL::text[], NULL::bigint[]
     FROM fit AS h
     LEFT JOIN LATERAL (
         SELECT array_agg(x.name) AS names, array_agg(x.ordinal) AS ordinals, array_agg(x.kind) AS kinds,

@@ -409,6 +409,7 @@ DECLARE
     v_one record; v_row record;
     v_run bigint;
     v_fresh integer[] := '{}';                       -- places of what is to be stored
+    v_ids text[];                                    -- and their ids
     v_given text[] := '{}'; v_joined text[] := '{}'; -- ids that were given, and the executions that stand for them
 BEGIN
     FOR v_one IN
@@ -481,16 +482,19 @@ BEGIN
     END LOOP;
     SELECT array_agg(f.place ORDER BY f.place) INTO v_fresh FROM unnest(v_fresh) AS f(place);
     IF v_fresh IS NOT NULL THEN
+        v_ids := ARRAY(SELECT p_execution_ids[f] FROM unnest(v_fresh) AS f);
         RETURN QUERY
-        SELECT s.execution_id, s.execution_id, s.run_id, s.created, s.now
+        SELECT x.id, x.id, x.run_id, s.created, s.now
         FROM {schema}.start_v1(
-            ARRAY(SELECT p_execution_ids[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_tasks[f] FROM unnest(v_fresh) AS f),
+            v_ids, ARRAY(SELECT p_tasks[f] FROM unnest(v_fresh) AS f),
             ARRAY(SELECT p_inputs[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_versions[f] FROM unnest(v_fresh) AS f),
             ARRAY(SELECT p_queues[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_priorities[f] FROM unnest(v_fresh) AS f),
             ARRAY(SELECT p_tags[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_wake_at[f] FROM unnest(v_fresh) AS f),
             ARRAY(SELECT p_delays[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_timeouts[f] FROM unnest(v_fresh) AS f),
             ARRAY(SELECT p_deadlines[f] FROM unnest(v_fresh) AS f), ARRAY(SELECT p_nonces[f] FROM unnest(v_fresh) AS f),
-            p_forever, ARRAY(SELECT p_keys[f] FROM unnest(v_fresh) AS f)) AS s;
+            p_forever, ARRAY(SELECT p_keys[f] FROM unnest(v_fresh) AS f)) AS s
+        CROSS JOIN LATERAL unnest(
+            CASE WHEN s.runs IS NULL THEN ARRAY[s.execution_id] ELSE v_ids END, coalesce(s.runs, ARRAY[s.run_id])) AS x(id, run_id);
     END IF;
     RETURN QUERY
     SELECT j.given, j.joined, l.run_id, false, {schema}.now_v1()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zart_core.errors import ExecutionFinished
-from zart_core.records import FINAL, FinalStatus, Flushed
+from zart_core.records import FINAL, FinalStatus, FinishedRow, Flushed
 from zart_core.testing.contract.bench import LONG, Bench, Contract, on_bench, raises
 from zart_core.testing.contract.hand import completed, finish, pending, publish, suspend
 
@@ -23,7 +23,7 @@ class FinishContract(Contract):
             assert row.finished_at is not None
             assert row.created_at <= row.started_at <= row.finished_at <= bench.scheduler.clock.latest()
             assert (await bench.history(status)).execution == row
-            assert (await bench.scheduler.settled([status])).finished == [row]
+            assert (await bench.scheduler.settled([status])).finished == [FinishedRow(status, 1, status, output, error)]
             await hand.deregister()
         assert {*STATUSES} == FINAL
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from zart_core.records import FinalStatus, FinishedRow
 from zart_core.testing.contract.bench import LAPSE, LONG, Bench, Contract, new, on_bench
 from zart_core.testing.contract.hand import (
     attempt,
@@ -66,7 +69,11 @@ class ReadingContract(Contract):
         assert sorted(settled.missing) == ["no one", "nobody"]
         finished = {row.execution_id: row for row in settled.finished}
         assert len(settled.finished) == 3
-        assert finished == {i: await bench.row(i) for i in ("done", "failed", "cancelled")}
+        for execution_id in ("done", "failed", "cancelled"):
+            row = await bench.row(execution_id)
+            assert finished[execution_id] == FinishedRow(
+                execution_id, row.run, cast(FinalStatus, row.status), row.output, row.error
+            )
 
     @on_bench
     async def test_settled_takes_nothing_and_thousands(self, bench: Bench) -> None:
