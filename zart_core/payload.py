@@ -118,7 +118,7 @@ class Payloads:
 
 def return_type(fn: Callable[..., Any]) -> Any:
     """The type that ``fn`` is annotated to return, ``Any`` when it is not."""
-    if type(fn) is types.MethodType and type(fn.__func__) is types.FunctionType:
+    if isinstance(fn, types.MethodType):
         fn = fn.__func__  # the usual case, made short: each step asks
     annotations: Mapping[str, Any] | None = getattr(fn, "__annotations__", None)
     if annotations is None:
