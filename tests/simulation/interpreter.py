@@ -51,10 +51,10 @@ class Outside:
         self._beats[key] += 1
         return self._beats[key]
 
-    def failed(self, key: _Key, attempt: int) -> None:
-        """An attempt of a step is about to fail, after its last sign of life."""
+    def failed(self, key: _Key, attempt: int, last: int) -> None:
+        """An attempt of a step is about to fail, after its last sign of life. Two may be at it, of which one has lost its lease."""
         place = (key, attempt)
-        self._failed[place] = min(self._beats[key], self._failed.get(place, self._beats[key]))
+        self._failed[place] = min(last, self._failed.get(place, last))
 
     def heard(self, key: _Key, attempt: int, details: int | None) -> None:
         """An attempt has begun, and has been given the last sign of life of the one before."""
@@ -243,11 +243,13 @@ class Interpreter(TaskHandler[Plan, list[str]]):
     async def beat(self, word: str, failures: int) -> str:
         info, outside = context(), self.outside
         outside.heard(info.key, info.current_attempt, info.heartbeat_details)
+        last = 0
         for _ in range(3):
-            info.heartbeat(outside.beat(info.key))
+            last = outside.beat(info.key)
+            info.heartbeat(last)
             await asyncio.sleep(self.dice.random() * 0.3)
         if info.current_attempt < failures:
-            outside.failed(info.key, info.current_attempt)
+            outside.failed(info.key, info.current_attempt, last)
             raise ConnectionError(word)
         return word
 

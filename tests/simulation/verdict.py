@@ -37,12 +37,12 @@ _FORGOTTEN = """
       AND NOT EXISTS (
           SELECT 1 FROM zart_events AS w WHERE w.run_id = n.run_id AND w.seq = v.seq AND w.payload = v.payload AND w.name = v.name)
 """
-# And what it has read is gone for a run that begins from nothing.
+# And what it has read is gone for a run that begins from nothing. (What is offered once more after a restart is another event.)
 _READ_TWICE = """
     SELECT r.execution_id, n.run, v.name, v.seq
     FROM zart_events AS v JOIN zart_runs AS r ON r.run_id = v.run_id
     JOIN zart_runs AS n ON n.execution_id = r.execution_id AND n.run = r.run + 1 AND n.trigger IN ('restart', 'continue')
-    JOIN zart_events AS w ON w.run_id = n.run_id AND w.event_id IS v.event_id
+    JOIN zart_events AS w ON w.run_id = n.run_id AND w.seq = v.seq AND w.event_id IS v.event_id
     WHERE v.seq IN (SELECT s.event_seq FROM zart_steps AS s WHERE s.run_id = r.run_id AND s.kind = 'event' AND s.event_seq IS NOT NULL)
 """
 _TWO_WAYS = """
