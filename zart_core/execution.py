@@ -342,6 +342,10 @@ def _waiting_on(row: ExecutionRow, error: ErrorInfo | None) -> WaitingOn | None:
     waits = [wait for wait in row.waits if _WAITING_ON.get(wait.kind) != "retry" or wait.until is not None]
     if row.status == "waiting" and error is not None:
         return WaitingOn(kind="retry", name=error.step or row.task, until=optional_moment(row.wake_at))
+    if row.status == "waiting":
+        # A sleep that has lost its race is on record with its end, but no timer is set for it.
+        wakes = row.wake_at
+        waits = [wait for wait in waits if wait.kind != "sleep" or (wakes is not None and wakes <= _until(wait))]
     if not waits:
         return None
     first = min(waits, key=_until)

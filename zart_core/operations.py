@@ -93,8 +93,9 @@ class Operations(Recurring):
         """Begin a new run that keeps the results of the last one, but for ``steps``: those run again, and so do all that failed.
 
         ``steps`` are names, or patterns (``"send-*"``) for the steps of a fan-out. Kept results come with the attempts they took, kept
-        waits with their events. What was undone by a saga, and all of ``on_failure``, happens anew. The handle's ``stale`` names the kept
-        calls that may have used a result which is now made again; name those too if they did. A live run ends, as by :meth:`restart`.
+        waits with their events, and the way that ``patched`` has taken stays. What was undone by a saga, and all of ``on_failure``,
+        happens anew. The handle's ``stale`` names the kept calls that may have used a result which is now made again; name those too if
+        they did. A live run ends, as by :meth:`restart`.
 
         Returns once the new run is stored. Raises ``ExecutionNotFound``, ``StepNotFound`` for a name or a pattern that meets nothing, and
         ``StepStatusMismatch`` while a saga of a live run is being undone: nobody knows then what has happened and what has not.
@@ -300,7 +301,8 @@ def _matched(history: HistoryRow, patterns: tuple[str, ...]) -> frozenset[_Key]:
         wanted = {pattern} if pattern in names else {name for name in names if fnmatchcase(name, pattern)}
         if not wanted:
             raise _no_step(history.execution.execution_id, pattern)
-        found.update((row.name, row.ordinal) for row in rows if row.name in wanted)
+        # Which way a patch has taken stays: the results that are kept were made that way, and a decision beside them would be another.
+        found.update((row.name, row.ordinal) for row in rows if row.name in wanted and row.kind != "patch")
     return frozenset(found)
 
 

@@ -110,6 +110,63 @@ async def test_a_step_inserted_before_a_patch_does_not_turn_it(deployments: Depl
         assert engine.ran(handle, "new") == 0
 
 
+async def test_a_rerun_keeps_to_the_way_that_was_taken(deployments: Deployments) -> None:  # B17 B67
+    deployments.deploy(Changed())
+    async with TestEngine(deployments.registry, replay=deployments.replay) as engine:
+        handle = await engine.start("invoice", None)
+        await engine.advance("3h")
+        await engine.client.rerun(handle.execution_id, ["first", "two-*"])
+        await engine.advance("3h")
+        assert await handle.result() == ["first", "new-1", "new-2", "True"]
+        assert engine.ran(handle, "old") == 0
+
+
+class Booking(TaskHandler[None, None]):
+    """Books something in a saga, and waits there."""
+
+    name = "booking"
+    timeout = "2h"
+
+    def __init__(self, undone: list[str]) -> None:
+        self.undone = undone
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        async with ctx.saga():
+            await ctx.step("book", self.book, undo=self.cancel)
+            await ctx.sleep("pause", "3h")
+
+    async def book(self) -> str:
+        return "room 5"
+
+    async def cancel(self, room: str) -> None:
+        self.undone.append(room)
+
+
+class PatchedBooking(Booking):
+    """The code after: it asks which way to go before it comes to the saga."""
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        ctx.patched("two-rooms")
+        await super().run(ctx, data)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+async def test_a_patch_before_a_saga_keeps_no_run_that_is_over_from_its_undos(
+    deployments: Deployments, end: str
+) -> None:  # B17 B52
+    undone: list[str] = []
+    deployments.deploy(Booking(undone))
+    async with TestEngine(deployments.registry, replay=deployments.replay) as engine:
+        handle = await engine.start("booking", None)
+        await engine.advance("1h")
+        deployments.deploy(PatchedBooking(undone))
+        if end == "cancelled":
+            await handle.cancel()
+        await engine.advance("2h")
+        assert (await handle.status()).status == end
+    assert undone == ["room 5"]
+
+
 class Versioned(TaskHandler[None, str]):
     name = "versioned"
 

@@ -62,6 +62,29 @@ async def test_a_timer_wins_and_the_late_event_is_for_the_next_wait(replay: Repl
     assert all(told == [1, None, "late"] for told in escalation.told)
 
 
+class Approved(TaskHandler[None, str]):
+    """A race of timers, then an approval."""
+
+    name = "approved"
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        await ctx.wait_any([ctx.schedule_sleep("long", "1d"), ctx.schedule_sleep("short", "1h")], name="race")
+        await ctx.sleep("pause", "2h")
+        return await ctx.wait_for_event("approval", str)
+
+
+async def test_nobody_is_told_that_an_execution_waits_for_a_timer_that_has_lost_its_race(
+    replay: Replay,
+) -> None:  # B39
+    async with TestEngine(registry_of(Approved()), replay=replay) as engine:
+        handle = await engine.start(Approved, None)
+        for length, name in (("30m", "short"), ("1h", "pause"), ("2h", "approval")):
+            await engine.advance(length)
+            waiting_on = (await handle.status()).waiting_on
+            assert waiting_on is not None
+            assert waiting_on.name == name
+
+
 async def test_a_replay_chooses_the_stored_winner_though_others_have_ended_since(replay: Replay) -> None:  # B39
     escalation = Escalation()
     async with TestEngine(registry_of(escalation), replay=replay) as engine:

@@ -14,16 +14,39 @@ from unittest import mock
 
 from msgspec import structs
 
-from tests.simulation.simulation import Simulation, Weather
+from tests.simulation.simulation import Simulation
+from tests.simulation.weather import Weather
 from zart_core.engine import claims as engine_claims
 from zart_core.engine import journal as engine_journal
 from zart_core.engine import steps
 from zart_core.records import Flush, Flushed
-from zart_sqlite import finishes, flush, leases, signals, transactions
+from zart_sqlite import (
+    claims,
+    finishes,
+    flush,
+    keyed,
+    leases,
+    limits,
+    pauses,
+    purges,
+    recurrences,
+    signals,
+    succession,
+    transactions,
+)
 from zart_sqlite.rows import ManyRows
 
 FOUL = Weather(faults=0.02, breaks=0.01, deaths=0.005, freezes=True, drains=True, pauses=False, notifications=True)
 STORMY = Weather(faults=0.1, breaks=0.02, notifications=False)
+BUSY = Weather(faults=0.02, deaths=0.005, operators=True)
+DEADLY = Weather(faults=0.02, deaths=0.02)
+STRICT = Weather(faults=0.02, cancels=True, notifications=False)
+HELD = Weather(faults=0.02, pauses=True)
+TIDY = Weather(faults=0.02, operators=True, purges=True)
+NEW = Weather(faults=0.02, deploys=True)
+LIMITED = Weather(faults=0.02, deaths=0.005, limits=True)
+KEYED = Weather(faults=0.02, keys=True)
+TICKING = Weather(faults=0.02, deaths=0.005, recurs=True)
 
 
 def replaced(module: Any, name: str, old: str, new: str) -> Any:
@@ -99,6 +122,29 @@ def answers_too_soon() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def no_announcement() -> Iterator[None]:
+    """A step that may run once is not on record when it begins."""
+    true = steps.Attempts._announce
+
+    async def announce(self: Any) -> None:
+        if not self.options.at_most_once:
+            await true(self)
+
+    with mock.patch.object(steps.Attempts, "_announce", announce):
+        yield
+
+
+@contextmanager
+def purge_of_the_young() -> Iterator[None]:
+    """A purge takes what has ended a moment ago."""
+    with (
+        replaced(purges, "NEXT", "AND finished_at <= ?", "AND finished_at <= ? + 9900000"),
+        replaced(purges, "GOING", "l.finished_at <= :until", "l.finished_at <= :until + 9900000"),
+    ):
+        yield
+
+
 MUTATIONS: dict[str, tuple[Callable[[], Any], Weather]] = {
     "a flush without its fence": (no_fence, FOUL),
     "a result before its effect": (result_before_effect, FOUL),
@@ -152,6 +198,102 @@ MUTATIONS: dict[str, tuple[Callable[[], Any], Weather]] = {
     ),
     "a claim whose answer was lost": (no_doubt, STORMY),
     "a failed flush that is taken for done": (answers_too_soon, STORMY),
+    # Operators.
+    "a restart that ends the call of its parent": (
+        lambda: replaced(succession, "_UNLINK", "WHERE run_id = ?", "WHERE run_id = -?"),
+        BUSY,
+    ),
+    "a restart whose parent is lost": (
+        lambda: replaced(succession, "_INSERT_ACTIVE", ":parent_run, :parent_name", "NULL * :parent_run, :parent_name"),
+        BUSY,
+    ),
+    "a restart that forgets what was not read": (
+        lambda: replaced(succession, "_TAKE_EVENTS", "OR :unread AND", "OR 0 * :unread AND"),
+        BUSY,
+    ),
+    "a run that begins beside the one before": (
+        lambda: mock.patch.object(succession, "finish", return_value=None),
+        BUSY,
+    ),
+    "a retried step whose failure stays": (
+        lambda: replaced(succession, "_DROP", "WHERE rowid IN", "WHERE rowid < 0 AND rowid IN"),
+        BUSY,
+    ),
+    "a cancellation that a completion overtakes": (
+        lambda: replaced(flush, "FENCE", "cancel_requested, attempt", "0, attempt"),
+        STRICT,
+    ),
+    "a claim that overlooks pauses": (
+        lambda: mock.patch.object(claims, "not_paused", lambda offers, held: tuple(offers)),
+        HELD,
+    ),
+    "a pause that never lets go": (
+        lambda: replaced(pauses, "RELEASE", "IS NULL, held.queue, zart", "IS NULL, zart_active.queue, zart"),
+        HELD,
+    ),
+    "a purge of the young": (purge_of_the_young, TIDY),
+    "a purge that leaves steps behind": (lambda: mock.patch.object(purges, "_DELETE", purges._DELETE[1:]), TIDY),
+    # Time.
+    "a first claim that fixes no deadline": (
+        lambda: replaced(claims, "_LEASE", "coalesce(deadline, min(wake_at + taken.timeout, :forever))", "deadline"),
+        Weather(faults=0.02),
+    ),
+    "a suspension that forgets the deadline": (
+        lambda: replaced(
+            flush,
+            "SUSPEND",
+            "min(coalesce(parked.wake_at, deadline), coalesce(deadline, parked.wake_at))",
+            "parked.wake_at",
+        ),
+        Weather(faults=0.02),
+    ),
+    # Steps.
+    "a step that may run once, and is not announced": (no_announcement, DEADLY),
+    "a sign of life that is not stored": (
+        lambda: replaced(flush, "_DETAILS", "SET details = excluded.details", "SET details = zart_steps.details"),
+        Weather(),
+    ),
+    "a sign of life that nobody is told": (
+        lambda: mock.patch.object(steps.Attempts, "_previous_details", return_value=None),
+        Weather(),
+    ),
+    "a patch that is always new": (
+        lambda: mock.patch("zart_core.task_context.patched", return_value=True),
+        NEW,
+    ),
+    # Queues, keys, the clock.
+    "a queue with a place too many": (
+        lambda: replaced(limits, "_LIMITS", "SELECT count(*) FROM", "SELECT count(*) - 1 FROM"),
+        LIMITED,
+    ),
+    "a key with a place too many": (
+        lambda: replaced(limits, "WALK", "max(0, :per_key - (", "max(0, 1 + :per_key - ("),
+        LIMITED,
+    ),
+    "a rate that forgets too soon": (
+        lambda: replaced(limits, "_FORGET_STARTS", "at <= ?", "at <= ? + 1000000"),
+        LIMITED,
+    ),
+    "a place that is given back too soon": (
+        lambda: replaced(claims, "_LEASE", "place = taken.place", "place = CASE epoch WHEN 0 THEN taken.place END"),
+        LIMITED,
+    ),
+    "an only one that waits and is overlooked": (
+        lambda: replaced(keyed, "_LATEST", "a.run_id IS NOT NULL", "a.worker_id IS NOT NULL"),
+        KEYED,
+    ),
+    "a start that joins what has begun": (
+        lambda: replaced(keyed, "_PUT_OFF", "AND epoch = 0 AND worker_id IS NULL", ""),
+        KEYED,
+    ),
+    "a tick that two workers start": (
+        lambda: replaced(recurrences, "_SEEN", "AND revision = ?", "AND revision >= ?"),
+        TICKING,
+    ),
+    "a tick that is not counted": (
+        lambda: replaced(recurrences, "_MOVE", "skipped = skipped + :skipped", "skipped = skipped + 0 * :skipped"),
+        TICKING,
+    ),
 }
 
 

@@ -8,12 +8,12 @@ them, what is offered, cancelled and paused when. The same seed does the same ag
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import logging
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -22,11 +22,17 @@ from unittest import mock
 
 from msgspec import Struct
 
+from tests.simulation.clients import Clients
+from tests.simulation.interpreter import Hurried, Interpreter, Outside, Stubborn
 from tests.simulation.loop import PROCESS, SimulatedLoop
-from tests.simulation.programs import Author, Interpreter, Outside, Plan, events_of, late_of, predict
+from tests.simulation.operators import AGE, Operators
+from tests.simulation.programs import Author, Case
 from tests.simulation.store import SimulatedStore
+from tests.simulation.verdict import Verdict
+from tests.simulation.weather import Weather, weather_of
+from tests.simulation.witness import NARROW
 from zart_core import DurableScheduler, TaskRegistry, Worker, WorkerConfig
-from zart_core.errors import BackendUnavailable, ExecutionFinished, ExecutionNotFound
+from zart_core.errors import BackendUnavailable
 from zart_core.records import Flush, Flushed
 from zart_core.testing.crashes import Effects, MortalScheduler, Windows, end_tasks
 from zart_core.testing.faults import FaultPlan, NotificationFaults, disconnect, duplicate, fail
@@ -36,47 +42,6 @@ TROUBLE = 30.0
 LIMIT = 300.0
 """Seconds after which everything must have ended."""
 LEASE = 5.0
-
-
-class Weather(Struct, frozen=True):
-    """What goes wrong."""
-
-    faults: float = 0.0
-    """How often calls fail, before and after their effect."""
-    doubled: float = 0.0
-    breaks: float = 0.0
-    deaths: float = 0.0
-    """How likely a worker dies in a window."""
-    freezes: bool = False
-    drains: bool = False
-    cancels: bool = False
-    pauses: bool = False
-    notifications: bool = True
-    """Whether they arrive."""
-
-    @property
-    def repeats(self) -> bool:
-        """Whether a body may be repeated: only by a death, a lost lease, or work that was given up."""
-        return bool(self.deaths or self.freezes or self.drains or self.doubled)
-
-
-def weather_of(dice: random.Random) -> Weather:
-    """Fair, foul, or anything between."""
-
-    def maybe(*values: Any) -> Any:
-        return dice.choice((0.0, *values))
-
-    return Weather(
-        faults=maybe(0.02, 0.1),
-        doubled=maybe(0.05),
-        breaks=maybe(0.01),
-        deaths=maybe(0.005, 0.02),
-        freezes=dice.random() < 0.4,
-        drains=dice.random() < 0.3,
-        cancels=dice.random() < 0.3,
-        pauses=dice.random() < 0.3,
-        notifications=dice.random() < 0.8,
-    )
 
 
 class Result(Struct):
@@ -122,7 +87,7 @@ class Link(MortalScheduler):
 
     async def _between(self, point: str, method: str, call: Callable[[], Any]) -> Any:
         self.simulation.take_down(point)
-        self.simulation.stand_still(PROCESS.get())
+        self.simulation.stand_still(PROCESS.get(), 0.05 if method == "transact" else 0.01)
         answer = await super()._between(point, method, call)
         self.simulation.take_down(f"{point} done")
         return answer
@@ -150,7 +115,15 @@ class Simulation:
         self._digest = hashlib.sha256()
         self._trace = trace
         self._plans: list[FaultPlan] = []
-        self._over = False
+        self._links: dict[str, Link] = {}
+        self.cases: dict[str, Case] = {}
+        self.clients = Clients(self)
+        self.operators = Operators(self)
+        self.over = False
+        """Whether nothing goes wrong any more."""
+        self.left_alone = False
+        """Whether nobody meddles any more."""
+        self._deployed = False
         self._closing = False
         self._still = random.Random(f"still {seed}")
 
@@ -162,9 +135,9 @@ class Simulation:
         if self._trace is not None:
             self._trace(line)
 
-    def stand_still(self, process: str) -> None:
+    def stand_still(self, process: str, rate: float) -> None:
         """Let a worker stand still, now and then, with a call on its way: that will come very late."""
-        if self.weather.freezes and not self._over and process.startswith("worker") and self._still.random() < 0.01:
+        if self.weather.freezes and not self.over and process.startswith("worker") and self._still.random() < rate:
             seconds = LEASE * (0.5 + 3 * self._still.random())
             self.take_down(f"{process} stands still for {seconds:.3f} with this on its way")
             self.loop.freeze(process, seconds)
@@ -172,6 +145,9 @@ class Simulation:
     def run(self) -> Result:
         """All of it."""
         began = time.perf_counter()
+        # What is collected, and when, is nobody's chance either: what nobody has awaited says so at the end of this simulation.
+        gc.freeze()
+        gc.disable()
         with self._without_a_world():
             asyncio.set_event_loop(self.loop)
             try:
@@ -185,7 +161,10 @@ class Simulation:
                 self.loop.run_forever()
                 asyncio.set_event_loop(None)
                 self.loop.close()
-        self.findings += [error for error in self.loop.errors if "SimulatedLoop" not in error]
+            gc.collect()
+        gc.enable()
+        gc.unfreeze()
+        self.findings += self.loop.errors
         return Result(
             self.seed,
             self.weather,
@@ -223,91 +202,60 @@ class Simulation:
     # --- the world ----------------------------------------------------------------------------------------------------
 
     async def _main(self) -> None:
+        weather, dice = self.weather, self.dice
         await self.store.open()
-        self.store.do(lambda tx: tx.db.execute("CREATE TABLE bookings (execution_id TEXT, n INTEGER)"))
-        dice = self.dice
+        self.store.do(lambda tx: tx.db.execute("CREATE TABLE bookings (execution_id TEXT, n INTEGER, key TEXT)"))
         author = Author(dice)
-        plans = {f"e{number}": author.plan(fails=dice.random() < 0.1) for number in range(dice.randint(3, 8))}
-        self._cancelled: set[str] = set()
+        for number in range(dice.randint(3, 8)):
+            case = author.case(f"e{number}", limits=weather.limits, operators=weather.operators)
+            self.cases[case.name] = case
         workers = [asyncio.create_task(self._process(f"worker-{number}")) for number in range(dice.randint(1, 3))]
-        clients = [asyncio.create_task(self._client(name, plan)) for name, plan in plans.items()]
-        if self.weather.pauses:
-            clients.append(asyncio.create_task(self._pauser()))
+        served = self.clients.tasks()
+        operating = self.operators.tasks()
+        if weather.deploys:
+            operating.append(asyncio.create_task(self._deploy()))
         client = DurableScheduler(self.store)
         await asyncio.sleep(TROUBLE)
-        self._over = True
+        self.over = True
         for plan in self._plans:
             plan.heal()
         try:
             async with asyncio.timeout(LIMIT):
-                await asyncio.gather(*clients)
+                await asyncio.gather(*operating)
+                self.left_alone = True
+                await asyncio.gather(*served)
+                await self.operators.served()
                 while (await client.list(status=("scheduled", "running", "waiting", "paused"), limit=1)).items:
                     await asyncio.sleep(1)
         except TimeoutError:
             for row in (await client.list(status=("scheduled", "running", "waiting", "paused"))).items:
                 self.findings.append(f"{row.execution_id} hangs: {row.status}, waits for {row.waiting_on}, {row.error}")
+            self.findings.append("somebody waits in vain")
         self._closing = True
         await asyncio.wait(workers)
         for worker in workers:
             worker.result()
         self.findings += self.store.violations + self.effects.repeated
+        verdict = Verdict(self)
         if not self.findings:
-            await self._judge(client, plans)
+            self.findings += await verdict.find()
         self.findings += await self.store.audit()
+        if not self.findings:
+            self.findings += await verdict.after_the_purge()
+            self.findings += await self.store.audit()
         await self.store.close()
 
-    async def _client(self, name: str, plan: Plan) -> None:
-        """Starts an execution, and does what it waits for."""
-        dice = random.Random(f"{self.seed} {name}")
-        link = self._link(random.Random(f"{self.seed} {name} dying"), mortal=False)
-        client = DurableScheduler(link)
-        await asyncio.sleep(dice.random() * 5)
-
-        async def surely(act: Callable[[], Any]) -> Any:
-            while True:
-                try:
-                    return await act()
-                except BackendUnavailable:
-                    await asyncio.sleep(0.2)
-
-        await surely(lambda: client.start("program", plan, execution_id=name))
-        offers = [("e", number) for number in range(events_of(plan))] + [(late, 0) for late in late_of(plan)]
-        cancel_at = dice.randint(0, len(offers)) if self.weather.cancels and dice.random() < 0.3 else -1
-        # Events of one name in order, those of others in between anywhere.
-        for turn, (event, payload) in enumerate([*offers, ("", 0)]):
-            await asyncio.sleep(dice.choice((0.0, 0.01, 0.5, 3.0)) * dice.random())
-            if turn == cancel_at:
-                self._cancelled.add(name)
-                await surely(lambda: client.cancel(name))
-            if event:
-                try:
-                    await surely(
-                        lambda event=event, payload=payload: client.offer_event(
-                            name, event, payload, event_id=f"{event}-{payload}"
-                        )
-                    )
-                except (ExecutionFinished, ExecutionNotFound) as error:
-                    if event == "e" and name not in self._cancelled and not plan.fails:
-                        self.findings.append(f"{name} had ended before its event {payload}: {error}")
-
-    async def _pauser(self) -> None:
-        dice = random.Random(f"{self.seed} pauses")
-        client = DurableScheduler(self.store)
-        while not self._over:
-            await asyncio.sleep(dice.random() * 5)
-            filters: dict[str, Any] = dice.choice(
-                ({"task": "program"}, {"step": "s*"}, {"step": "*1"}, {"execution_id": "e1"})
-            )
-            try:
-                await client.pause(**filters)
-            except (ExecutionNotFound, ExecutionFinished):
-                continue
-            await asyncio.sleep(dice.random() * 5)
-            await client.resume(**filters)
+    async def _deploy(self) -> None:
+        """Newer code takes the place of all that runs."""
+        await asyncio.sleep(2 + self._still.random() * 20)
+        self._deployed = True
+        self.take_down("a deployment")
+        for link in self._links.values():
+            link.die()
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
-    def _link(self, dice: random.Random, *, mortal: bool) -> Link:
+    def link(self, dice: random.Random, *, mortal: bool) -> Link:
         weather = self.weather
         plan = FaultPlan(
             fail("*", rate=weather.faults),
@@ -317,11 +265,11 @@ class Simulation:
             notifications=NotificationFaults(drop=0.0 if weather.notifications else 0.7, double=0.1),
             seed=dice.randint(0, 2**32),
         )
-        if self._over:
+        if self.over:
             plan.heal()
         self._plans.append(plan)
         link = Link(
-            self.store, Dying(dice, lambda: weather.deaths if mortal and not self._over else 0.0), self.effects, plan
+            self.store, Dying(dice, lambda: weather.deaths if mortal and not self.over else 0.0), self.effects, plan
         )
         link.simulation = self
         return link
@@ -333,9 +281,10 @@ class Simulation:
         while not self._closing:
             life += 1
             process = f"{name}.{life}"
-            link = self._link(dice, mortal=True)
+            link = self._links[name] = self.link(dice, mortal=True)
             registry = TaskRegistry()
-            registry.register(Interpreter(self.outside, dice))
+            for handler in (Interpreter, Hurried, Stubborn):
+                registry.register(handler(self.outside, dice, new=self._deployed))
             config = WorkerConfig(
                 concurrency=dice.choice((1, 2, 10)),
                 lease=LEASE,
@@ -344,6 +293,8 @@ class Simulation:
                 drain_timeout=dice.choice((0, 5)),
                 max_deliveries=1_000,
                 replay=dice.choice(("cached", "cached", "always")),
+                queues=("default", NARROW) if self.weather.limits else ("default",),
+                retention=AGE if self.weather.purges and dice.random() < 0.5 else None,
             )
             worker = Worker(link, registry, config, intercept=link.intercept)
             with self.loop.as_process(process):
@@ -356,7 +307,7 @@ class Simulation:
             self.loop.thaw(process)
             if link.is_dead:
                 self.deaths += 1
-                self.take_down(f"{process} dies at {link.windows.deaths[-1]}")
+                self.take_down(f"{process} dies at {(link.windows.deaths or ['the deployment'])[-1]}")
             else:
                 await living
             link.die()
@@ -372,66 +323,19 @@ class Simulation:
             except BackendUnavailable:
                 await asyncio.sleep(0.3)
         until = self.loop.time() + dice.random() * 20 if self.weather.drains else float("inf")
-        while not self._closing and (self._over or self.loop.time() < until):
+        while not self._closing and (self.over or self.loop.time() < until):
             await asyncio.sleep(0.5)
         await worker.stop()
 
     async def _freeze(self, process: str, dice: random.Random) -> None:
-        while not self._over:
+        while not self.over:
             await asyncio.sleep(dice.random() * 10)
-            if self._over:
+            if self.over:
                 return
             seconds = dice.choice((0.2, LEASE, 3 * LEASE)) * dice.random()
             self.take_down(f"{process} stands still for {seconds:.3f}")
             self.loop.freeze(process, seconds)
             await asyncio.sleep(seconds)
-
-    # --- the verdict --------------------------------------------------------------------------------------------------
-
-    async def _judge(self, client: DurableScheduler, plans: dict[str, Plan]) -> None:
-        finished = {row.execution_id: row for row in (await client.list(limit=1_000)).items}
-        for name, plan in plans.items():
-            row = finished.get(name)
-            if row is None:
-                self.findings.append(f"{name} is lost")
-                continue
-            expected = "failed" if plan.fails else "completed"
-            if row.status != expected and not (row.status == "cancelled" and name in self._cancelled):
-                self.findings.append(f"{name} ended {row.status}, not {expected}: {row.error}")
-            elif row.status == "completed":
-                output = ["~" if said.startswith("~") else said for said in row.output]
-                if output != predict(plan):
-                    self.findings.append(f"the output of {name} is {output}, not {predict(plan)}")
-        if not self.weather.repeats:
-            self.findings += [
-                f"step {key[3]!r} of {key[0]!r} had its effect {count} times, in fair weather"
-                for key, count in self.effects.ended.items()
-                if count > 1 and key[0] not in self._cancelled
-            ]
-        rows = self.store.do(lambda tx: tx.db.execute("SELECT execution_id, n FROM bookings").fetchall())
-        self.findings += [
-            f"transaction {row} was committed {count} times" for row, count in Counter(rows).items() if count > 1
-        ]
-        await self._judge_sagas(client, finished)
-
-    async def _judge_sagas(self, client: DurableScheduler, finished: dict[str, Any]) -> None:
-        for execution_id, keys in self.outside.done.items():
-            if execution_id in self._cancelled or finished[execution_id].parent_id is not None:
-                continue
-            plan = [
-                act
-                for run in await client.runs(execution_id)
-                for act in (await client.history(execution_id, run.run)).steps
-            ]
-            for step in plan:
-                if step.kind == "undo" and step.status != "completed":
-                    self.findings.append(f"undo {step.name!r} of {execution_id} is {step.status}")
-            undone = {step.output for step in plan if f"undo:{step.name}" in {other.name for other in plan}}
-            for key in keys:
-                if (key in undone) != (key in self.outside.undone):
-                    self.findings.append(
-                        f"the booking {key} of {execution_id} was undone {self.outside.undone[key]} times"
-                    )
 
 
 class Inline(Executor):

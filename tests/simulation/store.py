@@ -7,16 +7,30 @@ import contextvars
 import random
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from tests.simulation.loop import SimulatedLoop
-from zart_core.records import Claim, Claimed, Flush, Flushed, Notification, StepKey, StepRow
+from tests.simulation.witness import Claims, Starts, look_at_details, look_at_ticks
+from zart_core.records import (
+    Claim,
+    Claimed,
+    Fired,
+    Firing,
+    Flush,
+    Flushed,
+    Notification,
+    Start,
+    Started,
+    StepKey,
+    StepRow,
+)
 from zart_core.testing.clock import START
-from zart_sqlite import SqliteScheduler, claims, transactions
+from zart_sqlite import SqliteScheduler, claims, recurrences, transactions
 from zart_sqlite.flush import flush as write_facts
 from zart_sqlite.flush import flush_lone, is_lone
 from zart_sqlite.schema import migrate
+from zart_sqlite.starts import start as store_starts
 from zart_sqlite.writer import Transaction
 
 T = TypeVar("T")
@@ -29,7 +43,12 @@ class SimulatedClock:
         self._loop = loop
 
     def now(self) -> int:
-        return START + int(self._loop.time() * 1_000_000)
+        return self.at(self._loop.time())
+
+    @staticmethod
+    def at(moment: float) -> int:
+        """The time at which the loop's is this."""
+        return START + int(moment * 1_000_000)
 
     def latest(self) -> int:
         return self.now() + 1
@@ -50,6 +69,8 @@ class SimulatedStore(SqliteScheduler):
         self._db: sqlite3.Connection | None = None
         self.violations: list[str] = []
         """Writes that were accepted and must not have been."""
+        self._claims = Claims(self.violations.append)
+        self.starts = Starts(self.violations.append)
         self._listeners: list[tuple[contextvars.Context, Callable[[Notification], None]]] = []
 
     @property
@@ -120,6 +141,7 @@ class SimulatedStore(SqliteScheduler):
             for run in claimed.runs:
                 if run.run_id in leased:
                     self._witness("a claim", claim.worker_id, run.run_id)
+            self._claims.look(tx, claimed.runs)
             return claimed
 
         claimed = self.do(work)
@@ -130,6 +152,24 @@ class SimulatedStore(SqliteScheduler):
             raise
         return claimed
 
+    async def start(self, starts: Sequence[Start], tx: object = None) -> list[Started]:
+        def work(transaction: Transaction) -> list[Started]:
+            expected = self.starts.expect(transaction, starts)
+            answers = store_starts(transaction, starts)
+            self.starts.look(transaction, starts, expected, answers)
+            return answers
+
+        return await self._write(work)
+
+    async def fire(self, firing: Firing) -> Fired | None:
+        def work(tx: Transaction) -> Fired | None:
+            fired = recurrences.fire(tx, firing)
+            if fired is not None:
+                look_at_ticks(tx, firing, fired.started, self.violations.append)
+            return fired
+
+        return await self._write(work)
+
     async def flush(self, flush: Flush) -> Flushed:
         def work(tx: Transaction) -> Flushed:
             stale = {
@@ -138,6 +178,8 @@ class SimulatedStore(SqliteScheduler):
             flushed = write_facts(tx, flush)
             for run_id in sorted(stale - flushed.lost):
                 self._witness("a flush", flush.worker_id, run_id)
+            if flush.details:
+                look_at_details(tx, flush, flushed.lost, self.violations.append)
             return flushed
 
         return await self._write(work)

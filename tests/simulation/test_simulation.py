@@ -14,7 +14,8 @@ import pytest
 from tests.simulation.loop import SimulatedLoop, Standstill
 from tests.simulation.mutations import MUTATIONS, search
 from tests.simulation.programs import Author, predict
-from tests.simulation.simulation import Simulation, Weather
+from tests.simulation.simulation import Simulation
+from tests.simulation.weather import Weather
 
 ROOT = Path(__file__).parents[2]
 PORTION = 12
@@ -36,7 +37,9 @@ def run(seeds: range) -> None:
 
 
 @pytest.mark.parametrize("first", range(0, 4 * PORTION, PORTION))
-def test_every_execution_ends_as_predicted_whatever_a_seed_brings(first: int) -> None:  # B9 B55 B57 B61 B62 B79
+def test_every_execution_ends_as_predicted_whatever_a_seed_brings(
+    first: int,
+) -> None:  # B9 B38 B41 B50 B55 B57 B61 B62 B66 B67 B68 B70 B71 B79
     run(range(first, first + PORTION))
 
 
@@ -44,7 +47,7 @@ def test_every_execution_ends_as_predicted_whatever_a_seed_brings(first: int) ->
 @pytest.mark.parametrize("first", range(10_000, 10_000 + SOAK, 100))
 def test_every_execution_ends_as_predicted_whatever_thousands_of_seeds_bring(
     first: int,
-) -> None:  # B9 B55 B57 B61 B62 B79
+) -> None:  # B9 B38 B41 B50 B55 B57 B61 B62 B66 B67 B68 B70 B71 B79
     run(range(first, first + 100))
 
 
@@ -83,7 +86,7 @@ def test_the_record_tells_who_asked_what_when() -> None:
 def test_all_that_can_go_wrong_does_in_some_seed() -> None:
     lines: list[str] = []
     foul = Weather(faults=0.05, deaths=0.01, freezes=True, drains=True)
-    for seed in range(8):
+    for seed in range(5):
         Simulation(seed, foul, trace=lines.append).run()
     said = "\n".join(lines)
     for word in (
@@ -95,6 +98,32 @@ def test_all_that_can_go_wrong_does_in_some_seed() -> None:
         "undo undo:",
         "transact done",
         "flush at once",
+    ):
+        assert word in said, word
+
+
+def test_everybody_who_meddles_does_so_in_some_seed() -> None:
+    lines: list[str] = []
+    busy = Weather(operators=True, purges=True, deploys=True, limits=True, keys=True, recurs=True, pauses=True)
+    for seed in range(3):
+        Simulation(seed, busy, trace=lines.append).run()
+    said = "\n".join(lines)
+    for word in (
+        "restart of",
+        "rerun of",
+        "fork of",
+        "retry of",
+        "cancel of",
+        "child ",
+        "a deployment",
+        "begin_run done",
+        "revive done",
+        "pause done",
+        "lift done",
+        "purge done",
+        "fire done",
+        "details s",
+        "-new",
     ):
         assert word in said, word
 
@@ -112,6 +141,15 @@ QUICK = (
     "a dead worker whose runs stay with it",
     "a claim whose answer was lost",
     "a failed flush that is taken for done",
+    "a restart whose parent is lost",
+    "a claim that overlooks pauses",
+    "a purge of the young",
+    "a first claim that fixes no deadline",
+    "a step that may run once, and is not announced",
+    "a sign of life that is not stored",
+    "a key with a place too many",
+    "an only one that waits and is overlooked",
+    "a tick that two workers start",
 )
 
 

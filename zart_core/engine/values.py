@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from zart_core.errors import DeadlineExceeded, ExecutionCancelled
 from zart_core.payload import return_type
 from zart_core.records import PublishFact, StepFact, StepRow
 
@@ -59,12 +60,13 @@ def patched(run: Run, site: Site, marker: str) -> bool:
     row = run.meet(marker, run.own(0), "patch", site)
     if row is not None:
         return row.output != _NO
+    new = not run.replay.ahead(compensating=run.compensating)
     ended = run.over
-    if ended is not None:
+    if ended is not None and (new or not isinstance(ended, (ExecutionCancelled, DeadlineExceeded))):
+        # A run that is over and came further with the code of before goes on to there: a saga may have to be undone.
         raise ended
     run.enter()
     try:
-        new = not run.replay.ahead(compensating=run.compensating)
         now = run.clock.now()
         row = StepRow(
             marker,
