@@ -291,7 +291,7 @@ class Scheduler(Protocol):
         ...
 
     async def flush(self, flush: Flush) -> Flushed:
-        """Make facts of the worker's runs durable in one commit. Fenced by run: see ``Flushed``.
+        """Make facts of the worker's runs durable, those of one run in one commit. Fenced by run: see ``Flushed``.
 
         A run that finishes ends the row of the call that awaits it, and counts its parent's open children down; a parent that waits for
         them is woken as soon as no more than its ``children_left`` are open. Its own open children are cancelled. All of it is one act.

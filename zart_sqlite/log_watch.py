@@ -13,6 +13,8 @@ _COARSE: Final = 2_500_000_000
 """The same for file systems that keep whole seconds."""
 
 
+_OURS: Final = 1.0
+"""Seconds after which it is asked, once, whether a mark of this process's own hides another's write."""
 _TIMES: Final = 3
 """How many times as long as it has been the same a mark is trusted, before the answer is yes once more."""
 
@@ -59,7 +61,7 @@ class LogWatch:
         self._again = self._since + _TIMES * (now - self._since)
         if self._ours:
             # Whoever writes has the file's lock from its first write to its commit, so nobody else's was under way when this process had
-            # it. What is left is a write right after, within the same step: this once it is asked for.
+            # it. What is left is a write right after, within the same step: this once it is asked for, when its commit has had time.
             self._again = math.inf
         return True
 
@@ -70,7 +72,8 @@ class LogWatch:
     def written(self) -> None:
         """This process has committed, and what it has left on the log is no news. To be said at once, and only when it was untouched before."""
         self._mark, self._ours = self._look(), True
-        self._since = self._again = 0.0
+        self._since = time.monotonic()
+        self._again = self._since + _OURS
         self._settled = False
 
     def _look(self) -> tuple[int, int, int] | None:

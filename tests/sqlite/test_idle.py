@@ -145,7 +145,9 @@ def test_an_unchanged_log_is_trusted_ever_longer(tmp_path: Path, monkeypatch: py
     assert all(later <= 3 * max(1, earlier) + 1 for earlier, later in itertools.pairwise(yes))
 
 
-def test_what_this_process_has_written_itself_is_asked_for_once(tmp_path: Path) -> None:
+def test_what_this_process_has_written_itself_is_asked_for_once_a_second_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "zart.db-wal"
     log.write_bytes(b"x")
     watch = LogWatch(str(tmp_path / "zart.db"))
@@ -153,9 +155,16 @@ def test_what_this_process_has_written_itself_is_asked_for_once(tmp_path: Path) 
     assert watch.touched(), "another write in this moment could look the same"
     old = time.time_ns() - 1_000_000_001
     os.utime(log, ns=(old, old))
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     watch.written()
-    assert not watch.unchanged(), "it has not been asked for yet"
-    assert [watch.touched() for _ in range(50)] == [True] + [False] * 49
+    assert not watch.unchanged(), "it has not been looked at yet"
+    asked = []
+    for n in range(100):  # looks, one after the other 50 ms
+        now = 1_000.0 + n / 20
+        if watch.touched():
+            asked.append(now - 1_000)
+    assert asked == [1.0], "another's commit that took the disk a while is heard of before the next poll"
     assert watch.unchanged()
     os.utime(log, ns=(old, old + 2))
     assert not watch.unchanged()
