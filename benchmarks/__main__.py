@@ -102,7 +102,7 @@ class Ground(ExitStack):
             here = self._directory
             yield Bench(here, self._sqlite, self._sizes, goals, lambda name: open_file(here / f"{name}.db"))
             return
-        goals = Goals(crowd=1.5, sequence=0.8)
+        goals = Goals(crowd=1.5, sequence=0.8, jobs=15_000, starts=42_000, singles=10_000, remote=(3.0, 10.0))
         async with PostgresLimits(self._postgres) as limits:
             server = self._postgres
             yield Bench(self._directory, limits, self._sizes, goals, server.open_database, server)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from benchmarks.limits import Limits
 from benchmarks.postgres import Server
-from benchmarks.readings import Reading
+from benchmarks.readings import Goal, Reading
 from benchmarks.store import Store, same
 from zart_core import StartRequest, TaskRegistry, Worker, WorkerConfig
 
@@ -69,10 +69,19 @@ QUICK: Final = Sizes(
 
 
 class Goals(Struct, frozen=True, kw_only=True):
-    """What rates have to reach, as multiples of the limit."""
+    """What has to be reached: multiples of the limit; rates of executions a second; milliseconds, in the middle and at the tail."""
 
     crowd: float
     sequence: float
+    jobs: float | None = None
+    starts: float | None = None
+    singles: float | None = None
+    remote: tuple[float | None, float | None] = (None, None)
+
+    @staticmethod
+    def rate(least: float | None) -> Goal | None:
+        """As the goal of a reading."""
+        return None if least is None else Goal("ours", "least", least)
 
 
 class Bench(Struct, frozen=True):

@@ -38,8 +38,9 @@ async def _jobs(bench: Bench) -> AsyncIterator[Repetition]:
             limit = per_second(await bench.limits.commits())
             seconds = await through(store, [StartRequest(Plain, number) for number in range(count)], range(count))
             done += count
+            rate, goal = count / seconds, bench.goals.rate(bench.goals.jobs)
             return [
-                Reading(label="executions without a step", unit="per s", ours=count / seconds, limit=limit, key="rate")
+                Reading(label="executions without a step", unit="per s", ours=rate, limit=limit, goal=goal, key="rate")
             ]
 
         async with working(store, registry(Plain()), CROWD):
@@ -61,11 +62,9 @@ async def _starts(bench: Bench) -> AsyncIterator[Repetition]:
             seconds = time.perf_counter() - began
             same("started executions", len({handle.execution_id for handle in handles}), count)
             done += count
-            return [
-                Reading(
-                    label="start_many, to 100-row commits", unit="per s", ours=count / seconds, limit=limit, key="rate"
-                )
-            ]
+            rate, goal = count / seconds, bench.goals.rate(bench.goals.starts)
+            label = "start_many, to 100-row commits"
+            return [Reading(label=label, unit="per s", ours=rate, limit=limit, goal=goal, key="rate")]
 
         yield repetition
         await store.check(completed=0, scheduled=done)
@@ -81,8 +80,9 @@ async def _singles(bench: Bench) -> AsyncIterator[Repetition]:
             limit = per_second(await bench.limits.commits())
             seconds = await through(store, [StartRequest(Steps, 1)] * count, [0] * count)
             done += count
+            rate, goal = count / seconds, bench.goals.rate(bench.goals.singles)
             return [
-                Reading(label="executions of one step", unit="per s", ours=count / seconds, limit=limit, key="rate")
+                Reading(label="executions of one step", unit="per s", ours=rate, limit=limit, goal=goal, key="rate")
             ]
 
         async with working(store, registry(steps), CROWD):
@@ -149,7 +149,7 @@ async def _remote_answers(bench: Bench) -> AsyncIterator[Repetition]:
             commits = await bench.limits.commits()
             took = [await _answer(store) for _ in range(bench.sizes.calls)]
             done += len(took)
-            return _latency("start to result, two processes", took, commits, 3.0, 10.0)
+            return _latency("start to result, two processes", took, commits, *bench.goals.remote)
 
         async with process.worker(store.url):
             yield repetition
