@@ -455,7 +455,8 @@ Fact = (
 class Flush(Struct, frozen=True, kw_only=True):
     """Facts of any number of runs held by one worker, made durable in the order of these fields, those of one run by one commit.
 
-    A backend may use one for all of them, or one for the runs that it has a short way for and another for the others. ``continues``, and those of ``suspends`` that a pause holds, may have a commit of their own after that of all else.
+    A backend may use one for all of them, or one for the runs that it has a short way for and another for the others. ``continues``, and
+    those of ``suspends`` that a pause holds, may have a commit of their own after that of all else.
     """
 
     worker_id: int
