@@ -69,7 +69,7 @@ def spoken(process: psutil.Process) -> str:
 
     command = asked(process.cmdline)
     said = " ".join(command) if isinstance(command, list) else "?"
-    return f"{process.pid} ({asked(process.status)}, {asked(process.name)}): {said[:160]}"
+    return f"{process.pid} ({asked(process.status)}, {asked(process.name)}): {said[:400]}"
 
 
 def _is(process: psutil.Process, name: str) -> bool:
