@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Test processes of each part of the suite; two parts run at once.
 WORKERS ?= 2
+# Of the longest part of the tests, which mostly waits.
+LONGEST_WORKERS ?= 3
 # What `make bench` is told: --quick, --only W1-postgres, --peer none, ...
 BENCH ?=
 
@@ -55,7 +57,7 @@ test: $(VENV)/.stamp ## Run every test; the behaviour suite also with a replay a
 # The parts of `make test`. The first takes as long as the others together, and has its storms behind it when the last begins with its own.
 .PHONY: test-plain test-replay test-postgres16 test-postgres
 test-plain: $(VENV)/.stamp
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(LONGEST_WORKERS)
 # Only what keeps its executions in a store asks how it is to be replayed: the rest has said so itself, and is in the first part.
 test-replay: $(VENV)/.stamp
 	ZART_TEST_REPLAY=always $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
