@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -109,13 +110,15 @@ class Ground(ExitStack):
 
     def rivals(self, names: Sequence[str], workloads: Sequence[Workload], environments: Path) -> list[Rival]:
         """The peers of those names that are wanted beside one of the workloads, and can be had."""
+        wanted = [
+            peer for peer in PEERS if peer.name in names and any(peer.beside(workload.name) for workload in workloads)
+        ]
+        with ThreadPoolExecutor() as threads:  # they are installed beside one another
+            made = {name: threads.submit(environment, name, environments) for name in {peer.name for peer in wanted}}
         found: list[Rival] = []
-        for peer in PEERS:
-            wanted = any(peer.beside(workload.name) for workload in workloads)
-            if peer.name not in names or not wanted or peer.name in self.skipped:
-                continue
+        for peer in wanted:
             try:
-                folder = environment(peer.name, environments)
+                folder = made[peer.name].result()
             except PeerFailed as error:
                 self.skipped[peer.name] = str(error)
             else:

@@ -31,6 +31,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     crowd: int = 200
     steps: int = 10
     calls: int = 200
+    remote_calls: int = 100
     fan: int = 200
     fans: int = 10
     children: tuple[int, int] = (1_000, 10_000)
@@ -39,7 +40,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     finished: int = 1_000_000
     sleeping: int = 200_000
     claims: int = 1_000
-    takeovers: int = 20
+    takeovers: int = 10
     timers: int = 100_000
     parked: int = 10_000
     questions: int = 20
@@ -53,6 +54,7 @@ QUICK: Final = Sizes(
     singles=200,
     crowd=100,
     calls=40,
+    remote_calls=40,
     fans=3,
     children=(200, 2_000),
     sequence=1_000,

@@ -147,7 +147,7 @@ async def _remote_answers(bench: Bench) -> AsyncIterator[Repetition]:
         async def repetition() -> list[Reading]:
             nonlocal done
             commits = await bench.limits.commits()
-            took = [await _answer(store) for _ in range(bench.sizes.calls)]
+            took = [await _answer(store) for _ in range(bench.sizes.remote_calls)]
             done += len(took)
             return _latency("start to result, two processes", took, commits, *bench.goals.remote)
 

@@ -72,6 +72,11 @@ class Scheduler(Protocol):
         """The kind of function that :meth:`transact` runs: a coroutine function, or a plain one in a thread of the backend."""
         ...
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another process does the work of a flush, so that this one can well do its own meanwhile."""
+        ...
+
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:

@@ -104,6 +104,7 @@ class PostgresScheduler:
     """
 
     transactions: Literal["async", "plain"] = "async"
+    elsewhere = True
 
     def __init__(
         self,

@@ -171,6 +171,10 @@ class SqliteScheduler:
             writer.join()
 
     @property
+    def elsewhere(self) -> bool:
+        return False
+
+    @property
     def transactions(self) -> Literal["async", "plain"]:
         return "plain"
 

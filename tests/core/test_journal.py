@@ -74,6 +74,7 @@ class Store:
         self.refuses: str | None = None
         self.results_only = False
         self.at_once = False
+        self.elsewhere = True
         self.clock = StoppedClock()
 
     async def flush(self, flush: Flush) -> Flushed:
@@ -167,10 +168,16 @@ async def _two_steps(journal: Journal, run_id: int) -> int:
     return max(await journal.step(step(run_id, "one")), await journal.step(step(run_id, "two")))
 
 
-@pytest.mark.parametrize(("writers", "sizes"), [(40, [40, 20, 20]), (100, [40, 40])], ids=["all of them", "some"])
-async def test_a_crowd_that_was_all_in_one_flush_goes_on_in_two_halves(writers: int, sizes: list[int]) -> None:  # B18
+@pytest.mark.parametrize(
+    ("writers", "elsewhere", "sizes"),
+    [(40, True, [40, 20, 20]), (100, True, [40, 40]), (40, False, [40, 40])],
+    ids=["all of them", "some", "a store in this process"],
+)
+async def test_a_crowd_that_was_all_in_one_flush_goes_on_in_two_halves(
+    writers: int, elsewhere: bool, sizes: list[int]
+) -> None:  # B18
     async with bench() as at:
-        at.journal.writers = writers
+        at.journal.writers, at.store.elsewhere = writers, elsewhere
         assert await asyncio.gather(*(_two_steps(at.journal, run_id) for run_id in range(40))) == [DONE] * 40
         assert [len(flush.steps) for flush in at.store.flushes] == sizes
 

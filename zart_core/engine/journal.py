@@ -234,9 +234,10 @@ class Journal:
             await self._detour.close()
 
     def _in_step(self, waiting: Waiting) -> bool:
-        """Whether nearly all runs were in one flush. Told at once they would be in the next one together, too: then the store waits
-        while this process works, and this process while the store does. As two halves they take turns."""
-        return len(waiting) >= _CROWD and 4 * len(waiting) > 3 * self.writers
+        """Whether nearly all runs were in one flush of a store that is another process. Told at once they would be in the next one
+        together, too: then the store waits while this process works, and this process while the store does. As two halves they take turns.
+        A store in this process would only have smaller flushes from it, and a thread to share the interpreter with."""
+        return len(waiting) >= _CROWD and 4 * len(waiting) > 3 * self.writers and self._scheduler.elsewhere
 
     def _tell_rest(self) -> None:
         (flushed, waiting), self._untold = self._untold, (None, [])

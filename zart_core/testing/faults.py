@@ -411,6 +411,10 @@ class FaultyScheduler:
     def transactions(self) -> Literal["async", "plain"]:
         return self.inner.transactions
 
+    @property
+    def elsewhere(self) -> bool:
+        return self.inner.elsewhere
+
     async def migrate(self) -> None:
         await self._through("migrate", self.inner.migrate)
 
