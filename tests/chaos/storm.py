@@ -81,7 +81,9 @@ class Storm:
             findings = [finding for name in self.programs for finding in await self._recorded(client, name)]
             findings += [*await audited(scheduler), *self._said()]
         assert not findings, "\n".join(findings)
-        lost = (str(process.pid) for process in self._crew if "has lost its lease" in process.said)
+        # One that is on its way out says of a failover only that its registration is of the past.
+        signs = "has lost its lease", "registered on timeline"
+        lost = (str(process.pid) for process in self._crew if any(sign in process.said for sign in signs))
         return Proof(self.place.ledger.entries(), self.programs, lost)
 
     @property
