@@ -331,6 +331,41 @@ async def test_a_body_that_a_thread_has_made_does_not_begin_after_the_lease(worl
     assert world.ledger.entries() == ["body"]
 
 
+class Announced(TaskHandler[None, None]):
+    """A step that is on record before it begins."""
+
+    name = "announced"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        await ctx.step("step", self.body, at_most_once=True)
+
+    async def body(self) -> None:
+        self.world.ledger.write("body")
+
+
+async def test_a_step_that_was_announced_does_not_begin_after_the_lease(world: World) -> None:  # B58
+    world.register(Announced(world))
+    plan = FaultPlan(hang("flush", moment="after"))
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE) as worker:
+        handle = await world.client.start(Announced, None)
+        await until(lambda: plan.hanging)  # it is announced, and the answer is on its way
+        tenure = worker.tenure
+        assert tenure is not None
+        plan.add(fail(*UNREACHABLE))
+        await until(lambda: tenure.lease.lapsed)
+        plan.heal()
+        plan.add(fail(*UNREACHABLE))
+        # Everything that can happen now has happened once a timer that starts now is over.
+        await asyncio.sleep(0.2)
+        assert world.ledger.entries() == []
+        plan.heal()
+        await handle.result("20s")
+    assert world.ledger.entries() == ["body"]
+
+
 async def test_a_claim_answered_after_the_lease_starts_no_step(world: World, place: Place) -> None:  # B58
     plan = FaultPlan(hang("claim", moment="after"), fail("heartbeat"), fail("reap"))
     async with world.worker(

@@ -155,6 +155,12 @@ class Attempts:
         while True:
             if self.options is not PLAIN:
                 await self._announce()
+                # Race: the process was stopped while that was written, and somebody else may have the run. A drain or a cancellation
+                # that came meanwhile does not matter: the step has begun, on record.
+                if run.halt is not None or run.services.lease.lapsed:
+                    await run.services.lease.valid()
+                    if run.halt is not None:
+                        raise run.halt
             # The first attempt begins with its step.
             started = self.first_started if row is None and not self.attempts else run.clock.now()
             until, bounded = self._time_limit()
