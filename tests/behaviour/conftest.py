@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.behaviour.world import Replay, World, store
+from zart_core.engine.tenure import Tenure
+from zart_core.engine.wakeups import WakeUps
 
 
 @pytest.fixture(params=["cached", "always"])
@@ -20,6 +23,16 @@ def world(tmp_path: Path) -> Iterator[World]:
     """A fresh store with clients and workers."""
     with store(tmp_path):
         yield World(tmp_path)
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Until this is set workers are told nothing and hear of no pause, as if they were cut off from the store."""
+    hears = asyncio.Event()
+    heed, notified = Tenure._heed, WakeUps.notified
+    monkeypatch.setattr(Tenure, "_heed", lambda self, rules: heed(self, rules if hears.is_set() else ()))
+    monkeypatch.setattr(WakeUps, "notified", lambda self, told: notified(self, told) if hears.is_set() else None)
+    return hears
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -133,6 +133,47 @@ async def test_a_pause_that_comes_and_goes_unheard_has_moved_the_deadline(world:
         assert await handle.result("20s") == "work and end"
 
 
+@WHOLE
+@pytest.mark.parametrize("kind", ["near", "far"])
+async def test_no_time_is_over_for_a_pause_that_the_worker_has_not_heard_of(
+    replay: Replay, filters: dict[str, str], kind: str, deaf: asyncio.Event
+) -> None:  # B68, B50
+    long = Long()
+    async with TestEngine(registry_of(long), replay=replay) as engine, alarm(engine):
+        handle = await engine.start(Long, kind, execution_id="e")
+        await long.entered.wait()
+        rule = await engine.client.pause(**filters)
+        await engine.advance("2m")
+        assert (await handle.status()).failure is None
+        deaf.set()
+        await engine.client.resume(rule)
+        long.go.set()
+        assert await handle.result("20s") == "work and end"
+
+
+@pytest.mark.parametrize("kind", ["near", "far"])
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_time_is_over_later_by_a_pause_that_came_and_went_unheard(
+    replay: Replay, kind: str, in_time: bool, deaf: asyncio.Event
+) -> None:  # B68, B50
+    long = Long()
+    async with TestEngine(registry_of(long), replay=replay) as engine, alarm(engine):
+        handle = await engine.start(Long, kind, execution_id="e")
+        await long.entered.wait()
+        rule = await engine.client.pause(execution_id="e")
+        await engine.advance("30s")
+        await engine.client.resume(rule)
+        await engine.advance("50s")
+        assert (await handle.status()).failure is None
+        if in_time:
+            long.go.set()
+            assert await handle.result("20s") == "work and end"
+        else:
+            await engine.advance("15s")
+            status = await handle.status()
+            assert (status.status, status.failure and status.failure.kind) == ("failed", "deadline")
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 async def test_a_worker_without_a_free_slot_hears_of_a_pause_and_of_its_end(
     world: World, elsewhere: bool

@@ -344,6 +344,44 @@ async def test_the_execution_s_deadline_undoes_the_writes(replay: Replay) -> Non
         assert await handle.result("20s") == ["deadline", 0]
 
 
+class Later(Overdue):
+    """Its transaction waits to be let go."""
+
+    def __init__(self, body: Held) -> None:
+        super().__init__(body)
+        self.entered = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> list[Any]:
+        await ctx.step("first", self.first)
+        return await super().run(ctx, data)
+
+    async def first(self) -> None:
+        self.entered.set()
+        await self.go.wait()
+
+
+async def test_a_transaction_that_runs_into_a_deadline_which_an_unheard_pause_moves_runs_again(
+    deaf: asyncio.Event,
+) -> None:  # B50, B54, B68
+    body = Held()
+    later = Later(body)
+    async with TestEngine(
+        registry_of(later), replay="cached"
+    ) as engine:  # in one pass: a paused run is not claimed again
+        handle = await engine.start(Later, None, execution_id="e")
+        await later.entered.wait()
+        rule = await engine.client.pause(execution_id="e")
+        later.go.set()
+        await body.begun.wait()
+        engine.clock.advance(31_000_000)
+        await body.release_later()
+        deaf.set()
+        assert await engine.client.resume(rule) == 1
+        assert await handle.result("20s") == ["held", 1]
+        assert body.runs == 2
+
+
 class Group(TaskHandler[None, str]):
     """A transaction beside a branch that fails while the transaction's body runs."""
 

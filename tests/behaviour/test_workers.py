@@ -389,6 +389,26 @@ async def test_a_claim_answered_after_the_lease_starts_no_step(world: World, pla
     assert str(os.getpid()) not in workers
 
 
+async def test_a_claim_answered_once_the_lease_is_lost_begins_nothing(world: World) -> None:  # B57, B58
+    world.register(Announced(world))
+    plan = FaultPlan(hang("claim", moment="after"))
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE) as worker:
+        handle = await world.client.start(Announced, None)
+        while not await _holds(world, 1):  # claims that have found nothing are let go
+            plan.heal()
+            plan.add(hang("claim", moment="after"))
+            await until(lambda: plan.hanging)
+        first = worker.tenure
+        assert first is not None
+        began: list[object] = []
+        first.claims._begin = began.append  # type: ignore[assignment]
+        first.lease.lose()
+        plan.heal()
+        await handle.result("20s")
+        assert began == []
+    assert world.ledger.entries() == ["body"]
+
+
 class Rude(TaskHandler[float, None]):
     """Blocks the event loop in its step, as nobody should."""
 

@@ -209,6 +209,9 @@ class Claims:
             raise
         finally:
             self._asking = False
+        if self._lease.lost:
+            # Race: the worker stood still, and heard that it is dead before it heard this. Others have these runs, or will.
+            return False
         if claimed.renewed:
             self._lease.renewed(asked_at)
         self.next_wake = claimed.next_wake

@@ -173,7 +173,7 @@ class Ending:
         self.seen = claimed.signal_seq
         self._idle_check: asyncio.Handle | None = None
         self._linger: Timer | None = None
-        self.deadline = Deadline(self.clock, claimed.deadline, self.deadline_passed)
+        self.deadline = Deadline(self.clock, claimed.deadline, self._deadline_reached)
         self._grace: asyncio.TimerHandle | None = None
         self.root: asyncio.Task[Any] | None = None
 
@@ -282,6 +282,26 @@ class Ending:
             self._news = None
             news.set_result(None)
 
+    def _deadline_reached(self) -> None:
+        """The execution's deadline is over by what is known here: nothing new begins until the backend has told."""
+        self._regate()
+        self.services.refresh(self)
+
+    def examine_deadline(self, rules: Iterable[PauseRow]) -> bool:
+        """These pauses hold now, read after the deadline was reached. Whether one holds the run, which has not heard of it then."""
+        paused = any(rule.step is None for rule in concerning(rules, self.execution_id, self.claimed.task))
+        self.deadline.examine(paused)
+        return paused
+
+    async def is_out_of_time(self) -> bool:
+        """Whether the deadline that is over by what is known here is over for the backend too. Raises what has stopped the run."""
+        if not self.overdue:
+            self.deadline.reach()
+            await self.deadline.verdict()
+            if self.halt is not None:
+                raise self.halt
+        return self.overdue
+
     def deadline_passed(self) -> None:
         """The execution's deadline is over: parked calls raise it now, others at their next call."""
         if self.overdue:
@@ -348,6 +368,7 @@ class Ending:
             or self.continuation is not None
             or bool(self._pauses)
             or self.blocks.failed
+            or self.deadline.in_question
             or (not self.compensating and (self.cancelled or self.overdue))
         )
 

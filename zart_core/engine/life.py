@@ -111,8 +111,10 @@ class Life:
                     branch.give_up()
             await run.end_turn()
             await run.learn_reason()
+            await run.deadline.verdict()
             return self._judge(await self._undo_left(error))
         await run.end_turn()
+        await run.deadline.verdict()
         if run.halt is None and (undone := await self._undo_left(None)) is not None:
             return self._judge(undone)
         if run.continuation is not None and run.halt is None:

@@ -49,6 +49,12 @@ class Parking(Ending):
 
     __slots__ = ()
 
+    def heed(self, rules: Iterable[PauseRow]) -> None:
+        doubted = self.deadline.in_question
+        super().heed(rules)
+        if doubted:
+            self._look()  # it was not suspended as long as that was so
+
     async def ready(self, name: str | None) -> None:
         """May something new begin? Waits out a suspension or a lapsed lease; raises what has ended the execution."""
         while self._suspending is not None:
@@ -78,6 +84,8 @@ class Parking(Ending):
     async def _ended(self, name: str | None) -> BaseException | None:
         """What has ended this pass for the call ``name``, once a replay has come as far. Raises where its saga has failed."""
         await self.learn_reason()
+        if self.deadline.in_question and name not in self._undoing:
+            await self.deadline.verdict()
         if self.blocks.failed and name not in self._undoing:
             check_block(self)
         error = self._over(name)
@@ -411,7 +419,8 @@ class Parking(Ending):
 
     def _suspend(self) -> None:
         if not (self.compensating or self.overdue) and self.deadline.is_over:
-            self.deadline_passed()  # its timer is about to say so
+            # Not before it is settled: a run that is suspended until its deadline would be claimed at once, and suspended again.
+            self.deadline.reach()
             return
         self._no_longer_idle()
         self._suspending = self.loop.create_future()

@@ -32,7 +32,7 @@ class Run(Parking):
         """The current task begins to drive the run."""
         self.root = asyncio.current_task()
         current_execution.set(self.info())
-        self.deadline.arm()  # passed at once: a pass that parked first would be suspended until now, again and again
+        self.deadline.arm()
 
     def close(self) -> None:
         """The run is driven no more: leave nothing behind."""
@@ -104,8 +104,8 @@ class Run(Parking):
         """From here on calls work again, in a namespace of their own, whatever ended the body."""
         self.compensating = True
         self.replay.rewind(drop_failed=False)
-        self.begin_turn()
         self.deadline.disarm()
+        self.begin_turn()
 
     def info(self) -> ExecutionInfo:
         return ExecutionInfo(
@@ -192,7 +192,7 @@ class Run(Parking):
         if signals.lost:
             self.abandon()
             return
-        self.deadline.answered(self._asked[3], signals.deadline)
+        self._hear_deadline(signals.deadline)
         if signals.signal_seq > self.seen:
             self.seen = signals.signal_seq
             self.inbox.add(signals.events)
@@ -209,11 +209,18 @@ class Run(Parking):
 
     def refreshed(self) -> None:
         """The backend had nothing new for this run."""
-        self.deadline.answered(self._asked[3], self.deadline.stored)
+        self._hear_deadline(self.deadline.stored)
         if self._asked[2] and not self._reason_known:
             self.cancel(None)
         self._caught_up()
         self._look()
+
+    def _hear_deadline(self, stored: int | None) -> None:
+        doubted = self.deadline.in_question
+        if self.deadline.answered(self._asked[3], stored):
+            self.deadline_passed()
+        elif doubted:
+            self._regate()
 
     def drain(self) -> None:
         """The worker stops: finish the steps that run, begin nothing new, give the lease up."""

@@ -120,6 +120,8 @@ class Attempts:
     _patience: float | None = _STUCK
     _is_kept = False
     """Whether a result that comes after the time was over counts all the same."""
+    _is_undone = False
+    """Whether an attempt that is cut off has left nothing behind."""
 
     def __init__(
         self,
@@ -164,10 +166,12 @@ class Attempts:
             # The first attempt begins with its step.
             started = self.first_started if row is None and not self.attempts else run.clock.now()
             until, bounded = self._time_limit()
-            if (until is not None or bounded) and (limit := self._passed(until, bounded, started)) is not None:
+            if (until is not None or bounded) and (limit := await self._passed(until, bounded, started)) is not None:
                 return await self._out_of_time(limit), None
             error, value = await self._attempt(until, bounded)
             finished = run.clock.now()
+            if isinstance(error, _TimedOut) and error.kind == "deadline" and not await run.is_out_of_time():
+                continue  # cut off at once, and a pause has moved the deadline: nothing of it is left
             if error is None:
                 try:
                     return await self._completed(value, finished)
@@ -460,11 +464,14 @@ class Attempts:
             until = later(run.clock.latest(), options.timeout)
         return until, run.deadline.at is not None and not (run.compensating or options.kind == "undo")
 
-    def _passed(self, until: int | None, bounded: bool, now: int) -> _Limit | None:
+    async def _passed(self, until: int | None, bounded: bool, now: int) -> _Limit | None:
         """The sooner of the two, if it is over already."""
         deadline = self.run.deadline
         if bounded and not deadline.held and deadline.at is not None and (until is None or deadline.at < until):
-            return "deadline" if deadline.at <= now else None
+            if deadline.at > now:
+                return None
+            if await self.run.is_out_of_time():
+                return "deadline"
         return "timed_out" if until is not None and until <= now else None
 
     def _exceeded(self, limit: _Limit, attempts: int) -> ZartError:
@@ -491,9 +498,11 @@ class Attempts:
         timer = None if until is None else Timer(self.run.clock, until, partial(expire, "timed_out"))
         # The deadline moves with the pauses that hold the run, so the run tells when it is there.
         end = partial(expire, "deadline")
+        deadline = self.run.deadline
+        limits = deadline.cuts if self._is_undone else deadline.limits
         if bounded:
-            self.run.deadline.limits[end] = None
-            if self.run.overdue:
+            limits[end] = None
+            if self.run.overdue or (self._is_undone and deadline.in_question):
                 end()
         body = loop.create_task(self._guarded(fn))
         try:
@@ -523,7 +532,7 @@ class Attempts:
             self.expired = False
             if timer is not None:
                 timer.cancel()
-            self.run.deadline.limits.pop(end, None)
+            limits.pop(end, None)
             if body.done() and not body.cancelled():
                 body.exception()  # looked at, so that nothing is logged about it
 

@@ -52,6 +52,7 @@ class _Transaction(Attempts):
     # The backend tells how a transaction ended that was cut off: not at all, or with the commit.
     _patience = None
     _is_kept = True
+    _is_undone = True
 
     _stored: StepRow | None
 

@@ -110,6 +110,7 @@ class WakeUps:
         asked, self._asked = self._latest(), {}
         self.busy = True
         try:
+            await self._examine([run for run in asked.values() if run.deadline.in_question])
             news = await self._scheduler.signals([run.watch() for run in asked.values()], self._worker_id)
         except BackendUnavailable as error:
             logger.warning("asking for signals failed, it will be repeated: %s", error)
@@ -126,6 +127,14 @@ class WakeUps:
                 run.refreshed()
             else:
                 run.deliver(signals)
+
+    async def _examine(self, runs: list[Run]) -> None:
+        """Read the pauses for runs whose deadline is in question, before the deadline itself: one that ends in between has moved it."""
+        if not runs:
+            return
+        rules = await self._scheduler.pauses(self._worker_id)
+        if any([run.examine_deadline(rules) for run in runs]):
+            self._pauses_changed()  # claims read them for all runs, one after another: here they might be older than what is known
 
     def _latest(self) -> dict[int, Run]:
         """Of each run that was asked for, the latest claim.
