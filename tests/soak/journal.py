@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from tests.soak.records import Beat, Begin, Line, Round
+from tests.tail import Tail
 
 _BEAT: Final = 1.0
 """Seconds between two signs of life, at least."""
@@ -50,16 +51,8 @@ class Reading:
     """The other end: what is new since the last look, whole lines only."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = 0
+        self._tail = Tail(path)
         self._decoder = msgspec.json.Decoder(Line)
 
     def lines(self) -> list[Line]:
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            new = file.read()
-        new = new[: new.rfind(b"\n") + 1]
-        self._position += len(new)
-        return [self._decoder.decode(line) for line in new.splitlines()]
+        return [self._decoder.decode(line) for line in self._tail.lines()]

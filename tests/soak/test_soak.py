@@ -290,7 +290,7 @@ def test_a_journal_is_read_as_it_grows_and_whole_lines_only(tmp_path: Path) -> N
     assert reading.lines() == []
     journal = Journal(path)
     begin = Begin("a", 1, 2.0, "again", limit=3.0)
-    round_ = Round(name="a", seed=1, took=2.0, replay="again", findings=[Finding("lost", "it")])
+    round_ = Round(name="a", seed=1, took=2.0, replay="again", findings=[Finding("lost", "one line,\u2028of JSON")])
     journal.begin(begin)
     journal.beat("first")
     journal.beat("within the same second")

@@ -12,13 +12,13 @@ from typing import Any, Final, Literal
 from msgspec.structs import replace
 
 from tests.behaviour.programs import Place, until
+from tests.tail import Tail
 from tests.verification.archive import Archive
 from tests.verification.crowd import QUEUE
 from tests.verification.interpreter import cancelled, task_of
 from tests.verification.ledger import again
 from tests.verification.prediction import Prediction, id_of, predict
 from tests.verification.program import Act, Hear, Program, Saga, Sleep, Step, Together, can_begin_anew, can_rerun, draw
-from tests.verification.stage import Tail
 from zart_core import DurableScheduler, ExecutionFinished, ExecutionNotFound
 
 EVERY: Final = 0.4

@@ -9,31 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tests.tail import Tail
+
 Body = tuple[str, str]
 """An execution, and the name of the step whose body runs."""
 
 _LOOK: Final = 0.002
 _STALE: Final = 2.0
 """Seconds after which a body counts as over whose end nobody has told: it was cancelled."""
-
-
-class Tail:
-    """The lines that are added to a ledger from now on, or from its beginning."""
-
-    def __init__(self, path: Path, *, from_now: bool = False) -> None:
-        self._path = path
-        self._position = path.stat().st_size if from_now and path.exists() else 0
-
-    def lines(self) -> list[str]:
-        """What is new, whole lines only."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            new = file.read()
-        new = new[: new.rfind(b"\n") + 1]
-        self._position += len(new)
-        return new.decode().splitlines()
 
 
 class Stage:
