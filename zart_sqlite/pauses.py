@@ -61,7 +61,7 @@ _HELD_FOR: Final = """
         SELECT min(t.created_at) FROM zart_pauses AS t WHERE t.task = a.task AND t.execution_id IS NULL AND t.step IS NULL
     ), :now)) - a.held_at)
 """
-# Parts have their execution's deadline, and keep it, whether they ran, were queued or were held as well.
+# Parts have the deadline of the run that they are parts of, and keep it, whether they ran, were queued or were held as well.
 _RELEASE_PARTS: Final = f"""
     UPDATE zart_active SET deadline = min(zart_active.deadline + held.length, :forever)
     FROM (
@@ -93,7 +93,10 @@ RELEASE: Final = f"""
         SELECT r.run_id, r.queue, (
             SELECT p.rule_id FROM zart_pauses AS p
             WHERE p.execution_id = r.execution_id AND p.step IS NULL AND (p.task IS NULL OR p.task = r.task) LIMIT 1
-        ) AS other, {_HELD_FOR} AS length, r.run < 0 AND rule.value IN (SELECT value FROM json_each(:whole)) AS moved
+        ) AS other, {_HELD_FOR} AS length, r.run < 0 AND EXISTS (
+            SELECT 1 FROM zart_active AS x
+            WHERE x.run_id = a.parent_run AND x.queue = '' AND x.held_by IN (SELECT value FROM json_each(:rules))
+        ) AS moved
         FROM json_each(:rules) AS rule
         CROSS JOIN zart_active AS a INDEXED BY zart_active_held ON a.held_by = rule.value
         CROSS JOIN zart_runs AS r ON r.run_id = a.run_id
@@ -219,7 +222,6 @@ def _end(tx: Transaction, ended: Sequence[PauseRow]) -> None:
         still: int | None = tx.db.execute(_STILL_SINCE, (task,)).fetchone()[0]
         until = now if still is None else min(now, still)
         tx.db.execute(_RELEASE_TASK, {"task": task, "since": since, "until": until, **common})
-    whole = as_json(rule.rule_id for rule in ended if rule.step is None)
-    tx.db.execute(_RELEASE_PARTS, {"rules": whole, **common})
-    tx.db.execute(RELEASE, {"rules": ids, "whole": whole, **common})
+    tx.db.execute(_RELEASE_PARTS, {"rules": ids, **common})
+    tx.db.execute(RELEASE, {"rules": ids, **common})
     tx.happened.ready = tx.happened.pauses = True

@@ -31,6 +31,10 @@ class Long(TaskHandler[str, str]):
         match data:
             case "far":
                 [word] = await ctx.wait_all([ctx.schedule("work", self.work)])
+            case "beside":
+                work = ctx.schedule("work", self.work)
+                end = await ctx.step("end", self.end)
+                return (await ctx.wait_all([work]))[0] + end
             case "timed":
                 word = await ctx.step("work", self.work, timeout="50s")
             case _:
@@ -165,6 +169,30 @@ async def test_time_is_over_later_by_a_pause_that_came_and_went_unheard(
         await engine.client.resume(rule)
         await engine.advance("50s")
         assert (await handle.status()).failure is None
+        if in_time:
+            long.go.set()
+            assert await handle.result("20s") == "work and end"
+        else:
+            await engine.advance("15s")
+            status = await handle.status()
+            assert (status.status, status.failure and status.failure.kind) == ("failed", "deadline")
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_a_scheduled_step_has_the_time_of_its_handler_that_is_held_at_another(
+    replay: Replay, in_time: bool
+) -> None:  # B68, B50
+    long = Long()
+    async with TestEngine(registry_of(long), replay=replay) as engine, alarm(engine):
+        rule = await engine.client.pause(step="end")
+        handle = await engine.start(Long, "beside", execution_id="e")
+        await long.entered.wait()
+        await engine.settle()
+        assert (await handle.status()).status == "paused"
+        await engine.advance("2m")
+        assert (await handle.status()).status == "paused"
+        await engine.client.resume(rule)
+        await engine.advance("50s")
         if in_time:
             long.go.set()
             assert await handle.result("20s") == "work and end"

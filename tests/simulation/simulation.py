@@ -226,7 +226,9 @@ class Simulation:
                 await asyncio.gather(*served)
                 await self.operators.served()
                 # Parts too, which no list shows: one may be left with a worker that has died.
-                while self.store.do(lambda tx: tx.db.execute("SELECT EXISTS (SELECT 1 FROM zart_active)").fetchone()[0]):
+                while self.store.do(
+                    lambda tx: tx.db.execute("SELECT EXISTS (SELECT 1 FROM zart_active)").fetchone()[0]
+                ):
                     await asyncio.sleep(1)
         except TimeoutError:
             for row in (await client.list(status=("scheduled", "running", "waiting", "paused"))).items:

@@ -46,9 +46,10 @@ class Stage:
                     pass
 
     def bodies(self, pid: int) -> set[Body]:
-        """What runs in this process."""
+        """What runs in this process. What another has begun since was lost with a lease, and may go on in a thread."""
         since = time.monotonic() - _STALE
-        return {body for body, began in self._bodies.get(f"{pid}", {}).items() if began > since}
+        mine = self._bodies.get(f"{pid}", {})
+        return {body for body, began in mine.items() if began > since and self._last[body] == f"{pid}"}
 
     def taken(self, bodies: set[Body], pid: int) -> bool:
         """Whether another process has begun any of these since this one did."""

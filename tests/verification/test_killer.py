@@ -9,6 +9,7 @@ from unittest import mock
 
 from tests.behaviour.programs import Place
 from tests.verification.killer import Killer
+from tests.verification.stage import Stage
 
 
 async def test_two_workers_that_are_launched_at_once_write_logs_of_their_own(tmp_path: Path) -> None:
@@ -24,3 +25,13 @@ async def test_two_workers_that_are_launched_at_once_write_logs_of_their_own(tmp
     with mock.patch("asyncio.create_subprocess_exec", begin):
         workers = await asyncio.gather(killer._launch(), killer._launch())
     assert len({worker.said for worker in workers}) == 2
+
+
+def test_a_body_that_another_process_has_begun_since_is_under_way_there_alone(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    stage = Stage(ledger)
+    ledger.write_text("begin p1 0.0 0 7\nbegin p2 0.0 0 7\nlost 7\nbegin p1 0.0 0 8\n")
+    stage.look()
+    assert stage.bodies(7) == {("p2", "0.0")}
+    assert stage.bodies(8) == {("p1", "0.0")}
+    assert not stage.taken(stage.bodies(7), 7)

@@ -23,6 +23,7 @@ from zart_core.records import (
     ClaimedRun,
     PauseRow,
 )
+from zart_core.scheduler import Scheduler
 
 logger = logging.getLogger("zart")
 
@@ -79,6 +80,7 @@ class Ending:
         "gated",
         "halt",
         "inbox",
+        "is_part",
         "journal",
         "loop",
         "overdue",
@@ -112,6 +114,7 @@ class Ending:
         self.attempt = claimed.attempt
         self.data: Any = None  # the decoded input, set by the body
         self.loop = asyncio.get_running_loop()
+        self.is_part = claimed.run < 0
         self.expendable = False
         """Whether it is cut off once it has lost a race: a part, see parts.py."""
 
@@ -287,11 +290,17 @@ class Ending:
         self._regate()
         self.services.refresh(self)
 
-    def examine_deadline(self, rules: Iterable[PauseRow]) -> bool:
+    async def examine_deadline(self, rules: Iterable[PauseRow], scheduler: Scheduler) -> bool:
         """These pauses hold now, read after the deadline was reached. Whether one holds the run, which has not heard of it then."""
-        paused = any(rule.step is None for rule in concerning(rules, self.execution_id, self.claimed.task))
+        rules = concerning(rules, self.execution_id, self.claimed.task)
+        unheard = any(rule.step is None for rule in rules)
+        paused = unheard
+        if rules and not paused and self.is_part:
+            # It has its execution's deadline, and that one's handler may be held at a step.
+            row = await scheduler.get(self.execution_id)
+            paused = row is not None and row.paused_by is not None
         self.deadline.examine(paused)
-        return paused
+        return unheard
 
     async def is_out_of_time(self) -> bool:
         """Whether the deadline that is over by what is known here is over for the backend too. Raises what has stopped the run."""

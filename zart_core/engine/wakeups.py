@@ -133,7 +133,7 @@ class WakeUps:
         if not runs:
             return
         rules = await self._scheduler.pauses(self._worker_id)
-        if any([run.examine_deadline(rules) for run in runs]):
+        if any([await run.examine_deadline(rules, self._scheduler) for run in runs]):
             self._pauses_changed()  # claims read them for all runs, one after another: here they might be older than what is known
 
     def _latest(self) -> dict[int, Run]:

@@ -91,7 +91,7 @@ SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_now bigint := {schema}.now_v1();
-    v_rules bigint[]; v_whole bigint[]; -- and those that hold whole executions
+    v_rules bigint[];
     v_tasks text[]; v_since bigint[];   -- tasks that a rule has held as a whole
     v_until bigint;
     v_locked bigint[];
@@ -100,13 +100,13 @@ BEGIN
     WITH gone AS (
         DELETE FROM {schema}.pauses AS p WHERE p.rule_id = ANY (p_rules) RETURNING p.*
     )
-    SELECT array_agg(g.rule_id), array_agg(g.rule_id) FILTER (WHERE g.execution_id IS NOT NULL AND g.step IS NULL),
+    SELECT array_agg(g.rule_id),
            (SELECT array_agg(t.task ORDER BY t.task) FROM (
                 SELECT DISTINCT h.task FROM gone AS h WHERE h.execution_id IS NULL AND h.step IS NULL) AS t),
            (SELECT array_agg(t.since ORDER BY t.task) FROM (
                 SELECT h.task, min(h.created_at) AS since FROM gone AS h
                 WHERE h.execution_id IS NULL AND h.step IS NULL GROUP BY h.task) AS t)
-      INTO v_rules, v_whole, v_tasks, v_since FROM gone AS g;
+      INTO v_rules, v_tasks, v_since FROM gone AS g;
     IF v_rules IS NULL THEN RETURN 0; END IF;
 
     -- Before the others: as long as a run is held by a rule of its execution, its row tells since when.
@@ -130,13 +130,13 @@ BEGIN
     -- What is still held by another rule of its execution goes over to that one. A deadline is as far away as it was; a run
     -- that never ran gets its deadline when it does, counted from when it could have.
     PERFORM 1 FROM {schema}.active AS a WHERE a.held_by = ANY (v_rules) ORDER BY a.run_id FOR NO KEY UPDATE;
-    -- Parts have their execution's deadline, and keep it, whether they ran, were queued or were held as well. They are younger than
+    -- Parts have the deadline of the run that they are parts of, and keep it, whether they ran, were queued or were held as well. They are younger than
     -- what they are parts of, which starts no others as long as it is locked.
     v_locked := ARRAY(
         SELECT part.run_id FROM {schema}.active AS x
         JOIN {schema}.runs AS r ON r.run_id = x.run_id AND r.run > 0
         JOIN {schema}.runs AS part ON part.execution_id = r.execution_id AND part.run < 0
-        WHERE x.held_by = ANY (v_whole));
+        WHERE x.held_by = ANY (v_rules));
     PERFORM 1 FROM {schema}.active AS a WHERE a.run_id = ANY (v_locked) ORDER BY a.run_id FOR NO KEY UPDATE;
     UPDATE {schema}.active AS a SET deadline = least(a.deadline + greatest(0, v_length.length), v_forever)
     FROM (
@@ -146,7 +146,7 @@ BEGIN
         FROM {schema}.active AS x
         JOIN {schema}.runs AS r ON r.run_id = x.run_id AND r.run > 0
         JOIN {schema}.runs AS part ON part.execution_id = r.execution_id AND part.run < 0
-        WHERE x.held_by = ANY (v_whole) AND x.queue = '' AND NOT EXISTS (
+        WHERE x.held_by = ANY (v_rules) AND x.queue = '' AND NOT EXISTS (
             SELECT 1 FROM {schema}.pauses AS p
             WHERE p.execution_id = r.execution_id AND p.step IS NULL AND (p.task IS NULL OR p.task = r.task))
     ) AS v_length
@@ -164,7 +164,9 @@ BEGIN
         SELECT r.run_id, r.queue, (
             SELECT p.rule_id FROM {schema}.pauses AS p
             WHERE p.execution_id = r.execution_id AND p.step IS NULL AND (p.task IS NULL OR p.task = r.task) LIMIT 1
-        ) AS other, r.run < 0 AND x.held_by = ANY (v_whole) IS TRUE AS moved, least(v_now, (
+        ) AS other, r.run < 0 AND EXISTS (
+            SELECT 1 FROM {schema}.active AS y
+            WHERE y.run_id = x.parent_run AND y.queue = '' AND y.held_by = ANY (v_rules)) AS moved, least(v_now, (
             SELECT min(t.created_at) FROM {schema}.pauses AS t
             WHERE t.task = x.task AND t.execution_id IS NULL AND t.step IS NULL)) - x.held_at AS length
         FROM {schema}.active AS x JOIN {schema}.runs AS r ON r.run_id = x.run_id
