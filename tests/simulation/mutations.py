@@ -19,6 +19,7 @@ from tests.simulation.weather import Weather
 from zart_core.engine import claims as engine_claims
 from zart_core.engine import journal as engine_journal
 from zart_core.engine import steps
+from zart_core.engine.ending import Ending
 from zart_core.records import Flush, Flushed
 from zart_sqlite import (
     claims,
@@ -43,6 +44,7 @@ DEADLY = Weather(faults=0.02, deaths=0.02)
 STRICT = Weather(faults=0.02, cancels=True, notifications=False)
 HELD = Weather(faults=0.02, pauses=True)
 TIDY = Weather(faults=0.02, operators=True, purges=True)
+CUT_OFF = Weather(faults=0.02, breaks=0.02, freezes=True, pauses=True, notifications=False)
 NEW = Weather(faults=0.02, deploys=True)
 LIMITED = Weather(faults=0.02, deaths=0.005, limits=True)
 KEYED = Weather(faults=0.02, keys=True)
@@ -120,6 +122,14 @@ def answers_too_soon() -> Iterator[None]:
 
     with mock.patch.object(engine_journal.Journal, "_persist", persist):
         yield
+
+
+def hasty_deadlines() -> Any:
+    def reached(run: Ending) -> None:
+        run.deadline.disarm()
+        run.deadline_passed()
+
+    return mock.patch.object(Ending, "_deadline_reached", reached)
 
 
 @contextmanager
@@ -257,6 +267,7 @@ MUTATIONS: dict[str, tuple[Callable[[], Any], Weather]] = {
         lambda: mock.patch.object(steps.Attempts, "_previous_details", return_value=None),
         Weather(),
     ),
+    "a deadline that a worker calls over by itself": (hasty_deadlines, CUT_OFF),
     "a patch that is always new": (
         lambda: mock.patch("zart_core.task_context.patched", return_value=True),
         NEW,

@@ -61,6 +61,28 @@ class HeldTimeContract(Contract):
         await hand.record(finish(run))
 
     @on_bench
+    async def test_a_part_keeps_the_deadline_of_its_execution_that_is_held_at_a_step(
+        self, bench: Bench
+    ) -> None:  # B50, B68
+        hand, run = await bench.running("a", timeout=LONG)
+        assert run.deadline is not None
+        for name in ("p", "q"):
+            await hand.record(_bounded(part(run, name), run))
+        [held_part] = await hand.claim(1)
+        rule = await bench.scheduler.pause(pausing(step="x"))
+        await hand.record(held(run, rule, bench.now()))
+        await bench.pass_time()
+        await hand.record(held(held_part, rule, bench.now()))
+        await bench.pass_time()
+        await bench.scheduler.lift(PauseFilter(rule_id=rule))
+        runs = await hand.claim()
+        [deadline] = {run.deadline for run in runs}
+        assert deadline is not None
+        assert deadline >= run.deadline + 2 * LAPSE
+        assert len(runs) == 3
+        await hand.record(*(finish(run) for run in sorted(runs, key=lambda run: run.run)))
+
+    @on_bench
     async def test_the_time_that_pauses_have_in_common_counts_once(self, bench: Bench) -> None:
         hand, run = await bench.running("a", timeout=LONG)
         numbers = itertools.count(1)
