@@ -97,10 +97,20 @@ class Interpreter(TaskHandler[Program, list[str]]):
                 self.write(ctx, "hang")
                 await ctx.wait_for_event("release")
             case "expires":
-                await ctx.wait_for_event("release")
+                await self.outlast(ctx, data)
             case "again" if ctx.attempt == 0:
                 raise Broken("again")
         return words
+
+    async def outlast(self, ctx: TaskContext, data: Program) -> None:
+        """Wait until the deadline."""
+        match data.waits:
+            case "for an event":
+                await ctx.wait_for_event("release")
+            case "in a body":
+                await ctx.step("hour", self.work, Step("hour", ending="overruns"))
+            case "in its handler":
+                await asyncio.sleep(HOUR)
 
     async def on_failure(self, ctx: TaskContext, data: Program, failure: ExecutionFailure) -> list[str]:
         if failure.kind == "cancelled":

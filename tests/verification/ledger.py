@@ -202,7 +202,8 @@ class Account:
                 stopped = position
             elif signal == "cont" and stopped is not None and stopped < got and position < begin.position:
                 lines = self._lines[name, begin.pid]
-                return not any(position < at < begin.position and word not in ("begin", "end") for at, word in lines)
+                if not any(position < at < begin.position and word not in ("begin", "end") for at, word in lines):
+                    return True
         return False
 
     def doubtful(self, begin: Begin) -> bool:

@@ -84,6 +84,7 @@ def predict(name: str, program: Program, *, struck: bool = False, optional: bool
     told.task = {"again": "verified-again", "expires": "verified-timed"}.get(program.ending, "verified")
     if program.ending == "expires":
         told.struck = told.overdue = True
+        told.maybe.add("hour")
     oracle = _Oracle(name, told)
     output: list[str] = []
     for number, block in enumerate(program.blocks):

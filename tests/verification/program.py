@@ -127,12 +127,14 @@ class Program(Struct, frozen=True):
     """What one execution does: a block for each run, with ``continue_as_new`` between them, and how it ends.
 
     ``hangs``: waits for an event that never comes, until it is cancelled. ``rescued``: fails, and ``on_failure`` completes it. ``again``: the
-    handler fails once, and is run again. ``expires``: waits until its deadline, and ``on_failure`` completes it. ``struck``: the driver cancels
-    it whenever it likes. ``round``: how often it was restarted.
+    handler fails once, and is run again. ``expires``: ``waits`` until its deadline, and ``on_failure`` completes it; in a body or in the handler
+    it is held in memory, where nobody but its worker can tell it the time. ``struck``: the driver cancels it whenever it likes. ``round``: how
+    often it was restarted.
     """
 
     blocks: list[list[Act]]
     ending: Literal["completes", "fails", "rescued", "hangs", "again", "expires"] = "completes"
+    waits: Literal["for an event", "in a body", "in its handler"] = "for an event"
     struck: bool = False
     run: int = 1
     round: int = 0
@@ -149,7 +151,7 @@ def draw(dice: random.Random, *, depth: int = MAXIMAL_DEPTH, early: bool = True)
     if ending == "again" and _is_final(blocks[-1]):
         ending = "completes"
     if ending == "expires":  # each run has a deadline of its own
-        return Program(blocks[:1], ending)
+        return Program(blocks[:1], ending, dice.choice(["for an event", "in a body", "in its handler"]))
     return Program(blocks, ending, struck=dice.random() < 0.08)
 
 
