@@ -152,7 +152,7 @@ class Driver:
             )
         if can_begin_anew(program) and dice.random() < 0.25:
             await self._restart(name, replace(program, round=1))
-        elif (steps := can_rerun(program)) and dice.random() < 0.5:
+        elif (steps := can_rerun(program)) and dice.random() < 0.9:
             await self._rerun(name, dice.choice(steps), self.told[name])
 
     async def _ends(self, execution_id: str, name: str) -> None:

@@ -73,9 +73,22 @@ def _no_fence() -> list[AbstractContextManager[Any]]:
 def _no_fence_on_server() -> list[AbstractContextManager[Any]]:
     from zart_postgres import completions
 
-    fence = "AND x.epoch = s.epoch AND x.worker_id IS NOT DISTINCT FROM $1"
-    without = "AND s.epoch IS NOT NULL AND $1::bigint IS NOT NULL"
-    return [replaced(completions, name, fence, without) for name in ("COMPLETE", "COMPLETE_ONE")]
+    found: list[AbstractContextManager[Any]] = []
+    for name in (
+        "COMPLETE",
+        "COMPLETE_OVER",
+        "COMPLETE_ONE",
+        "COMPLETE_ONE_OVER",
+        "COMPLETE_AND_END",
+        "COMPLETE_AND_END_OVER",
+    ):
+        text = getattr(completions, name)
+        for fact in ("s", "f") if "END" in name else ("s",):
+            old = f"AND x.epoch = {fact}.epoch AND x.worker_id IS NOT DISTINCT FROM $1"
+            assert old in text, f"{name} does not say {old!r}"
+            text = text.replace(old, f"AND {fact}.epoch IS NOT NULL AND $1::bigint IS NOT NULL")
+        found.append(mock.patch.object(completions, name, text))
+    return found
 
 
 def _no_wake() -> list[AbstractContextManager[Any]]:
