@@ -21,6 +21,7 @@ from tests.verification.program import (
     Each,
     Fan,
     Hear,
+    Idle,
     Note,
     Once,
     Patch,
@@ -84,6 +85,7 @@ class Interpreter(TaskHandler[Program, list[str]]):
     def __init__(self, place: Place, *, deployed: bool = False) -> None:
         self.place = place
         self.deployed = deployed
+        self.idled: set[tuple[str, str]] = set()
 
     async def run(self, ctx: TaskContext, data: Program) -> list[str]:
         self.write(ctx, "got", f"@version-{data.run}", self.version or "1")
@@ -168,6 +170,8 @@ class Interpreter(TaskHandler[Program, list[str]]):
                 return [act.name]
             case Patch():
                 return [await self.patch(ctx, act)]
+            case Idle():
+                return [await self.idle(ctx, act)]
             case Note():
                 captured = await ctx.capture(act.name, lambda: time.monotonic_ns())
                 now = await ctx.now(f"{act.name}n")
@@ -224,6 +228,16 @@ class Interpreter(TaskHandler[Program, list[str]]):
                 self.write(ctx, "interrupted", act.name)
             case other:
                 return f"{act.name}!{other!r}"
+        return act.name
+
+    async def idle(self, ctx: TaskContext, act: Idle) -> str:
+        # Once in each process: a handler that is replayed often would take too long.
+        key = (id_of(ctx.execution_id, ctx.data), act.name)
+        if key not in self.idled:
+            self.idled.add(key)
+            await asyncio.sleep(act.ms / 1_000)
+        receipt = await ctx.step(act.name, self.work, Step(act.name, 20))
+        self.write(ctx, "got", act.name, receipt.nonce)
         return act.name
 
     async def patch(self, ctx: TaskContext, act: Patch) -> str:

@@ -13,6 +13,7 @@ from tests.verification.program import (
     Each,
     Fan,
     Hear,
+    Idle,
     Note,
     Once,
     Patch,
@@ -184,6 +185,9 @@ class _Oracle:
             case Patch():
                 told.either.append((f"{act.name}old", f"{act.name}new"))
                 told.maybe |= set(told.either[-1])
+                return [act.name]
+            case Idle():
+                told.attempts[act.name] = 1
                 return [act.name]
             case Note():
                 return [act.name]

@@ -106,6 +106,13 @@ class Patch(Struct, frozen=True, tag=True):
     name: str
 
 
+class Idle(Struct, frozen=True, tag=True):
+    """A handler that waits for something of its own, for longer than a lease perhaps, and begins a step then."""
+
+    name: str
+    ms: int
+
+
 class Child(Struct, frozen=True, tag=True):
     """Another execution, waited for, or ``detached``."""
 
@@ -120,7 +127,9 @@ class Note(Struct, frozen=True, tag=True):
     name: str
 
 
-Act = Step | Transaction | Sleep | Hear | Fan | Race | Each | Together | Saga | Child | Note | Once | Beat | Patch
+Act = (
+    Step | Transaction | Sleep | Hear | Fan | Race | Each | Together | Saga | Child | Note | Once | Beat | Patch | Idle
+)
 
 
 class Program(Struct, frozen=True):
@@ -208,6 +217,7 @@ _KINDS = {
     Once: 1,
     Beat: 1,
     Patch: 1,
+    Idle: 1,
 }
 _NESTED = (Together, Saga, Child)
 
@@ -246,6 +256,8 @@ def _act(dice: random.Random, kind: type[Act], name: str, depth: int, early: boo
         return Beat(name, fails, fails + dice.randint(0, 6))
     if kind is Patch:
         return Patch(name)
+    if kind is Idle:
+        return Idle(name, dice.choice([100, 700, 1_300, 1_800]))
     if kind is Together:
         # An early event belongs to the one wait of its name, wherever that lies.
         return Together([_block(dice, f"{name}g{number}", depth - 1, early, most=2) for number in range(2)])
