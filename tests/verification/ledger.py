@@ -208,8 +208,9 @@ class Account:
 
     def doubtful(self, begin: Begin) -> bool:
         """Whether the lease under which this began was lost later, or was about to be."""
+        # Race: a process goes on for a moment after the line that says that it is stopped. What it begins then is known by the `cont`.
         return any(
-            signal in ("lost", "stop", "part") and position > begin.position
+            signal in ("lost", "stop", "cont", "part", "join") and position > begin.position
             for signal, position in self._signals[begin.pid]
         )
 

@@ -189,3 +189,5 @@ def test_more_at_work_than_a_queue_lets_in_is_found_unless_a_lease_was_lost() ->
     assert not list(account(both[0], "end m a 0 7", both[1]).findings(told))
     assert not list(account(both[0], "kill 7", both[1]).findings(told))
     assert not list(account(*both, "lost 7").findings(told))
+    assert not list(account("stop 7", *both, "cont 7", "kill 7").findings(told))
+    assert [finding.kind for finding in account("stop 7", "cont 7", *both).findings(told)] == ["wrong"]
