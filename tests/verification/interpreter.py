@@ -85,7 +85,6 @@ class Interpreter(TaskHandler[Program, list[str]]):
     def __init__(self, place: Place, *, deployed: bool = False) -> None:
         self.place = place
         self.deployed = deployed
-        self.idled: set[tuple[str, str]] = set()
 
     async def run(self, ctx: TaskContext, data: Program) -> list[str]:
         self.write(ctx, "got", f"@version-{data.run}", self.version or "1")
@@ -231,11 +230,11 @@ class Interpreter(TaskHandler[Program, list[str]]):
         return act.name
 
     async def idle(self, ctx: TaskContext, act: Idle) -> str:
-        # Once in each process: a handler that is replayed often would take too long.
-        key = (id_of(ctx.execution_id, ctx.data), act.name)
-        if key not in self.idled:
-            self.idled.add(key)
+        # Until the step was about to begin once: a replay is not held up. One whose time is over there would not come to what it has to undo.
+        gate = f"idled-{id_of(ctx.execution_id, ctx.data)}-{act.name}".replace("/", "_")
+        if not self.place.gate(gate).exists():
             await asyncio.sleep(act.ms / 1_000)
+            self.place.open_gate(gate)
         receipt = await ctx.step(act.name, self.work, Step(act.name, 20))
         self.write(ctx, "got", act.name, receipt.nonce)
         return act.name
