@@ -366,6 +366,45 @@ async def test_a_step_that_was_announced_does_not_begin_after_the_lease(world: W
     assert world.ledger.entries() == ["body"]
 
 
+class Transacting(TaskHandler[None, None]):
+    """A transaction."""
+
+    name = "transacting"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        await ctx.transaction("step", self.work if STORE == "sqlite" else self.work_on_server)
+
+    def work(self, connection: Any) -> None:
+        self.world.ledger.write("body")
+
+    async def work_on_server(self, connection: Any) -> None:
+        self.world.ledger.write("body")
+
+
+@pytest.mark.store
+async def test_a_transaction_on_its_way_to_the_store_does_not_begin_after_the_lease(world: World) -> None:  # B58
+    world.register(Transacting(world))
+    plan = FaultPlan(hang("transact"))
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE) as worker:
+        handle = await world.client.start(Transacting, None)
+        await until(lambda: plan.hanging)
+        tenure = worker.tenure
+        assert tenure is not None
+        plan.add(fail(*UNREACHABLE))
+        await until(lambda: tenure.lease.lapsed)
+        plan.heal()
+        plan.add(fail(*UNREACHABLE))
+        # Everything that can happen now has happened once a timer that starts now is over.
+        await asyncio.sleep(0.2)
+        assert world.ledger.entries() == []
+        plan.heal()
+        await handle.result("20s")
+    assert world.ledger.entries() == ["body"]
+
+
 async def test_a_claim_answered_after_the_lease_starts_no_step(world: World, place: Place) -> None:  # B58
     plan = FaultPlan(hang("claim", moment="after"), fail("heartbeat"), fail("reap"))
     async with world.worker(

@@ -33,6 +33,8 @@ LATE: Final = 30.0
 """Seconds of work in which an execution ends whose deadline has passed, whatever happens to its workers."""
 _SURE: Final = 10.0
 """Seconds of work in which there is a tick of what recurs."""
+_PEACE: Final = 4.0
+"""Seconds after the last blow in which the last workers have come up."""
 _IN_LINE: Final = 5
 """How many executions of the queue with limits there are at once."""
 
@@ -81,6 +83,7 @@ class Driver:
                 group.create_task(self._recur())
                 group.create_task(self._purge())
                 group.create_task(self._operate())
+                group.create_task(self._expire())
                 for number in range(_IN_LINE):
                     group.create_task(self._crowd(number))
                 for _ in range(self._at_once):
@@ -149,7 +152,7 @@ class Driver:
             )
         if can_begin_anew(program) and dice.random() < 0.25:
             await self._restart(name, replace(program, round=1))
-        elif (steps := can_rerun(program)) and dice.random() < 0.5:
+        elif (steps := can_rerun(program)) and dice.random() < 0.9:
             await self._rerun(name, dice.choice(steps), self.told[name])
 
     async def _ends(self, execution_id: str, name: str) -> None:
@@ -235,6 +238,15 @@ class Driver:
             await self._ends(name, name)
             count += 1
         self.done["executions of a queue with limits"] += count
+
+    async def _expire(self) -> None:
+        """Deadlines that pass when no worker is struck any more: nobody but the one that has the run at work tells it the time."""
+        await self.begun.wait()
+        await asyncio.sleep(_PEACE)
+        waits: tuple[Literal["for an event", "in a body", "in its handler"], ...]
+        waits = ("for an event", "in a body", "in its handler")
+        programs = [Program([[Step("0")]], "expires", kind) for kind in waits]
+        await asyncio.gather(*(self._live(f"e{number}", program) for number, program in enumerate(programs)))
 
     # --- operators --------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from tests.verification.program import (
     Each,
     Fan,
     Hear,
+    Idle,
     Note,
     Once,
     Patch,
@@ -97,10 +98,20 @@ class Interpreter(TaskHandler[Program, list[str]]):
                 self.write(ctx, "hang")
                 await ctx.wait_for_event("release")
             case "expires":
-                await ctx.wait_for_event("release")
+                await self.outlast(ctx, data)
             case "again" if ctx.attempt == 0:
                 raise Broken("again")
         return words
+
+    async def outlast(self, ctx: TaskContext, data: Program) -> None:
+        """Wait until the deadline."""
+        match data.waits:
+            case "for an event":
+                await ctx.wait_for_event("release")
+            case "in a body":
+                await ctx.step("hour", self.work, Step("hour", ending="overruns"))
+            case "in its handler":
+                await asyncio.sleep(HOUR)
 
     async def on_failure(self, ctx: TaskContext, data: Program, failure: ExecutionFailure) -> list[str]:
         if failure.kind == "cancelled":
@@ -158,6 +169,8 @@ class Interpreter(TaskHandler[Program, list[str]]):
                 return [act.name]
             case Patch():
                 return [await self.patch(ctx, act)]
+            case Idle():
+                return [await self.idle(ctx, act)]
             case Note():
                 captured = await ctx.capture(act.name, lambda: time.monotonic_ns())
                 now = await ctx.now(f"{act.name}n")
@@ -214,6 +227,16 @@ class Interpreter(TaskHandler[Program, list[str]]):
                 self.write(ctx, "interrupted", act.name)
             case other:
                 return f"{act.name}!{other!r}"
+        return act.name
+
+    async def idle(self, ctx: TaskContext, act: Idle) -> str:
+        # Until the step was about to begin once: a replay is not held up. One whose time is over there would not come to what it has to undo.
+        gate = f"idled-{id_of(ctx.execution_id, ctx.data)}-{act.name}".replace("/", "_")
+        if not self.place.gate(gate).exists():
+            await asyncio.sleep(act.ms / 1_000)
+            self.place.open_gate(gate)
+        receipt = await ctx.step(act.name, self.work, Step(act.name, 20))
+        self.write(ctx, "got", act.name, receipt.nonce)
         return act.name
 
     async def patch(self, ctx: TaskContext, act: Patch) -> str:

@@ -202,13 +202,15 @@ class Account:
                 stopped = position
             elif signal == "cont" and stopped is not None and stopped < got and position < begin.position:
                 lines = self._lines[name, begin.pid]
-                return not any(position < at < begin.position and word not in ("begin", "end") for at, word in lines)
+                if not any(position < at < begin.position and word not in ("begin", "end") for at, word in lines):
+                    return True
         return False
 
     def doubtful(self, begin: Begin) -> bool:
         """Whether the lease under which this began was lost later, or was about to be."""
+        # Race: a process goes on for a moment after the line that says that it is stopped. What it begins then is known by the `cont`.
         return any(
-            signal in ("lost", "stop", "part") and position > begin.position
+            signal in ("lost", "stop", "cont", "part", "join") and position > begin.position
             for signal, position in self._signals[begin.pid]
         )
 

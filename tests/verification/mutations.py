@@ -73,9 +73,22 @@ def _no_fence() -> list[AbstractContextManager[Any]]:
 def _no_fence_on_server() -> list[AbstractContextManager[Any]]:
     from zart_postgres import completions
 
-    fence = "AND x.epoch = s.epoch AND x.worker_id IS NOT DISTINCT FROM $1"
-    without = "AND s.epoch IS NOT NULL AND $1::bigint IS NOT NULL"
-    return [replaced(completions, name, fence, without) for name in ("COMPLETE", "COMPLETE_ONE")]
+    found: list[AbstractContextManager[Any]] = []
+    for name in (
+        "COMPLETE",
+        "COMPLETE_OVER",
+        "COMPLETE_ONE",
+        "COMPLETE_ONE_OVER",
+        "COMPLETE_AND_END",
+        "COMPLETE_AND_END_OVER",
+    ):
+        text = getattr(completions, name)
+        for fact in ("s", "f") if "END" in name else ("s",):
+            old = f"AND x.epoch = {fact}.epoch AND x.worker_id IS NOT DISTINCT FROM $1"
+            assert old in text, f"{name} does not say {old!r}"
+            text = text.replace(old, f"AND {fact}.epoch IS NOT NULL AND $1::bigint IS NOT NULL")
+        found.append(mock.patch.object(completions, name, text))
+    return found
 
 
 def _no_wake() -> list[AbstractContextManager[Any]]:
@@ -353,19 +366,24 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="by default all; a part of a name is enough")
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument(
+        "--enough", type=int, default=None, help="so many seeds that find a mutation; by default all are tried"
+    )
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seconds", type=float, default=30.0, help="for how long programs are started")
     given = parser.parse_args()
     os.environ["ZART_TEST_STORE"] = given.store
     chosen = [name for name in MUTATIONS if not given.names or any(part in name for part in given.names)]
     for name in chosen:
-        found = 0
+        found = tried = 0
         for seed in range(given.first, given.first + given.seeds):
+            if found == given.enough:
+                break
             began = time.monotonic()
-            well, said = search(name, seed, given.seconds)
-            found += well
+            is_found, said = search(name, seed, given.seconds)
+            tried, found = tried + 1, found + is_found
             print(f"  seed {seed}, {time.monotonic() - began:.0f} s: {said}", flush=True)
-        print(f"{given.store}, {name}: {found} of {given.seeds}", flush=True)
+        print(f"{given.store}, {name}: {found} of {tried}", flush=True)
 
 
 if __name__ == "__main__":

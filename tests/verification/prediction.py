@@ -13,6 +13,7 @@ from tests.verification.program import (
     Each,
     Fan,
     Hear,
+    Idle,
     Note,
     Once,
     Patch,
@@ -84,6 +85,7 @@ def predict(name: str, program: Program, *, struck: bool = False, optional: bool
     told.task = {"again": "verified-again", "expires": "verified-timed"}.get(program.ending, "verified")
     if program.ending == "expires":
         told.struck = told.overdue = True
+        told.maybe.add("hour")
     oracle = _Oracle(name, told)
     output: list[str] = []
     for number, block in enumerate(program.blocks):
@@ -183,6 +185,9 @@ class _Oracle:
             case Patch():
                 told.either.append((f"{act.name}old", f"{act.name}new"))
                 told.maybe |= set(told.either[-1])
+                return [act.name]
+            case Idle():
+                told.attempts[act.name] = 1
                 return [act.name]
             case Note():
                 return [act.name]

@@ -106,6 +106,13 @@ class Patch(Struct, frozen=True, tag=True):
     name: str
 
 
+class Idle(Struct, frozen=True, tag=True):
+    """A handler that waits for something of its own, for longer than a lease perhaps, and begins a step then."""
+
+    name: str
+    ms: int
+
+
 class Child(Struct, frozen=True, tag=True):
     """Another execution, waited for, or ``detached``."""
 
@@ -120,19 +127,23 @@ class Note(Struct, frozen=True, tag=True):
     name: str
 
 
-Act = Step | Transaction | Sleep | Hear | Fan | Race | Each | Together | Saga | Child | Note | Once | Beat | Patch
+Act = (
+    Step | Transaction | Sleep | Hear | Fan | Race | Each | Together | Saga | Child | Note | Once | Beat | Patch | Idle
+)
 
 
 class Program(Struct, frozen=True):
     """What one execution does: a block for each run, with ``continue_as_new`` between them, and how it ends.
 
     ``hangs``: waits for an event that never comes, until it is cancelled. ``rescued``: fails, and ``on_failure`` completes it. ``again``: the
-    handler fails once, and is run again. ``expires``: waits until its deadline, and ``on_failure`` completes it. ``struck``: the driver cancels
-    it whenever it likes. ``round``: how often it was restarted.
+    handler fails once, and is run again. ``expires``: ``waits`` until its deadline, and ``on_failure`` completes it; in a body or in the handler
+    it is held in memory, where nobody but its worker can tell it the time. ``struck``: the driver cancels it whenever it likes. ``round``: how
+    often it was restarted.
     """
 
     blocks: list[list[Act]]
     ending: Literal["completes", "fails", "rescued", "hangs", "again", "expires"] = "completes"
+    waits: Literal["for an event", "in a body", "in its handler"] = "for an event"
     struck: bool = False
     run: int = 1
     round: int = 0
@@ -149,7 +160,7 @@ def draw(dice: random.Random, *, depth: int = MAXIMAL_DEPTH, early: bool = True)
     if ending == "again" and _is_final(blocks[-1]):
         ending = "completes"
     if ending == "expires":  # each run has a deadline of its own
-        return Program(blocks[:1], ending)
+        return Program(blocks[:1], ending, dice.choice(["for an event", "in a body", "in its handler"]))
     return Program(blocks, ending, struck=dice.random() < 0.08)
 
 
@@ -206,6 +217,7 @@ _KINDS = {
     Once: 1,
     Beat: 1,
     Patch: 1,
+    Idle: 1,
 }
 _NESTED = (Together, Saga, Child)
 
@@ -244,6 +256,8 @@ def _act(dice: random.Random, kind: type[Act], name: str, depth: int, early: boo
         return Beat(name, fails, fails + dice.randint(0, 6))
     if kind is Patch:
         return Patch(name)
+    if kind is Idle:
+        return Idle(name, dice.choice([100, 700, 1_300, 1_800]))
     if kind is Together:
         # An early event belongs to the one wait of its name, wherever that lies.
         return Together([_block(dice, f"{name}g{number}", depth - 1, early, most=2) for number in range(2)])

@@ -121,6 +121,13 @@ def test_a_body_that_runs_after_its_result_is_doubled_whatever_was_killed() -> N
     assert kinds(*lines, told=STEP) == ["doubled"]
 
 
+def test_a_process_that_was_stopped_on_its_way_to_a_body_begins_it_later_however_often_it_was_stopped_before() -> None:
+    late = "over p", "cont 7", "begin p a 0 7"
+    assert kinds("stop 7", *late, told=STEP) == []
+    assert kinds("stop 7", "cont 7", "lay p b 0 7", "stop 7", *late, told=STEP) == []
+    assert kinds("stop 7", *late[:2], "lay p b 0 7", *late[2:], told=STEP) == ["doubled"]
+
+
 def test_an_attempt_too_few_is_lost_and_one_too_many_is_doubled() -> None:
     assert kinds("begin p a 0 7", "got p a n 7", told=FLAKY) == ["lost"]
     assert kinds("begin p a 0 7", "begin p a 1 7", told=STEP) == ["doubled"]
@@ -182,3 +189,5 @@ def test_more_at_work_than_a_queue_lets_in_is_found_unless_a_lease_was_lost() ->
     assert not list(account(both[0], "end m a 0 7", both[1]).findings(told))
     assert not list(account(both[0], "kill 7", both[1]).findings(told))
     assert not list(account(*both, "lost 7").findings(told))
+    assert not list(account("stop 7", *both, "cont 7", "kill 7").findings(told))
+    assert [finding.kind for finding in account("stop 7", "cont 7", *both).findings(told)] == ["wrong"]

@@ -70,6 +70,9 @@ class _Transaction(Attempts):
             try:
                 row = await run.services.transact(key, work)
                 break
+            except _LapsedError:
+                await self._renewed(tries)
+                continue
             except _RaisedError as raised:
                 return raised.error, None
             except BackendUnavailable:
@@ -93,6 +96,17 @@ class _Transaction(Attempts):
         self._stored = row
         return None, row
 
+    async def _renewed(self, tries: int) -> None:
+        """Wait until the lease is known to hold. Raises what has ended the run, where it is over."""
+        try:
+            await self.run.services.lease.valid()
+        except asyncio.CancelledError:
+            if tries:
+                raise self._unknown() from None
+            raise
+        if self.run.halt is not None:
+            raise self.run.halt
+
     def _unknown(self) -> Halt:
         """A timeout or a cancellation came while nobody knew whether the transaction had taken effect.
 
@@ -102,6 +116,7 @@ class _Transaction(Attempts):
         return self.run.halt or self.run.abandon()
 
     async def _async_work(self, connection: Any) -> StepRow:
+        self._check_lease()
         try:
             value = await self.fn(connection, *self.args)
             return self._finished(value)
@@ -117,12 +132,19 @@ class _Transaction(Attempts):
             return self._finished(self.fn(connection, *self.args))
 
         def work(connection: Any) -> StepRow:
+            self._check_lease()
             try:
                 return context.run(call, connection)
             except BaseException as error:
                 raise _RaisedError(error) from error
 
         return work
+
+    def _check_lease(self) -> None:
+        """Race: the process was stopped since the backend has looked whose the run is, and somebody else may have it. Nothing could be
+        written any more, but the body would begin beside itself."""
+        if self.run.services.lease.lapsed:
+            raise _LapsedError
 
     def _finished(self, value: Any) -> StepRow:
         """The row to store with what the body has written. Raises what undoes both."""
@@ -147,6 +169,10 @@ def _cancellations() -> int:
     """How often the current task was cancelled, whether or not it has heard of it."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
+
+
+class _LapsedError(Exception):
+    """The lease may have passed before the body began: nothing was done."""
 
 
 class _RaisedError(Exception):
