@@ -140,6 +140,8 @@ class Verdict:
             self._judge_output(case, row)
 
     def _judge_missed(self, case: Case, row: Execution) -> None:
+        if self._world.weather.pauses and any(act.kind in ("child", "bad child") for act in case.plan.acts()):
+            return  # a child has inherited the deadline of the time when it was started, and a pause of its parent is none of its own
         if row.deadline is None or row.finished_at is None or row.finished_at < row.deadline:
             self.findings.append(f"{case.name} missed its deadline {row.deadline} at {row.finished_at}")
         elif not self._world.weather.pauses and (row.deadline - row.created_at).total_seconds() != TIMEOUT:

@@ -40,6 +40,7 @@ class Stage:
                     self._bodies.get(pid, {}).pop((execution, step), None)
                 case ["lost", pid]:
                     self.lost[pid] += 1
+                    self._bodies.pop(pid, None)  # another may take them, under no lease of this one
                 case ["kill", pid]:
                     self._bodies.pop(pid, None)
                 case _:

@@ -30,8 +30,13 @@ async def test_two_workers_that_are_launched_at_once_write_logs_of_their_own(tmp
 def test_a_body_that_another_process_has_begun_since_is_under_way_there_alone(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     stage = Stage(ledger)
-    ledger.write_text("begin p1 0.0 0 7\nbegin p2 0.0 0 7\nlost 7\nbegin p1 0.0 0 8\n")
+    ledger.write_text("begin p1 0.0 0 7\nbegin p2 0.0 0 7\nbegin p1 0.0 0 8\n")
     stage.look()
     assert stage.bodies(7) == {("p2", "0.0")}
     assert stage.bodies(8) == {("p1", "0.0")}
     assert not stage.taken(stage.bodies(7), 7)
+    with ledger.open("a") as file:
+        file.write("lost 7\n")
+    stage.look()
+    assert stage.bodies(7) == set()
+    assert stage.bodies(8) == {("p1", "0.0")}

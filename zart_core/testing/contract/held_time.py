@@ -75,12 +75,12 @@ class HeldTimeContract(Contract):
         await hand.record(held(held_part, rule, bench.now()))
         await bench.pass_time()
         await bench.scheduler.lift(PauseFilter(rule_id=rule))
-        runs = await hand.claim()
-        [deadline] = {run.deadline for run in runs}
+        claimed = await hand.claim()
+        [deadline] = {each.deadline for each in claimed}
         assert deadline is not None
         assert deadline >= run.deadline + 2 * LAPSE
-        assert len(runs) == 3
-        await hand.record(*(finish(run) for run in sorted(runs, key=lambda run: run.run)))
+        assert len(claimed) == 3
+        await hand.record(*(finish(each) for each in sorted(claimed, key=lambda each: each.run)))
 
     @on_bench
     async def test_the_time_that_pauses_have_in_common_counts_once(self, bench: Bench) -> None:
