@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import zart_core
-from tests.behaviour.world import World, until
+from tests.behaviour.world import World, registry_of, until
 from zart_core import (
     ExecutionCancelled,
     ExecutionFailed,
@@ -23,6 +23,7 @@ from zart_core import (
     zart_step,
 )
 from zart_core.records import Flush, Flushed
+from zart_core.testing import TestEngine
 
 
 class Trip(TaskHandler[str, str]):
@@ -447,6 +448,50 @@ async def test_a_saga_whose_handler_has_to_be_cancelled_by_force_is_undone(world
         assert await handle.cancel()
         with pytest.raises(ExecutionCancelled):
             await handle.result("30s")
+    assert trip.done == ["hotel", "-hotel"]
+
+
+class Late(Trip):
+    """Waits for something of its own before its saga: in the pass after its deadline for longer than an overdue handler may."""
+
+    name = "late"
+    timeout = "1m"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+        self.waiting, self.go = asyncio.Event(), asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: str) -> None:
+        self.passes += 1
+        if self.passes > 1:
+            self.waiting.set()
+            await self.go.wait()
+        async with ctx.saga():
+            await self.booked(ctx, "hotel")
+            await ctx.wait_for_event("never")
+
+
+async def test_an_overdue_replay_is_not_cancelled_before_it_comes_to_what_it_has_to_undo() -> None:  # B16, B53
+    trip = Late()
+    async with TestEngine(registry_of(trip)) as engine:
+        handle = await engine.start(Late, "")
+        await engine.run_until_waiting(handle)
+        engine.clock.advance(61_000_000)
+        await trip.waiting.wait()
+        tenure = engine._worker.tenure
+        assert tenure is not None
+        [run] = tenure.runs.values()
+
+        async def is_overdue() -> bool:
+            return run.overdue
+
+        await until(is_overdue, "its time is over")
+        run._expel()  # as a second later
+        trip.go.set()
+        with pytest.raises(ExecutionFailed) as failed:
+            await handle.result("20s")
+        assert failed.value.failure.kind == "deadline"
     assert trip.done == ["hotel", "-hotel"]
 
 

@@ -31,6 +31,8 @@ _REFUSALS: Final = 100
 """So many calls after its end are put down to cleaning up; then the handler is cancelled."""
 _GRACE: Final = 5.0
 """Seconds that a handler's ``finally`` blocks have to end once it was told to stop; then it is cancelled."""
+_WAY: Final = 30.0
+"""Seconds that a replay has to come to what its sagas have to undo, once it is over; then the handler is cancelled where it is."""
 
 
 class Ending:
@@ -322,10 +324,11 @@ class Ending:
         # A body that waits for something else than our calls is cancelled, once it had a moment to end by itself.
         self.loop.call_later(1.0, self._expel)
 
-    def _expel(self) -> None:
+    def _expel(self, waited: float = 0.0) -> None:
         """Cancel the task of a handler that goes on after its end."""
-        if self._undoing:
-            self.loop.call_later(1.0, self._expel)
+        # Cancelled before it has come to a saga of an earlier pass, it could not undo what that has done.
+        if self._undoing or (self.replay.owed and waited < _WAY and not self._closed):
+            self.loop.call_later(1.0, self._expel, waited + 1.0)
             return
         if (
             not self._closed
@@ -347,8 +350,9 @@ class Ending:
                     self.execution_id,
                     _REFUSALS,
                 )
-            self._expel()
-        await asyncio.sleep(0)
+            if self._refusals == _REFUSALS or self.expelled:
+                self._expel()
+        await asyncio.sleep(0 if self._refusals < _REFUSALS else 0.01)
 
     def heed(self, rules: Iterable[PauseRow]) -> None:
         """These pauses hold now: from here on no call begins that one of them holds, and what only others held goes on."""
