@@ -130,8 +130,8 @@ BEGIN
     -- What is still held by another rule of its execution goes over to that one. A deadline is as far away as it was; a run
     -- that never ran gets its deadline when it does, counted from when it could have.
     PERFORM 1 FROM {schema}.active AS a WHERE a.held_by = ANY (v_rules) ORDER BY a.run_id FOR NO KEY UPDATE;
-    -- Parts have the deadline of the run that they are parts of, and keep it, whether they ran, were queued or were held as well. They are younger than
-    -- what they are parts of, which starts no others as long as it is locked.
+    -- Parts have the deadline of the run that they are parts of, and keep it, whether they ran, were queued or were held as well. They
+    -- are younger than that run, which starts no others as long as it is locked.
     v_locked := ARRAY(
         SELECT part.run_id FROM {schema}.active AS x
         JOIN {schema}.runs AS r ON r.run_id = x.run_id AND r.run > 0
