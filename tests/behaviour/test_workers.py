@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -329,6 +329,43 @@ async def test_a_body_that_a_thread_has_made_does_not_begin_after_the_lease(worl
         plan.heal()
         await handle.result("20s")
     assert world.ledger.entries() == ["body"]
+
+
+class Making(TaskHandler[None, None]):
+    """Its step's body is made in a thread, and is kept to be looked at."""
+
+    name = "making"
+
+    def __init__(self) -> None:
+        self.entered, self.may_end = threading.Event(), threading.Event()
+        self.bodies: list[Coroutine[Any, Any, None]] = []
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        await ctx.step("step", self.make)
+
+    def make(self) -> Any:
+        self.entered.set()
+        assert self.may_end.wait(20)
+        self.bodies.append(self.body())
+        return self.bodies[-1]
+
+    async def body(self) -> None:
+        pass
+
+
+async def test_a_body_that_a_thread_makes_for_nobody_is_closed(world: World) -> None:  # B57
+    handler = Making()
+    world.register(handler)
+    async with world.worker(lease=LEASE) as worker:
+        handle = await world.client.start(Making, None)
+        await until(handler.entered.is_set)
+        first = worker.tenure
+        assert first is not None
+        first.lease.lose()
+        await until(lambda: not first.runs)
+        handler.may_end.set()
+        await handle.result("20s")
+    assert [inspect.getcoroutinestate(body) for body in handler.bodies] == [inspect.CORO_CLOSED] * 2
 
 
 class Announced(TaskHandler[None, None]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -416,6 +417,18 @@ class Attempts:
 
         thread = self.run.services.threads.submit(within)
         future = asyncio.wrap_future(thread)
+        try:
+            await self._end_of(thread, future)
+        except asyncio.CancelledError:
+            thread.add_done_callback(_unmake)
+            raise
+        error, value = future.result()
+        if error is None and inspect.isawaitable(value):  # a plain function (a lambda, say) that returned a coroutine
+            value = await self._begun(value)
+        return error, value
+
+    async def _end_of(self, thread: Future[Any], future: asyncio.Future[Any]) -> None:
+        """Wait for a thread's end. A thread cannot be cancelled: ``CancelledError`` comes only where nobody would hear of its end."""
         while not future.done():
             try:
                 if self.cancelled is None:
@@ -427,13 +440,9 @@ class Attempts:
             except asyncio.CancelledError as cancelled:
                 if thread.cancel() or self._is_given_up():
                     raise
-                # A thread cannot be cancelled. Its effect is on its way: nothing may follow from the end of this call before that
-                # is there and on record, else it would be done again beside itself, or be missed by a saga.
+                # Its effect is on its way: nothing may follow from the end of this call before that is there and on record, else it
+                # would be done again beside itself, or be missed by a saga.
                 self.cancelled = cancelled
-        error, value = future.result()
-        if error is None and inspect.isawaitable(value):  # a plain function (a lambda, say) that returned a coroutine
-            value = await self._begun(value)
-        return error, value
 
     async def _begun(self, body: Awaitable[Any]) -> Any:
         """The value of a body that a thread has made, and that begins only now. Race: the process was stopped meanwhile, and somebody
@@ -584,6 +593,12 @@ def _call(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[BaseException 
         return None, fn(*args)
     except BaseException as raised:
         return raised, None
+
+
+def _unmake(thread: Future[tuple[BaseException | None, Any]]) -> None:
+    """Nobody waits for this thread any more. If it has made a coroutine, that shall not complain of never having begun."""
+    if not thread.cancelled() and thread.exception() is None and inspect.iscoroutine(made := thread.result()[1]):
+        made.close()
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
