@@ -29,7 +29,7 @@ full_page_writes = off
 max_connections = 100
 shared_buffers = 32MB
 jit = off
-log_min_messages = fatal
+log_min_messages = log
 listen_addresses = ''
 wal_level = replica
 max_wal_senders = 4
@@ -72,6 +72,10 @@ class Server:
 
     def stop(self, mode: str = "immediate") -> None:
         self.run("pg_ctl", "-w", "-D", f"{self.data}", "-m", mode, "stop")
+
+    def said(self) -> str:
+        """The end of its log."""
+        return (self.folder / "log").read_text(errors="replace")[-2_000:]
 
     def run(self, command: str, *arguments: str) -> None:
         pgexec(command, arguments, bin_path=self._bin, user=self._user, cwd=self.folder)
@@ -124,7 +128,8 @@ class Replication:
         async with connected(self.standby.url) as standby:
             await standby.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
             await standby.execute("SELECT pg_reload_conf()")
-            assert await standby.fetchval("SELECT pg_promote(wait_seconds => 30)")
+            promoted = await standby.fetchval("SELECT pg_promote(wait_seconds => 30)")
+            assert promoted, f"the standby was not promoted within 30 s:\n{self.standby.said()}"
 
     async def fail_over(self) -> None:
         await self.kill()

@@ -125,15 +125,25 @@ class Series:
                         break
                     await self._strike()
                 await self._acknowledged(60)
-            finally:
-                self._over = True
-                if self.findings:  # nobody knows whether it ever ends
-                    for task in (loading, *self._waiting.values()):
-                        task.cancel()
-                await asyncio.gather(loading, *self._waiting.values(), return_exceptions=bool(self.findings))
+            except BaseException:
+                # Nobody knows whether there is a server: what this was is to be told, not that its clients have waited in vain.
+                await self._drop(loading)
+                raise
+            self._over = True
+            if self.findings:
+                await self._drop(loading)
+            await asyncio.gather(loading, *self._waiting.values(), return_exceptions=bool(self.findings))
             await self._judge(scheduler)
         self.done["executions"] = len(self._tried)
         self.done["steps"] = len(self.ledger.bodies)
+
+    async def _drop(self, loading: asyncio.Task[None]) -> None:
+        """Wait for no result any more."""
+        self._over = True
+        clients = [loading, *self._waiting.values()]
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
 
     # --- load -------------------------------------------------------------------------------------------------------
 

@@ -206,6 +206,9 @@ class Killer:
         self.at_work.discard(pid)
         self.place.ledger.write(f"stop {pid}")
         await freeze(worker, self.place)
+        stage.look()
+        # What has ended here may be durable, and may begin elsewhere as something else: by a rerun.
+        open_ = bodies & stage.bodies(pid)
         self.done["freezes"] += 1
         if dice.random() < 0.2:
             await asyncio.sleep(LEASE * dice.uniform(0.3, 1.6))
@@ -213,7 +216,7 @@ class Killer:
             await stage.until(lambda: stage.taken(bodies, pid), LEASE * dice.uniform(2.0, 4.0))
             await asyncio.sleep(dice.choice([0.0, 0.0, 0.0, 0.02, 0.2]))
         stage.look()
-        taken, lost = stage.taken(bodies, pid), stage.lost[f"{pid}"]
+        taken, lost = stage.taken(open_, pid), stage.lost[f"{pid}"]
         self.done["freezes until others went on"] += taken
         self.place.ledger.write(f"cont {pid}")
         worker.send(signal.SIGCONT)
