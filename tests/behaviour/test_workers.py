@@ -50,7 +50,7 @@ from zart_core import (
     connect,
 )
 from zart_core.engine.watchdog import Watchdog
-from zart_core.testing.faults import Fault, FaultPlan, FaultyScheduler, fail, hang
+from zart_core.testing.faults import Fault, FaultPlan, FaultyScheduler, NotificationFaults, fail, hang
 
 LEASE = 1.0
 """Seconds of a lease that is to run out."""
@@ -288,6 +288,74 @@ async def test_a_worker_without_its_store_beyond_its_lease_starts_no_step(world:
         plan.heal()
         await handle.result("20s")
     assert sorted(world.ledger.entries()) == ["first", "next", "second"]
+
+
+async def test_a_worker_that_was_deaf_beyond_its_lease_hears_of_pauses_before_it_begins_a_step(
+    world: World,
+) -> None:  # B58, B68
+    handler = Branches(world)
+    world.register(handler)
+    plan = FaultPlan(notifications=NotificationFaults(drop=1.0))
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE) as worker:
+        handle = await world.client.start(Branches, None, execution_id="e")
+        await handler.first_began.wait()
+        tenure = worker.tenure
+        assert tenure is not None
+        plan.add(fail(*UNREACHABLE, "look", "pauses"))
+        await until(lambda: tenure.lease.lapsed)
+        rule = await world.client.pause(execution_id="e")
+        plan.heal()
+        plan.add(fail("claim", "look"))
+        handler.second_may_begin.set()
+        await until(lambda: not tenure.lease.lapsed)
+        # Everything that can happen now has happened once a timer that starts now is over.
+        await asyncio.sleep(0.1)
+        assert world.ledger.entries() == ["first"]
+        plan.heal()
+        handler.first_may_end.set()
+        await world.client.resume(rule)
+        await handle.result("20s")
+    assert sorted(world.ledger.entries()) == ["first", "next", "second"]
+
+
+class Queueing(TaskHandler[None, None]):
+    """Two plain functions for one thread: the second waits for it."""
+
+    name = "queueing"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.entered, self.may_end = threading.Event(), threading.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> None:
+        await asyncio.gather(ctx.step("first", self.first), ctx.step("second", self.second))
+
+    def first(self) -> None:
+        self.entered.set()
+        assert self.may_end.wait(20)
+
+    def second(self) -> None:
+        self.world.ledger.write("second")
+
+
+async def test_a_body_that_waits_for_a_thread_does_not_begin_after_the_lease(world: World) -> None:  # B58
+    handler = Queueing(world)
+    world.register(handler)
+    plan = FaultPlan()
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE, threads=1) as worker:
+        handle = await world.client.start(Queueing, None)
+        await until(handler.entered.is_set)
+        tenure = worker.tenure
+        assert tenure is not None
+        plan.add(fail(*UNREACHABLE))
+        await until(lambda: tenure.lease.lapsed)
+        handler.may_end.set()
+        # Everything that can happen now has happened once a timer that starts now is over.
+        await asyncio.sleep(0.2)
+        assert world.ledger.entries() == []
+        plan.heal()
+        await handle.result("20s")
+    assert world.ledger.entries() == ["second"]
 
 
 class MadeInThread(TaskHandler[None, None]):

@@ -153,6 +153,8 @@ class Claims:
         finally:
             self._asking = False
         if extend is not None:
+            if lease.lapsed:
+                await self._hear()  # as after a heartbeat
             lease.renewed(asked_at)
         self._outlook(outlook)
         if outlook.ready:

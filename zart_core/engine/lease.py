@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from zart_core.errors import BackendUnavailable, LeaseLost
 from zart_core.scheduler import Scheduler
@@ -17,12 +17,21 @@ class Lease:
     """One worker's lease. Only the backend's clock decides that a worker is dead; but a worker that has not reached the backend
     for a whole lease by its own monotonic clock must assume it, and starts no further step until it has heard otherwise."""
 
-    def __init__(self, scheduler: Scheduler, worker_id: int, length: int, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        worker_id: int,
+        length: int,
+        *,
+        on_lost: Callable[[], None],
+        catch_up: Callable[[], Awaitable[None]],
+    ) -> None:
         self._scheduler = scheduler
         self.worker_id = worker_id
         self.length = length
         self._seconds = length / 1_000_000
         self._on_lost = on_lost
+        self._catch_up = catch_up
         self._valid_until = time.monotonic() + self._seconds
         self._renewed: asyncio.Future[None] | None = None
         self.lost = False
@@ -60,6 +69,9 @@ class Lease:
                 continue
             try:
                 await self._scheduler.heartbeat(self.worker_id, self.length)
+                if self.lapsed:
+                    # Race: nobody has missed the worker, and it was deaf meanwhile. What begins now is to know of every pause.
+                    await self._catch_up()
             except LeaseLost:
                 self.lose()
             except BackendUnavailable as error:

@@ -40,6 +40,7 @@ _COROUTINE: Final = inspect.CO_COROUTINE
 _UNKNOWN: Final = frozenset(("interrupted", "timed_out", "deadline"))
 """The failures after which nobody knows whether the body took effect."""
 _Limit = Literal["timed_out", "deadline"]
+_LAPSED: Final = RuntimeError("the lease may have passed before the body began")
 
 Intercept = Callable[[str, str, str, Callable[..., Any]], Callable[..., Any]]
 """For tests: (task, execution id, step, function) to the function that runs instead."""
@@ -158,12 +159,9 @@ class Attempts:
         while True:
             if self.options is not PLAIN:
                 await self._announce()
-                # Race: the process was stopped while that was written, and somebody else may have the run. A drain or a cancellation
-                # that came meanwhile does not matter: the step has begun, on record.
+                # Race: the process was stopped while that was written.
                 if run.halt is not None or run.services.lease.lapsed:
-                    await run.services.lease.valid()
-                    if run.halt is not None:
-                        raise run.halt
+                    await self._still_ours()
             # The first attempt begins with its step.
             started = self.first_started if row is None and not self.attempts else run.clock.now()
             until, bounded = self._time_limit()
@@ -183,6 +181,13 @@ class Attempts:
             done = await self._failed(error, started, finished)
             if done is not None:
                 return done, None
+
+    async def _still_ours(self) -> None:
+        """Wait until the lease is known to hold: the process was stopped on its way to the body, and somebody else may have the run. A
+        drain or a cancellation that came meanwhile does not matter: the attempt has begun."""
+        await self.run.services.lease.valid()
+        if self.run.halt is not None:
+            raise self.run.halt
 
     async def _announce(self) -> None:
         """Make durable what has to be so before an attempt begins."""
@@ -412,17 +417,24 @@ class Attempts:
         # StopIteration cannot be set on a future, and would be lost.
         context = copy_context()
 
-        def within() -> tuple[BaseException | None, Any]:
-            return context.run(_call, fn, self.args)
+        lease = self.run.services.lease
 
-        thread = self.run.services.threads.submit(within)
-        future = asyncio.wrap_future(thread)
-        try:
-            await self._end_of(thread, future)
-        except asyncio.CancelledError:
-            thread.add_done_callback(_unmake)
-            raise
-        error, value = future.result()
+        def within() -> tuple[BaseException | None, Any]:
+            # Race: the process was stopped, or cut off from the store, while this waited for a thread.
+            return (_LAPSED, None) if lease.lapsed else context.run(_call, fn, self.args)
+
+        while True:
+            thread = self.run.services.threads.submit(within)
+            future = asyncio.wrap_future(thread)
+            try:
+                await self._end_of(thread, future)
+            except asyncio.CancelledError:
+                thread.add_done_callback(_unmake)
+                raise
+            error, value = future.result()
+            if error is not _LAPSED:
+                break
+            await self._still_ours()
         if error is None and inspect.isawaitable(value):  # a plain function (a lambda, say) that returned a coroutine
             value = await self._begun(value)
         return error, value
@@ -549,6 +561,9 @@ class Attempts:
         """The body, with whatever it raises as a value: SystemExit in a task would tear down the loop."""
         task = asyncio.current_task()
         try:
+            # Race: the process was stopped before this task had its first turn.
+            if self.run.services.lease.lapsed:
+                await self._still_ours()
             return await self._call(fn)
         except BaseException as raised:
             stopped = isinstance(raised, asyncio.CancelledError) and task is not None and task.cancelling() > 0

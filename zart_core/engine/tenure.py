@@ -87,7 +87,7 @@ class Tenure:
         self.failed = False
         """Whether it ended because one of its duties did, not because it was told to or lost its lease."""
         self.changed = asyncio.Event()
-        self.lease = Lease(scheduler, worker_id, options.lease, self._lost)
+        self.lease = Lease(scheduler, worker_id, options.lease, on_lost=self._lost, catch_up=self._catch_up)
         self.journal = Journal(scheduler, worker_id, on_cancelled=self._cancelled, on_lease_lost=self.lease.lose)
         self.claims = Claims(
             scheduler,
@@ -232,6 +232,11 @@ class Tenure:
                 for run in self.runs.values():
                     run.heed(rules)
             self._pauses = rules
+
+    async def _catch_up(self) -> None:
+        """Hear of the pauses that were made while nothing could be heard."""
+        self._heed(await self._scheduler.pauses(self.worker_id))
+        self.claims.pauses_changed()  # once more: a claim that was asked before may be answered after
 
     def _begin_all(self, claimed: list[ClaimedRun]) -> None:
         if claimed:
