@@ -186,7 +186,7 @@ class Clients:
         self.schedule = await surely(
             lambda: client.recurring("tick", "program", plan, every=EVERY, overlap=overlap, catch_up=catch_up)
         )
-        while not world.over:
+        while not world.over or world.loop.frozen:
             await asyncio.sleep(1)
         await asyncio.sleep(15)
         await surely(lambda: client.stop_recurring("tick"))

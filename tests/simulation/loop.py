@@ -61,6 +61,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Let the process stand still."""
         self._frozen[name] = self._now + seconds
 
+    @property
+    def frozen(self) -> bool:
+        """Whether some process stands still."""
+        return any(until > self._now for until in self._frozen.values())
+
     def thaw(self, name: str) -> None:
         """Let it go on."""
         self._frozen.pop(name, None)
