@@ -65,13 +65,18 @@ class Account:
         self._crashes: list[int] = []
         self._lines: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
         self._host: dict[str, str] = {}
+        self._stopped: dict[str, int] = {}
+        self._thawed: dict[int, int] = {}
+        """First lines of processes that went on, each with the line at which its process was stopped."""
         for position, line in enumerate(entries):
             self._read(position, line.split())
 
-    def _read(self, position: int, words: list[str]) -> None:  # noqa: PLR0912 - a case for each word
+    def _read(self, position: int, words: list[str]) -> None:  # noqa: PLR0912, PLR0915 - a case for each word
         match words:
             case [("kill" | "stop" | "cont" | "term" | "part" | "join" | "lapsed" | "lost") as signal, pid]:
                 self._signals[pid].append((signal, position))
+                if signal == "stop":
+                    self._stopped[pid] = position
                 return
             case ["kept", pid]:
                 self._kept.append(pid)
@@ -121,6 +126,8 @@ class Account:
             case _:
                 raise ValueError(f"line {position} of the ledger makes no sense: {words}")
         self._lines[execution, pid].append((position, words[0]))
+        if pid in self._stopped and self._signals[pid][-1][0] == "cont":
+            self._thawed[position] = self._stopped.pop(pid)
         if words[0] in ("got", "lay", "woke", "ask", "hang"):
             before = self._host.get(execution, pid)
             self.failovers += before != pid and any(at < position for _, at in self._signals[before])
@@ -249,6 +256,10 @@ class Account:
     def _explained(self, key: Key, what: str, first: Begin, second: Begin, told: Prediction) -> Iterator[Finding]:
         name, step = key
         cause = self._cut_off(key, first, second, told) or ("handler run again" if step in told.anew else None)
+        if cause is None and self._thawed.get(second.position, first.position) < first.position:
+            # Only the very line that it was about to write when it was stopped: between the last look at the lease and the body's
+            # first line no engine can help.
+            cause = "frozen on its way to the body"
         self.repeats[cause or "unexplained"] += 1
         if cause is None:
             yield Finding(

@@ -122,6 +122,9 @@ def test_a_body_that_runs_after_its_result_is_doubled_whatever_was_killed() -> N
 
 
 def test_a_process_that_was_stopped_on_its_way_to_a_body_begins_it_later_however_often_it_was_stopped_before() -> None:
+    assert kinds("stop 8", "begin p a 0 7", "cont 8", "begin p a 0 8", told=STEP) == []
+    assert kinds("stop 8", "begin p a 0 7", "cont 8", "ask p b 0 8", "begin p a 0 8", told=STEP) == ["doubled"]
+    assert kinds("begin p a 0 7", "stop 8", "cont 8", "begin p a 0 8", told=STEP) == ["doubled"]
     late = "over p", "cont 7", "begin p a 0 7"
     assert kinds("stop 7", *late, told=STEP) == []
     assert kinds("stop 7", "cont 7", "lay p b 0 7", "stop 7", *late, told=STEP) == []

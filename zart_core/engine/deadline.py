@@ -83,8 +83,8 @@ class Deadline:
             self._timer = None
 
     def reach(self) -> None:
-        """The time is over by what is known here: is it?"""
-        if self._verdict is None and self._armed:
+        """If the time is over by what is known here: is it?"""
+        if self._verdict is None and self._armed and self.is_over:
             self._verdict = asyncio.get_running_loop().create_future()
             self._reached()
             for cut in list(self.cuts):
@@ -156,5 +156,4 @@ class Deadline:
 
     def _strike(self) -> None:
         self._timer = None
-        if not self.held:
-            self.reach()
+        self.reach()
