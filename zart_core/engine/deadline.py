@@ -148,8 +148,8 @@ class Deadline:
         if (moved or ended) and self._armed:
             self.arm()
         elif self._unpaused:
-            # No pause held the run when they were read, after the time was over, and the deadline, read after them, was not moved by
-            # one that had ended. One that was made since is later than the deadline.
+            # Race: pauses come and go meanwhile. None held the run when they were read, after the time was over, and the deadline, read after
+            # them, was not moved by one that had ended. One that was made since is later than the deadline.
             self._settle()
             return True
         return False

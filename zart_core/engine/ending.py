@@ -352,6 +352,7 @@ class Ending:
                 )
             if self._refusals == _REFUSALS or self.expelled:
                 self._expel()
+        # A handler that may not be cancelled yet, and goes on calling, is not to keep a processor busy meanwhile.
         await asyncio.sleep(0 if self._refusals < _REFUSALS else 0.01)
 
     def heed(self, rules: Iterable[PauseRow]) -> None:

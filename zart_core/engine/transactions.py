@@ -97,15 +97,13 @@ class _Transaction(Attempts):
         return None, row
 
     async def _renewed(self, tries: int) -> None:
-        """Wait until the lease is known to hold. Raises what has ended the run, where it is over."""
+        """The lease holds, on return. A cancellation does not tell what became of earlier ``tries``."""
         try:
-            await self.run.services.lease.valid()
+            await self._still_ours()
         except asyncio.CancelledError:
             if tries:
                 raise self._unknown() from None
             raise
-        if self.run.halt is not None:
-            raise self.run.halt
 
     def _unknown(self) -> Halt:
         """A timeout or a cancellation came while nobody knew whether the transaction had taken effect.
