@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from zart_core import (
     TaskRegistry,
     zart_step,
 )
+from zart_core.engine import steps
+from zart_core.engine.blocks import Blocks
 from zart_core.records import Flush, Flushed
 from zart_core.testing import TestEngine
 
@@ -420,6 +423,84 @@ async def test_a_saga_that_a_timeout_cuts_off_is_undone(world: World) -> None:
     assert failure.error.type == "TimeoutError"
     assert TRIES == ["hotel"] * 3
     # The undos took more than one pass: the later ones begin nothing in the block, and the limit ends it again.
+    assert trip.begun == 1
+
+
+class Once(InTime):
+    """Its limit strikes in one pass only, so long after the execution was started."""
+
+    name = "once"
+
+    async def run(self, ctx: TaskContext, data: str) -> str:
+        await ctx.sleep("a while", data)
+        async with asyncio.timeout(None if self.begun else 0.05), ctx.saga():
+            await ctx.step("hotel", self.book, "hotel", undo=sleepy_bank)
+            await ctx.step("flight", self.forever)
+        return "booked"
+
+
+@zart_step("sleepy-bank", retry="fixed(9, 100ms)")
+async def sleepy_bank(what: str) -> None:
+    """Fails once, and waits for longer than an idle execution stays in memory."""
+    TRIES.append(what)
+    if len(TRIES) == 1:
+        raise ConnectionError("the bank is asleep")
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For how many seconds something was waited for in a saga's block."""
+    waited: list[float] = []
+    change = Blocks.change
+
+    async def told(blocks: Blocks, *others: asyncio.Future[Any], timeout: float | None = None) -> None:
+        if timeout is not None:
+            waited.append(timeout)
+        await change(blocks, *others, timeout=timeout)
+
+    monkeypatch.setattr(Blocks, "change", told)
+    monkeypatch.setattr(steps, "_STUCK", 0.1)
+    return waited
+
+
+async def test_a_limit_is_waited_for_again_no_longer_than_the_pass_had_lived_that_it_ended(
+    patience: list[float],
+) -> None:
+    TRIES.clear()
+    trip = Once()
+    async with TestEngine(registry_of(trip)) as engine:
+        handle = await engine.start(Once, "1d")
+        await engine.run_until_waiting(handle)
+        await engine.advance("1d")
+        await until(partial(waits, handle), "the undo has failed")
+        await engine.advance("1s")
+        with pytest.raises(ExecutionFailed):
+            await handle.result("20s")
+    assert TRIES == ["hotel"] * 2
+    assert trip.begun == 1
+    # By the engine's clock the execution is a day old, and the pass took no time at all.
+    assert 0 < max(patience) <= 0.1
+
+
+async def test_a_drain_waits_for_no_limit_of_the_users(
+    world: World, patience: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:  # B58
+    TRIES.clear()
+    world.register(trip := Once())
+
+    async def is_patient() -> bool:
+        return bool(patience)
+
+    monkeypatch.setattr(steps, "_STUCK", 30.0)
+    async with world.worker(drain_timeout="30s"):
+        handle = await world.client.start(Once, "1ms")
+        await until(is_patient, "the limit is waited for")
+    assert (await handle.status()).waiting_on is not None
+    monkeypatch.setattr(steps, "_STUCK", 0.1)
+    async with world.worker():
+        with pytest.raises(ExecutionFailed):
+            await handle.result("30s")
+    assert TRIES == ["hotel"] * 2
     assert trip.begun == 1
 
 

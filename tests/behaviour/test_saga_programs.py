@@ -199,7 +199,7 @@ async def run_programs(world: World, seed: int, count: int, *, restarts: bool) -
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), rnd.random() * lives if restarts else None)
             # A replay whose saga a timeout of its own has failed waits for that up to a second: some worker has to live that long.
-            lives *= 1.05
+            lives *= 1.1
 
     worker = asyncio.create_task(work())
     try:

@@ -131,7 +131,7 @@ class Proof:
                         f"{execution}: attempt {first.attempt} of step {step} ran at line {first.position} (process {first.pid}) and "
                         f"again at line {second.position} (process {second.pid}), though the first was neither killed nor stopped"
                     )
-                elif second.attempt < first.attempt:
+                elif second.attempt < first.attempt and not self._thawed_into(second, first.position):
                     yield f"{execution}: step {step} forgot attempt {first.attempt}, line {second.position}"
 
     def _cut_off(self, first: Begin, before: int) -> bool:

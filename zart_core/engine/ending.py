@@ -86,6 +86,7 @@ class Ending:
         "journal",
         "loop",
         "overdue",
+        "pass_began",
         "payloads",
         "published",
         "released",
@@ -139,6 +140,7 @@ class Ending:
         self._pauses: tuple[PauseRow, ...] = ()  # rules that hold calls of this run
         self.turn: int = 0
         """Counts the passes through the handler and on_failure. A call belongs to the one whose context it is made with."""
+        self.pass_began = claimed.started_at
         self._ending = False  # a pass has ended, and the calls that it left behind have not
         self._quiet: asyncio.Future[None] | None = None
         self._impatient = False

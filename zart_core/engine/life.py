@@ -42,12 +42,11 @@ _SET_ASIDE: Final = 5_000_000
 class Life:
     """From a claim to the end of its lease: finished, suspended or lost."""
 
-    __slots__ = ("_error", "_pass_began", "run")
+    __slots__ = ("_error", "run")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._error: BaseException | None = None  # what the last pass raised
-        self._pass_began = run.claimed.started_at
 
     async def drive(self) -> None:
         """Run the handler to one of its ends. Never raises but for ``CancelledError`` of the task itself."""
@@ -98,7 +97,6 @@ class Life:
         """One pass through the handler: its encoded output, or why it failed or goes no further. Raises only ``Halt``."""
         run = self.run
         run.begin_turn()
-        self._pass_began = run.clock.now()
         try:
             output = await run.body.run(run)
             if run.branches:
@@ -235,7 +233,7 @@ class Life:
         run = self.run
         now = run.clock.now()
         error = failures.encode_info(failure.error)
-        attempt = AttemptRow("", 0, run.attempt + 1, self._pass_began, now, error, run.services.worker_id, run.attempt)
+        attempt = AttemptRow("", 0, run.attempt + 1, run.pass_began, now, error, run.services.worker_id, run.attempt)
         run.attempt += 1
         retry = RetryFact(run.run_id, run.epoch, run.attempt, run.replay.undone())
         await run.durable(run.journal.retry(retry, AttemptFact(run.run_id, run.epoch, attempt)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop
 from types import CodeType
@@ -67,7 +68,7 @@ class Replay:
         """When each step began that is recorded, may have to be undone, and was not met in this pass."""
         self._due = self._in_order_of_begin()
         self.undoing = self._begun_undo()
-        """When an earlier pass began to undo something; ``None``: none did."""
+        """How old, in microseconds, the earlier pass was that began to undo something, infinite when that is not known; ``None``: none did."""
 
     @property
     def active(self) -> bool:
@@ -178,11 +179,11 @@ class Replay:
         """Whether a step is recorded that a saga may have to undo."""
         return bool(self._owed())
 
-    def _begun_undo(self) -> int | None:
-        return min(
-            (row.started_at for row in self._rows.values() if row.kind == "undo" and self._can_be_met(row)),
-            default=None,
-        )
+    def _begun_undo(self) -> float | None:
+        undos = [row for row in self._rows.values() if row.kind == "undo" and self._can_be_met(row)]
+        if not undos:
+            return None
+        return max((age for row in undos if (age := pass_age(row.details)) is not None), default=math.inf)
 
     def owes(self, before: int | None, *, compensating: bool, ties: bool = True) -> bool:
         """Whether this pass has still to meet a step that may have to be undone, and began before ``before`` (``None``: at all).
@@ -296,6 +297,21 @@ def generation_of(row: StepRow) -> int | None:
     if details is None or row.status != "completed" or not details.startswith(_UNDOABLE):
         return None
     return int(details.removeprefix(_UNDOABLE))
+
+
+_PASS_AGE = b"pass:"
+
+
+def details_of_undo(age: int) -> bytes:
+    """The ``details`` of an undo, as long as it has no heartbeat's: how old the pass was that planned it, in microseconds."""
+    return _PASS_AGE + str(age).encode()
+
+
+def pass_age(details: bytes | None) -> int | None:
+    """What :func:`details_of_undo` has stored; ``None`` in any other details."""
+    if details is None or not details.startswith(_PASS_AGE) or not (age := details.removeprefix(_PASS_AGE)).isdigit():
+        return None
+    return int(age)
 
 
 def undo_key(name: str, ordinal: int, generation: int) -> Key:

@@ -47,6 +47,7 @@ class Run(Parking):
 
     def begin_turn(self) -> None:
         """A pass through the handler, or through on_failure, begins."""
+        self.pass_began = self.clock.now()
         self._ending = False
         self._concurrent = self._impatient = False
         self.blocks.clear()
@@ -226,4 +227,5 @@ class Run(Parking):
         """The worker stops: finish the steps that run, begin nothing new, give the lease up."""
         self._draining = True
         self.gated = True
+        self.blocks.changed()
         self._look()

@@ -21,7 +21,7 @@ from zart_core import failure as failures
 from zart_core.engine.blocks import Block, check_block, current_block
 from zart_core.engine.halt import Halt, being_closed
 from zart_core.engine.races import settle_for_undo
-from zart_core.engine.replay import KEPT, Key, generation_of, undo_key
+from zart_core.engine.replay import KEPT, Key, details_of_undo, generation_of, pass_age, undo_key
 from zart_core.engine.steps import Attempts, StepOptions, run_step, stored_value
 from zart_core.errors import DeadlineExceeded, ExecutionCancelled, NonDeterminismError, ZartError
 from zart_core.records import StepFact, StepRow
@@ -287,6 +287,19 @@ async def take_back(run: Run, outer: Block | None, cause: BaseException | None) 
                 run.blocks.close(block, "failed")
 
 
+class _Attempts(Attempts):
+    """Of an undo. Its row tells how old the pass was that has planned it, unless a heartbeat has taken the place."""
+
+    __slots__ = ()
+
+    def _previous_details(self, details: bytes) -> Any:
+        return None if pass_age(details) is not None else super()._previous_details(details)
+
+    def _completed_row(self, output: bytes, finished: int) -> StepRow:
+        row = super()._completed_row(output, finished)
+        return row if pass_age(self.details) is None else replace(row, details=self.details)
+
+
 def _newest_first(undo: tuple[int, Undo]) -> tuple[int, int]:
     return -(undo[1].row.finished_at or 0), -undo[0]
 
@@ -311,7 +324,8 @@ async def _plan(run: Run, undos: Iterable[Undo]) -> None:
         # The row of one that may run at most once says that it has begun.
         if run.replay.get(*undo.key) is None and not undo.options.at_most_once:
             now = run.clock.now()
-            row = StepRow(*undo.key, "undo", "pending", 0, now, worker_id=run.services.worker_id)
+            age = details_of_undo(now - run.pass_began)
+            row = StepRow(*undo.key, "undo", "pending", 0, now, details=age, worker_id=run.services.worker_id)
             recorded = run.journal.step(StepFact(run.run_id, run.epoch, row))
             run.replay.keep(row)
     if recorded is not None:
@@ -333,7 +347,7 @@ async def _run(run: Run, undo: Undo) -> ZartError | None:
                 if run.gated or run.services.lease.lapsed:
                     await run.ready(name)
                 run.replay.leave()
-                attempts = Attempts(run, name, undo.fn, arguments, undo.options, row)
+                attempts = _Attempts(run, name, undo.fn, arguments, undo.options, row)
                 attempts.ordinal = ordinal
                 row, _ = await attempts.finish()
             finally:

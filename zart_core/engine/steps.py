@@ -391,10 +391,9 @@ class Attempts:
         undoing = run.replay.undoing
         if block is not None and undoing is not None and any(saga.is_begun() for saga in block.sagas()):
             # An earlier pass has failed this block, and had not come to this step by then. What ended the block then was no result:
-            # a timeout of the user's own, say. It will come again, in the time it took then at most, or not at all; nothing
-            # new is done before.
-            took = (undoing - run.claimed.started_at) / SECOND
-            until = run.loop.time() + min(_AGAIN, took + _STUCK)
+            # a timeout of the user's own, say, which a pass begins anew. It will come again, in the time which that pass had
+            # taken, or not at all; nothing new is done before.
+            until = run.loop.time() + min(_AGAIN, undoing / SECOND + _STUCK)
             while (left := until - run.loop.time()) > 0:
                 await run.blocks.change(timeout=left)
                 await run.ready(self.name)
