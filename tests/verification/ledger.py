@@ -244,6 +244,8 @@ class Account:
                     second.attempt < first.attempt
                     and step not in told[name].anew
                     and not self._cut_off((name, step), first, second, told[name])
+                    # As in _explained: the very line that a process was about to write when it was stopped.
+                    and self._thawed.get(second.position, first.position) >= first.position
                 ):
                     yield Finding(
                         "wrong", f"{name}: step {step} forgot attempt {first.attempt}, line {second.position}"
