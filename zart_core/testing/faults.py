@@ -284,6 +284,8 @@ class FaultPlan:
         self._faults.clear()
         self._notifications = NotificationFaults()
         self._down = 0
+        # At once, not when each has heard of it: who waits for the next one to hang shall not take these for it.
+        self.hanging = 0
         self._healed.set()
         self._healed = asyncio.Event()
 
@@ -344,7 +346,8 @@ class FaultPlan:
         try:
             await healed.wait()
         finally:
-            self.hanging -= 1
+            if not healed.is_set():  # the call was cancelled
+                self.hanging -= 1
 
     def copies(self) -> int:
         """How often the next notification is heard: 0, 1 or 2 times."""
