@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # Test processes of each part of the suite; two parts run at once.
 WORKERS ?= 2
-# Of the longest part of the tests, which mostly waits.
+# Of the longest part of the tests, and of one that runs alone.
 LONGEST_WORKERS ?= 3
 # What `make bench` is told: --quick, --only W1-postgres, --peer none, ...
 BENCH ?=
@@ -51,21 +51,22 @@ venv: $(VENV)/.stamp ## Make the development environment in .venv
 
 .PHONY: test
 test: $(VENV)/.stamp ## Run every test; the behaviour suite also with a replay at each durable call, and on Postgres
-	# Tests mostly wait, for leases, polls and processes, so two parts run at once. What each has said is shown when it ends.
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-plain test-replay test-postgres16 test-postgres
+	# Some tests wait, for leases, polls and processes, so two parts run at once. What each has said is shown when it ends.
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-plain test-replay test-postgres
 
 # The parts of `make test`. The first takes as long as the others together, and has its storms behind it when the last begins with its own.
-.PHONY: test-plain test-replay test-postgres16 test-postgres
+.PHONY: test-plain test-replay test-postgres
 test-plain: $(VENV)/.stamp
-	$(BIN)/python -m pytest -n $(LONGEST_WORKERS)
+	$(BIN)/python -m pytest -n $(LONGEST_WORKERS) -m "not soak and not oldest"
 # Only what keeps its executions in a store asks how it is to be replayed: the rest has said so itself, and is in the first part.
 test-replay: $(VENV)/.stamp
 	ZART_TEST_REPLAY=always $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
-# The oldest and the newest server at hand; the contract runs on both in the first part already.
-test-postgres16: $(VENV)/.stamp
-	ZART_TEST_STORE=postgres16 $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour -m "store and not soak"
 test-postgres: $(VENV)/.stamp
 	ZART_TEST_STORE=postgres $(BIN)/python -m pytest -n $(WORKERS) tests/behaviour tests/chaos tests/verification -m "store and not soak"
+
+.PHONY: test-oldest
+test-oldest: $(VENV)/.stamp ## Run the contract and the behaviour suite on the oldest Postgres at hand
+	ZART_TEST_STORE=postgres16 $(BIN)/python -m pytest -n $(LONGEST_WORKERS) tests/contract tests/behaviour -m "(oldest or store) and not soak"
 
 .PHONY: check
 check: $(VENV)/.stamp ## Lint, check formatting, types, the layering and the pins

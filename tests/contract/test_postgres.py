@@ -39,10 +39,11 @@ class OnPostgres(SchedulerContract):
             yield PostgresDatabase(url)
 
 
+@pytest.mark.oldest
+@pytest.mark.skipif(len(VERSIONS) == 1, reason="there is one server only")
 class TestOldestPostgres(OnPostgres):
     version = VERSIONS[0]
 
 
-@pytest.mark.skipif(len(VERSIONS) == 1, reason="there is one server only")
 class TestNewestPostgres(OnPostgres):
     version = VERSIONS[-1]
