@@ -700,7 +700,8 @@ async def test_the_deadline_fires_in_the_queue_behind_a_worker_whose_slots_are_a
         handle = await world.client.start(Hurried, None)
         begun = time.monotonic()
         execution = await world.client.wait(handle.execution_id, "10s")
-        assert time.monotonic() - begun < 0.3 + 1.0 + 0.5
+        # The time limit, the sweep after it, and what a busy machine may add.
+        assert time.monotonic() - begun < 0.3 + 1.0 + 2.0
         assert execution.failure is not None
         assert execution.failure.kind == "deadline"
         go.set()

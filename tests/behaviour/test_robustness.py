@@ -524,14 +524,14 @@ async def test_a_client_does_not_wait_again_for_what_its_store_has_waited_for(wo
 
 @SQLITE
 async def test_a_client_waits_for_a_locked_file_as_long_as_max_wait_says(world: World) -> None:  # B61
-    async with connect(world.url, max_wait="300ms") as scheduler:
+    async with connect(world.url, max_wait="600ms") as scheduler:
         with contextlib.closing(sqlite3.connect(world.folder / "zart.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             began = time.monotonic()
-            with pytest.raises(BackendUnavailable, match="locked for 0.3 s") as refusal:
+            with pytest.raises(BackendUnavailable, match="locked for 0.6 s") as refusal:
                 await DurableScheduler(scheduler).start("steps", "data")
             assert refusal.value.waited_out
-            assert time.monotonic() - began < 1.4, "it has waited for it several times"
+            assert time.monotonic() - began < 2.6, "it has waited for it several times"
 
 
 # --- secrets --------------------------------------------------------------------------------------------------------

@@ -829,7 +829,7 @@ async def test_a_worker_that_joins_a_backlog_has_work_within_a_second(world: Wor
             began = time.monotonic()
             async with world.worker(scheduler=scheduler, registry=joining, concurrency=100, poll_interval="60s"):
                 await new.began.wait()
-                assert time.monotonic() - began < 1.0
+                assert time.monotonic() - began < 1.0 + SLACK
                 assert (await world.client.stats()).ready == backlog - 200
                 old.may_end.set()
                 new.may_end.set()
