@@ -29,6 +29,8 @@ AGE: Final = 2.0
 """Seconds after its end at which an execution is purged: whoever waits for it has heard by then."""
 HEARD: Final = 2.0
 """Seconds after which every worker has heard of a pause, or has lost its lease."""
+OVER: Final = 0.5
+"""Seconds after a deadline at which a worker that holds the execution has called it over."""
 LATE: Final = 30.0
 """Seconds of work in which an execution ends whose deadline has passed, whatever happens to its workers."""
 _SURE: Final = 10.0
@@ -72,6 +74,7 @@ class Driver:
         self._number = 0
         self._over = False
         self._purging = asyncio.Lock()
+        self._holding = False  # a rule of the operator's, which moves deadlines when it ends
         self._errands: set[asyncio.Task[None]] = set()
 
     async def drive(self) -> None:
@@ -139,8 +142,9 @@ class Driver:
             await asyncio.sleep(dice.uniform(0, 1.5))
             self.done["cancels"] += await self.client.cancel(name, reason="struck")
         if program.struck or program.ending == "expires":
+            if program.ending == "expires":
+                await self._expired(name)
             # What runs may finish: it is waited for. Races that are not decided by now never are.
-            await asyncio.sleep(2.2 if program.ending == "expires" else 0)
             for member, prediction in self.told[name].family(name):
                 if prediction.struck:
                     self.place.open_gate(cancelled(member))
@@ -154,6 +158,21 @@ class Driver:
             await self._restart(name, replace(program, round=1))
         elif (steps := can_rerun(program)) and dice.random() < 0.9:
             await self._rerun(name, dice.choice(steps), self.told[name])
+
+    async def _expired(self, name: str) -> None:
+        """Return when the deadline of an execution is over, with no rule left that moves it, and known; or when it has ended."""
+        while True:
+            await asyncio.sleep(0.1)
+            holding = self._holding
+            try:
+                execution = await self.client.status(name)
+            except ExecutionNotFound:
+                return
+            if execution.finished_at is not None:
+                return
+            over = execution.deadline is not None and execution.deadline.timestamp() < time.time() - OVER
+            if over and not holding and not self._holding:
+                return
 
     async def _ends(self, execution_id: str, name: str) -> None:
         """Wait for the end of what is told of as ``name``, and see that it is known from then on."""
@@ -271,9 +290,11 @@ class Driver:
             known = [name for name in self.open if "~" not in name and "^" not in name] or ["p1"]
             held = {"execution_id": known, "step": ["*s.0", "*p0", "*w0", "*-1", "*g1.0"], "task": ["verified-again"]}
             filters: dict[str, Any] = {what: dice.choice(held[what])}
+            self._holding = True
             try:
                 rule = await self.client.pause(**filters, reason="an operator")
             except (ExecutionFinished, ExecutionNotFound):
+                self._holding = False
                 self.done["pauses refused"] += 1
                 continue
             self.done["pauses"] += 1
@@ -284,6 +305,7 @@ class Driver:
             await asyncio.sleep(dice.uniform(0.1, 1.0))
             self.place.ledger.write(f"lift {rule}")
             await self.client.resume(rule)
+            self._holding = False
 
     # --- what programs ask for --------------------------------------------------------------------------------------
 
