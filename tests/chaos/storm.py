@@ -81,8 +81,8 @@ class Storm:
             findings = [finding for name in self.programs for finding in await self._recorded(client, name)]
             findings += [*await audited(scheduler), *self._said()]
         assert not findings, "\n".join(findings)
-        # One that is on its way out says of a failover only that its registration is of the past.
-        signs = "has lost its lease", "registered on timeline"
+        # One that is on its way out says of a failover only that its registration is of the past, and may not get to say that it goes.
+        signs = "has lost its lease", "registered on timeline", "its lease will run out"
         lost = (str(process.pid) for process in self._crew if any(sign in process.said for sign in signs))
         return Proof(self.place.ledger.entries(), self.programs, lost)
 

@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 import asyncpg
@@ -25,9 +26,9 @@ _END_ONE: Final = """
 
 
 class Lightning:
-    """The server ends connections: now one of this duty, now one of that. ``note`` is called before each."""
+    """The server ends connections: now one of this duty, now one of that. Each time is within ``note``."""
 
-    def __init__(self, url: str, note: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, url: str, note: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
         self._url = url
         self._note = note
         self.struck: Counter[str] = Counter()
@@ -40,8 +41,8 @@ class Lightning:
                 try:
                     if connection is None:
                         connection = await stack.enter_async_context(connection_to(self._url))
-                    self._note()
-                    self.struck[duty] += len(await connection.fetch(_END_ONE, f"zart {duty}"))
+                    with self._note():
+                        self.struck[duty] += len(await connection.fetch(_END_ONE, f"zart {duty}"))
                 except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                     connection = None  # the server itself is struck
 

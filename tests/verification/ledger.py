@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -61,8 +62,8 @@ class Account:
         self._lay: dict[Key, int] = {}
         self._woke: dict[Key, int] = {}
         self._signals: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        self._blows: list[int] = []
-        self._crashes: list[int] = []
+        self._blows: dict[str, list[list[float]]] = defaultdict(list)
+        """The first and the last line of each, by what it was."""
         self._lines: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
         self._host: dict[str, str] = {}
         self._stopped: dict[str, int] = {}
@@ -99,10 +100,11 @@ class Account:
             case _:
                 pass
         match words:
-            case ["blow", *_]:
-                self._blows.append(position)
-                if "crashes" in words:
-                    self._crashes.append(position)
+            case ["blow", *what]:
+                self._blows[" ".join(what)].append([position, math.inf])
+                return
+            case ["blown", *what]:
+                self._blows[" ".join(what)][-1][1] = position
                 return
             case ["begin", execution, step, attempt, pid]:
                 self.begins[execution, step].append(Begin(position, int(attempt), pid))
@@ -287,12 +289,17 @@ class Account:
         if any(signal == "term" and position < second.position for signal, position in signals):
             # A drain lets bodies come to their end, and keeps what they return while there is a server.
             ended = any(end == key and first.position < at < second.position for at, end in self._ends[first.pid])
-            if not ended or any(first.position < crash < second.position for crash in self._crashes):
+            if not ended or self._struck(first, second, "server crashes"):
                 return "drained"
         # A result is sent again when its connection has ended, but a transaction is undone with it.
-        if key[1] in told.transactions and any(first.position < blow < second.position for blow in self._blows):
+        if key[1] in told.transactions and self._struck(first, second, *self._blows):
             return "connection or server lost"
         return None
+
+    def _struck(self, first: Begin, second: Begin, *kinds: str) -> bool:
+        """Whether one of these blows can have struck between the two."""
+        blows = (blow for kind in kinds for blow in self._blows[kind])
+        return any(begin < second.position and first.position < end for begin, end in blows)
 
     def _began_while_held(self, told: dict[str, Prediction]) -> Iterator[Finding]:
         """Nothing begins that an operator holds, but what cleans up."""

@@ -104,6 +104,9 @@ def test_a_body_that_came_to_its_end_is_not_run_again_by_a_drain_nor_by_a_lost_c
     assert kinds("begin p a 0 7", "blow connections ended", "begin p a 0 8", told=STEP) == ["doubled"]
     booked = predict("p", Program([[Transaction("a", 1)]]))
     assert kinds("begin p a 0 7", "blow connections ended", "begin p a 0 8", told=booked) == []
+    blow = "blow server crashes", "blown server crashes"
+    assert kinds(blow[0], "begin p a 0 7", "begin p a 0 8", blow[1], told=booked) == []
+    assert kinds(*blow, "begin p a 0 7", "begin p a 0 8", told=booked) == ["doubled"]
 
 
 def test_nothing_begins_when_the_end_has_been_told_or_in_a_worker_whose_lease_may_be_over() -> None:

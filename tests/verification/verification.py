@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 from tests.behaviour.programs import Place
@@ -48,22 +48,21 @@ async def verify(
     await make_ledger(place)
     blows: Counter[str] = Counter()
 
-    def note(what: str) -> None:
+    @contextlib.contextmanager
+    def noted(what: str) -> Iterator[None]:
         place.ledger.write(f"blow {what}")
         blows[what] += 1
-
-    def noted(crash: Callable[[], None]) -> Callable[[], None]:
-        def blow() -> None:
-            note("server crashes")
-            crash()
-
-        return blow
+        try:
+            yield
+        finally:
+            # It has struck some time between the two lines.
+            place.ledger.write(f"blown {what}")
 
     weather: list[Weather] = []
     if STORE != "sqlite":
-        weather.append(Lightning(place.url, note=lambda: note("connections ended")))
+        weather.append(Lightning(place.url, note=lambda: noted("connections ended")))
     if crash is not None:
-        weather.append(Crashes(noted(crash), pause=(4.0, 12.0)))
+        weather.append(Crashes(noted("server crashes")(crash), pause=(4.0, 12.0)))
     async with connect(place.url) as scheduler:
         client = DurableScheduler(scheduler)
         driver = Driver(place, client, seed=seed, seconds=seconds, at_once=at_once, programs=at_least)
