@@ -591,6 +591,28 @@ async def test_a_timeout_while_the_store_cannot_be_reached_keeps_nothing(world: 
     assert [step.status for step in (await world.client.history("a")).steps] == ["failed"]
 
 
+async def test_a_transaction_that_a_pause_meets_on_its_way_to_the_store_waits_until_that_is_over(
+    world: World, table: Table
+) -> None:  # B54, B68
+    world.register(Pay(lambda db: insert(db, "paid")))
+    plan = FaultPlan(fail("transact", moment="before"))
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan)) as worker:
+        handle = await world.client.start("pay", execution_id="a")
+        await until(lambda: plan.calls["transact"])
+        rule = await world.client.pause(execution_id="a")
+        tenure = worker.tenure
+        assert tenure is not None
+        await until(lambda: all(run.is_held("pay") for run in tenure.runs.values()))
+        plan.heal()
+        # Held before its body begins, it waits like any call: the run is suspended.
+        await until(lambda: not tenure.runs)
+        assert table.all() == []
+        assert (await handle.status()).status == "paused"
+        await world.client.resume(rule)
+        await handle.result("20s")
+    assert table.all() == ["paid"]
+
+
 @pytest.mark.parametrize("replay", ["cached", "always"])
 async def test_a_replay_runs_no_body_again(world: World, table: Table, replay: str) -> None:  # B9, B54
     world.register(Pays())

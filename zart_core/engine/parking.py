@@ -73,6 +73,10 @@ class Parking(Ending):
             await self._pause(name or "", rule)
             await self.ready(name)  # it is over; whatever else has happened meanwhile
 
+    def is_held(self, name: str) -> bool:
+        """Whether a pause keeps the call ``name`` from starting."""
+        return self._holding(name) is not None
+
     def _holding(self, name: str | None) -> PauseRow | None:
         """The rule that keeps the call ``name`` from starting, if one does."""
         rules = self._pauses

@@ -171,6 +171,9 @@ class Attempts:
             finished = run.clock.now()
             if isinstance(error, _TimedOut) and error.kind == "deadline" and not await run.is_out_of_time():
                 continue  # cut off at once, and a pause has moved the deadline: nothing of it is left
+            if isinstance(error, HeldError):
+                await run.ready(self.name)
+                continue
             if error is None:
                 try:
                     return await self._completed(value, finished)
@@ -583,6 +586,10 @@ class Attempts:
         # Nobody waits for it: when the lease is lost, the next record of this run will say so.
         if self.run.halt is None:
             self.run.journal.details(DetailsFact(self.run.run_id, self.run.epoch, self._row("pending")))
+
+
+class HeldError(Exception):
+    """A pause holds the call of a body that was about to begin: nothing was done."""
 
 
 class _TimedOut(Exception):

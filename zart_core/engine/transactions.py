@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zart_core.ambient import current_step
 from zart_core.engine.halt import Halt
-from zart_core.engine.steps import Attempts, StepOptions, is_async, stored_value, type_of
+from zart_core.engine.steps import Attempts, HeldError, StepOptions, is_async, stored_value, type_of
 from zart_core.errors import BackendUnavailable
 from zart_core.records import StepKey, StepRow
 
@@ -73,6 +73,8 @@ class _Transaction(Attempts):
             except _LapsedError:
                 await self._renewed(tries)
                 continue
+            except HeldError as held:
+                return held, None
             except _RaisedError as raised:
                 return raised.error, None
             except BackendUnavailable:
@@ -114,7 +116,7 @@ class _Transaction(Attempts):
         return self.run.halt or self.run.abandon()
 
     async def _async_work(self, connection: Any) -> StepRow:
-        self._check_lease()
+        self._may_begin()
         try:
             value = await self.fn(connection, *self.args)
             return self._finished(value)
@@ -130,7 +132,7 @@ class _Transaction(Attempts):
             return self._finished(self.fn(connection, *self.args))
 
         def work(connection: Any) -> StepRow:
-            self._check_lease()
+            self._may_begin()
             try:
                 return context.run(call, connection)
             except BaseException as error:
@@ -138,11 +140,14 @@ class _Transaction(Attempts):
 
         return work
 
-    def _check_lease(self) -> None:
+    def _may_begin(self) -> None:
         """Race: the process was stopped since the backend has looked whose the run is, and somebody else may have it. Nothing could be
-        written any more, but the body would begin beside itself."""
+        written any more, but the body would begin beside itself. Or a pause came while the store could not be reached: no try so far
+        has left anything behind, so the call waits like one that has not begun."""
         if self.run.services.lease.lapsed:
             raise _LapsedError
+        if self.run.is_held(self.name):
+            raise HeldError
 
     def _finished(self, value: Any) -> StepRow:
         """The row to store with what the body has written. Raises what undoes both."""
