@@ -150,7 +150,7 @@ async def test_a_first_host_that_is_silent_is_waited_for_once_and_does_not_use_u
         port = silent.sockets[0].getsockname()[1]
         hosts = f"host=127.0.0.1,{d.url.partition('host=')[2]}&port={port},5432"
         several = f"postgresql://postgres@/{urlsplit(d.url).path[1:]}?{hosts}&target_session_attrs=read-write"
-        async with PostgresScheduler(several, connect_timeout="300ms") as scheduler:
+        async with PostgresScheduler(several, connect_timeout="2s") as scheduler:
             hand = await hand_of(scheduler)
             await hand.heartbeat()
             assert await hand.claim() == []
