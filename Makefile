@@ -50,7 +50,7 @@ $(DEMO_VENV)/.postgres: $(DEMO_VENV)/.stamp requirements-dev.txt
 venv: $(VENV)/.stamp ## Make the development environment in .venv
 
 .PHONY: test
-test: $(VENV)/.stamp ## Run every test; the behaviour suite also with a replay at each durable call, and on Postgres
+test: $(VENV)/.stamp ## Run every test on SQLite and the newest Postgres; the behaviour suite also with a replay at each durable call
 	# Some tests wait, for leases, polls and processes, so two parts run at once. What each has said is shown when it ends.
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-plain test-replay test-postgres
 

@@ -122,16 +122,14 @@ class Proof:
         """A body runs once more only when the process that ran it was killed or stopped, or had lost its lease."""
         for (execution, step), begins in self._begins.items():
             for first, second in pairwise(begins):
-                if (
-                    first.attempt == second.attempt
-                    and not self._cut_off(first, second.position)
-                    and not self._thawed_into(second, first.position)
-                ):
+                if self._thawed_into(second, first.position):
+                    continue
+                if first.attempt == second.attempt and not self._cut_off(first, second.position):
                     yield (
                         f"{execution}: attempt {first.attempt} of step {step} ran at line {first.position} (process {first.pid}) and "
                         f"again at line {second.position} (process {second.pid}), though the first was neither killed nor stopped"
                     )
-                elif second.attempt < first.attempt and not self._thawed_into(second, first.position):
+                elif second.attempt < first.attempt:
                     yield f"{execution}: step {step} forgot attempt {first.attempt}, line {second.position}"
 
     def _cut_off(self, first: Begin, before: int) -> bool:

@@ -246,8 +246,7 @@ class Account:
                     second.attempt < first.attempt
                     and step not in told[name].anew
                     and not self._cut_off((name, step), first, second, told[name])
-                    # As in _explained: the very line that a process was about to write when it was stopped.
-                    and self._thawed.get(second.position, first.position) >= first.position
+                    and not self._on_its_way(second, first)
                 ):
                     yield Finding(
                         "wrong", f"{name}: step {step} forgot attempt {first.attempt}, line {second.position}"
@@ -257,12 +256,15 @@ class Account:
                 for first, second in pairwise(begins):
                     yield from self._explained((name, f"undo-{step}"), "the undo", first, second, told[name])
 
+    def _on_its_way(self, begin: Begin, other: Begin) -> bool:
+        """Whether this is the very line that a process was about to write when it was stopped, before the ``other`` began: between the
+        last look at the lease and the body's first line no engine can help."""
+        return self._thawed.get(begin.position, other.position) < other.position
+
     def _explained(self, key: Key, what: str, first: Begin, second: Begin, told: Prediction) -> Iterator[Finding]:
         name, step = key
         cause = self._cut_off(key, first, second, told) or ("handler run again" if step in told.anew else None)
-        if cause is None and self._thawed.get(second.position, first.position) < first.position:
-            # Only the very line that it was about to write when it was stopped: between the last look at the lease and the body's
-            # first line no engine can help.
+        if cause is None and self._on_its_way(second, first):
             cause = "frozen on its way to the body"
         self.repeats[cause or "unexplained"] += 1
         if cause is None:
