@@ -99,6 +99,8 @@ async def claim(db: Session, request: Claim, turns: Turns, known: Known, parked:
             if rows:
                 runs = await _merged(db, request.worker_id, head["first_places"] or (), runs, rows, parked)
             claimed = [run for run in runs if run is not None]
+            if len(claimed) < len(runs):
+                parked(Happened(ready=True))  # others may have their places
             known.claimed(claimed)
             return Claimed(claimed, next_wake, rules)
         # Another scheduler object released for this worker. The claim was refused; this one is not late.

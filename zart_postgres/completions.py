@@ -99,7 +99,7 @@ _COMPLETE_AND_END: Final = f"""
     )
     SELECT (SELECT c.now FROM clock AS c), (SELECT count(*) FROM held AS h),
            (SELECT array_agg(h.run_id) FROM held AS h WHERE h.cancel_requested), ended.runs,
-           CASE WHEN ended.places IS NOT NULL THEN {{schema}}.awaited_v1(ended.places) ELSE false END
+           CASE WHEN ended.places IS NOT NULL THEN nullif({{schema}}.awaited_v1(ended.places), false) ELSE false END
     FROM (
         SELECT array_agg(g.run_id) AS runs, array_agg(g.place) FILTER (WHERE g.place IS NOT NULL) AS places FROM gone AS g
     ) AS ended
@@ -164,7 +164,7 @@ class Recorded(NamedTuple):
     left: frozenset[int]
     cancelled: frozenset[int]
     finished: list[str]
-    ready: bool
+    ready: bool | None  # as in flush.Outcome
 
 
 def split(request: Flush, known: Known) -> tuple[Short | None, Flush | None]:
@@ -239,7 +239,7 @@ async def record(db: Session, worker_id: int, short: Short, known: Known) -> Rec
 
 async def _record(
     db: Session, worker_id: int, short: Short, fresh: bool
-) -> tuple[int, list[int] | None, list[int] | None, bool]:
+) -> tuple[int, list[int] | None, list[int] | None, bool | None]:
     """How many of the steps were recorded, which of the runs were cancelled, which have ended, and whether that made others ready."""
     steps, finishes, _ = short
     by = steps[0].row.worker_id if steps else None

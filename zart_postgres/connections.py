@@ -13,6 +13,7 @@ from zart_postgres.herald import Herald
 from zart_postgres.lanes import Lane
 from zart_postgres.listener import Listener
 from zart_postgres.notices import Notices
+from zart_postgres.vacancies import Vacancies
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Connections:
         self.patient: Final = Lane(database, clock, "patient flush")
         self.lent: Final = Lane(database, clock, "transaction", pool_size, lent=True)
         self.herald: Final = Herald(self.news, database.schema, sender)
+        self.vacancies: Final = Vacancies(self.news)
         self.listener: Final = Listener(database, clock, sender, listen_url, notices.tell, self.herald.send)
         self._deaf = database.pooler and listen_url is None
         self._told = False
@@ -79,6 +81,7 @@ class Connections:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        await self.vacancies.close()
         await self.herald.close()
         if self._listening is not None:
             self._listening.cancel()

@@ -56,10 +56,10 @@ class _Fact(Protocol):
 
 
 class Outcome(NamedTuple):
-    """The answer to a flush, and what others have to be told."""
+    """The answer to a flush, and what others have to be told. ``ready`` is ``None`` where only a look after the commit can tell."""
 
     flushed: Flushed
-    ready: bool
+    ready: bool | None
     signals: list[int]
     finished: list[str]
 
@@ -121,9 +121,10 @@ def _busy(runs: Iterable[int]) -> Outcome:
 
 
 def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    ready = [outcome.ready for outcome in outcomes]
     return Outcome(
         Flushed.together([outcome.flushed for outcome in outcomes]),
-        ready=any(outcome.ready for outcome in outcomes),
+        ready=any(ready) or (None if None in ready else False),
         signals=[run_id for outcome in outcomes for run_id in outcome.signals],
         finished=[execution_id for outcome in outcomes for execution_id in outcome.finished],
     )
@@ -192,7 +193,7 @@ async def _flush(db: Session, request: Flush, patience: int | None) -> Outcome:
     due = any(fact.wake_at is not None and fact.wake_at <= now for fact in request.suspends)
     return Outcome(
         Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled), frozenset(busy)),
-        ready=ready or due,
+        ready=due or ready,
         signals=signals,
         finished=finished,
     )

@@ -222,10 +222,11 @@ async def park(db: Session, held: HeldRun, error: bytes) -> Happened | None:
     ``None``: somebody has locked what that needs, and nothing has been done.
     """
     try:
-        _, ready, signals, finished = await db.row(PARK, *held, error, CANCELLED)
+        _, _, signals, finished = await db.row(PARK, *held, error, CANCELLED)
     except asyncpg.LockNotAvailableError:
         return None
-    return Happened(ready=ready, signals=signals, finished=finished)
+    # It has given its place back, if it had one.
+    return Happened(ready=True, signals=signals, finished=finished)
 
 
 async def release(db: Session, worker_id: int, keep: Sequence[int]) -> Released:

@@ -21,7 +21,7 @@ ANYTHING: Final = Notification(ready=True, signals=None, finished=None, pauses=T
 class Happened:
     """What is to be told, gathered until it is."""
 
-    __slots__ = ("finished", "pauses", "ready", "signals", "ticks")
+    __slots__ = ("finished", "pauses", "ready", "signals", "ticks", "vacated")
 
     def __init__(
         self,
@@ -31,19 +31,24 @@ class Happened:
         finished: Iterable[str] = (),
         ticks: bool = False,
         pauses: bool = False,
+        vacated: Iterable[int] = (),
     ) -> None:
         self.ready = ready
         self.pauses = pauses
         self.signals = set(signals)
         self.finished = set(finished)
         self.ticks = ticks
+        self.vacated = set(vacated)
+        """Runs that may have given back a place in their queue, of which nobody knows yet whether others wait for it."""
 
     def __bool__(self) -> bool:
+        """Whether there is anything to tell."""
         return bool(self.ready or self.signals or self.finished or self.ticks or self.pauses)
 
     def add(self, other: Happened) -> None:
         self.ready = self.ready or other.ready
         self.pauses = self.pauses or other.pauses
+        self.vacated |= other.vacated
         self.signals |= other.signals
         self.finished |= other.finished
         self.ticks = self.ticks or other.ticks

@@ -76,7 +76,8 @@ async def hold(
         patience,
     )
     _, lost, refused, cancelled, ready, busy = row
-    return Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled), frozenset(busy)), Happened(ready=ready)
+    happened = Happened(ready=bool(ready), vacated=once if ready is None else ())
+    return Flushed(frozenset(lost), frozenset(refused), frozenset(cancelled), frozenset(busy)), happened
 
 
 def held(flush: Flush) -> list[SuspendFact]:

@@ -415,7 +415,10 @@ class PostgresScheduler:
         # cancelled when the worker is given up, and then it does not matter what becomes of the connection. Race: the server
         # commits a flush whose caller is gone. Its facts stand, as after a crash; who waits for its ends finds them by polling.
         outcome = await lane.run(self._fenced(flush.worker_id, lambda db: write_facts(db, flush, self._known)))
-        self._tell(calls, Happened(ready=outcome.ready, signals=outcome.signals, finished=outcome.finished))
+        happened = Happened(ready=bool(outcome.ready), signals=outcome.signals, finished=outcome.finished)
+        if outcome.ready is None:
+            happened.vacated.update(fact.run_id for facts in (flush.finishes, flush.suspends) for fact in facts)
+        self._tell(calls, happened)
         return outcome.flushed
 
     def flush_at_once(self, flush: Flush) -> bool:
@@ -600,6 +603,8 @@ class PostgresScheduler:
         return await transactions.join(self._database, self.clock, tx, work, happened)
 
     def _tell(self, calls: Connections, happened: Happened) -> None:
+        if happened.vacated:
+            calls.vacancies.given_back(happened.vacated, lambda: self._tell(calls, Happened(ready=True)))
         if happened:
             self._notices.tell(happened.notification())
             calls.herald.tell(happened)

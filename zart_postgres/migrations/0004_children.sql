@@ -299,7 +299,8 @@ END $$;
 
 -- Moves runs from active to results, answers the calls that await them, and counts their parents down. The caller has locked
 -- all of their rows and those of their parents, and has checked that they may end so. p_children: any of them may be a child.
--- o_ready: a parent has become claimable; o_signals: parents that somebody holds, who has to be told; o_finished: the
+-- o_ready: a parent has become claimable; NULL: places were given back, and whether others wait for them tells only a look after the
+-- commit, see awaited_v1; o_signals: parents that somebody holds, who has to be told; o_finished: the
 -- executions that ended; o_orphaned: runs that ended with open children, which the caller has to cancel.
 CREATE FUNCTION {schema}.end_runs_v1(
     p_runs bigint[], p_statuses text[], p_outputs bytea[], p_errors bytea[], p_children boolean, p_now bigint,
@@ -361,7 +362,7 @@ BEGIN
         DELETE FROM {schema}.active AS a
         USING unnest(p_runs, p_statuses, p_outputs, p_errors) AS f(run_id, status, output, error)
         WHERE a.run_id = f.run_id AND a.run_id = ANY (p_runs)
-        RETURNING a.run_id, a.parent_run, a.started_at, a.deadline, a.attempt, a.version, a.open_children, a.place,
+        RETURNING a.run_id, a.parent_run, a.started_at, a.deadline, a.attempt, a.version, a.open_children, a.place, a.worker_id,
                   a.task, a.queue, f.status, f.output, f.error
     ), kept AS (
         INSERT INTO {schema}.results
@@ -382,7 +383,7 @@ BEGIN
     )
     SELECT array_agg(c.parent_run), array_agg(c.children), array_agg(c.bytes),
            (SELECT array_agg(g.run_id) FROM gone AS g WHERE g.open_children > 0),
-           (SELECT array_agg(g.place) FROM gone AS g WHERE g.place IS NOT NULL)
+           (SELECT array_agg(g.place) FROM gone AS g WHERE g.place IS NOT NULL AND g.worker_id IS NOT NULL)
       INTO v_parents, v_children, v_bytes, o_orphaned, v_places
       FROM counted AS c;
 
@@ -439,7 +440,7 @@ BEGIN
     END IF;
 
     IF v_places IS NOT NULL AND NOT o_ready THEN
-        o_ready := {schema}.awaited_v1(v_places);
+        o_ready := nullif({schema}.awaited_v1(v_places), false);
     END IF;
     SELECT coalesce(array_agg(r.execution_id), '{}') INTO o_finished
     FROM {schema}.runs AS r WHERE r.run_id = ANY (p_runs);
@@ -615,6 +616,7 @@ END $$;
 -- values, retries, the rows that these drop, finishes and suspensions. Each is a statement of its own: parts of one statement
 -- that touch one row do not see each other. p_failure is for children that a finish cancels: see cancelled_v1. p_patience: see
 -- patience_v1. l_: bytes of large results, by run. p_busy: runs of which nothing may be written, as somebody else has them locked; o_busy: these, and more of them.
+-- o_ready: as that of end_runs_v1.
 CREATE FUNCTION {schema}.flush_v1(
     p_worker bigint, p_runs bigint[], p_epochs integer[],
     s_run bigint[], s_name text[], s_ordinal integer[], s_kind text[], s_status text[], s_attempts integer[],
@@ -812,7 +814,7 @@ BEGIN
         GET DIAGNOSTICS v_parked = ROW_COUNT;
         SELECT array_agg(a.place) INTO v_places FROM {schema}.active AS a WHERE a.run_id = ANY (u_run) AND a.place IS NOT NULL;
         IF v_places IS NOT NULL AND NOT o_ready THEN
-            o_ready := {schema}.awaited_v1(v_places);
+            o_ready := nullif({schema}.awaited_v1(v_places), false);
         END IF;
         IF v_parked < cardinality(u_run) THEN
             SELECT o_refused || coalesce(array_agg(a.run_id), '{}') INTO o_refused

@@ -186,15 +186,17 @@ LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+    v_now bigint;
     v_expired bigint[]; v_since bigint[];
     v_wait text := current_setting('lock_timeout');
     v_blocked boolean := false;
 BEGIN
     o_tasks := p_tasks; o_versions := p_versions; o_timeouts := p_timeouts; o_others := false; o_ended := false;
     IF NOT EXISTS (SELECT 1 FROM {schema}.pauses) THEN RETURN; END IF;
+    v_now := {schema}.now_v1();
     SELECT array_agg(p.rule_id), array_agg(p.expires_at) INTO v_expired, v_since
     FROM (
-        SELECT x.rule_id, x.expires_at FROM {schema}.pauses AS x WHERE x.expires_at <= {schema}.now_v1()
+        SELECT x.rule_id, x.expires_at FROM {schema}.pauses AS x WHERE x.expires_at <= v_now
         ORDER BY x.rule_id FOR UPDATE SKIP LOCKED
     ) AS p;
     -- Race: a user's transaction, open for long, has one of a rule's runs locked. A claim does not wait for it: the rule holds on, and
@@ -222,8 +224,8 @@ BEGIN
     SELECT coalesce(jsonb_agg({schema}.rule_v1(p) ORDER BY p.rule_id), '[]')::text INTO o_rules
     FROM {schema}.pauses AS p WHERE p.execution_id IS NULL;
     o_others := EXISTS (SELECT 1 FROM {schema}.pauses AS p WHERE p.execution_id IS NOT NULL);
-    -- What could not be ended now is tried again, but not at once.
-    SELECT min(CASE WHEN p.expires_at <= {schema}.now_v1() THEN {schema}.now_v1() + 100000 ELSE p.expires_at END) INTO o_first_end
+    -- What could not be ended now is tried again, but not at once; what has come to its end only since then, at once.
+    SELECT min(CASE WHEN p.expires_at <= v_now THEN {schema}.now_v1() + 100000 ELSE p.expires_at END) INTO o_first_end
     FROM {schema}.pauses AS p WHERE p.expires_at IS NOT NULL;
 END $$;
 
@@ -322,9 +324,10 @@ BEGIN
           AND (NOT a.cancel_requested OR u.compensating)
           AND (u.waits & 2 = 0 OR a.signal_seq = u.seen)
           AND (u.waits & 4 = 0 OR a.open_children > u.children_left)
-        RETURNING a.run_id, a.wake_at
+        RETURNING a.run_id, a.wake_at, a.place
     )
-    SELECT coalesce(bool_or(parked.wake_at <= o_now), false),
+    -- NULL: as for a flush.
+    SELECT CASE WHEN bool_or(parked.wake_at <= o_now) THEN true WHEN bool_or(parked.place IS NOT NULL) THEN NULL ELSE false END,
            coalesce((SELECT array_agg(h.run_id) FROM unnest(v_held) AS h(run_id)
                      WHERE h.run_id NOT IN (SELECT x.run_id FROM parked AS x)), '{}')
       INTO o_ready, o_refused FROM parked;

@@ -221,11 +221,13 @@ DECLARE
     v_tasks text[]; v_offers integer[]; v_priorities bigint[];
     v_next bigint;
     v_due bigint[]; v_due_offers integer[]; v_parts bigint[];
+    v_lined bigint[]; v_served bigint[];   -- what this claim has put into the line, and what it takes out of it
     v_room integer; v_fresh integer; v_first integer; v_second integer;
     v_again record; v_new record;
 BEGIN
     o_runs := '{}'; o_offers := '{}'; o_priorities := '{}'; o_ranks := '{}'; o_places := '{}'; o_parts := '{}'; o_part_offers := '{}';
     FOR v_queue IN SELECT q.* FROM {schema}.queues AS q WHERE q.name = ANY (p_queues) ORDER BY q.name LOOP
+        v_lined := '{}';
         -- What has become due goes into the line, each run once: there it is found by its key. A thousand at a time.
         WITH RECURSIVE level AS (
             SELECT t.task, t.offer::integer AS offer, l.priority
@@ -279,13 +281,17 @@ BEGIN
                      WHERE d.run_id IN (SELECT unnest(v_parts));
                 END IF;
                 -- With the deadline that its first claim would give it: it may pass before there is a place.
-                UPDATE {schema}.active AS a SET
-                    line = CASE a.epoch WHEN 0 THEN 1 ELSE 2 END,
-                    deadline = CASE WHEN a.epoch = 0 AND a.deadline IS NULL AND p_timeouts[d.offer] IS NOT NULL
-                                    THEN least(a.wake_at + p_timeouts[d.offer], p_forever) ELSE a.deadline END
-                FROM unnest(v_due, v_due_offers) AS d(run_id, offer)
-                WHERE a.run_id = d.run_id AND a.run_id = ANY (v_due)
-                  AND (v_parts IS NULL OR a.run_id NOT IN (SELECT unnest(v_parts)));
+                WITH lined AS (
+                    UPDATE {schema}.active AS a SET
+                        line = CASE a.epoch WHEN 0 THEN 1 ELSE 2 END,
+                        deadline = CASE WHEN a.epoch = 0 AND a.deadline IS NULL AND p_timeouts[d.offer] IS NOT NULL
+                                        THEN least(a.wake_at + p_timeouts[d.offer], p_forever) ELSE a.deadline END
+                    FROM unnest(v_due, v_due_offers) AS d(run_id, offer)
+                    WHERE a.run_id = d.run_id AND a.run_id = ANY (v_due)
+                      AND (v_parts IS NULL OR a.run_id NOT IN (SELECT unnest(v_parts)))
+                    RETURNING a.run_id
+                )
+                SELECT coalesce(array_agg(l.run_id), '{}') INTO v_lined FROM lined AS l;
                 IF cardinality(v_due) = 1000 THEN
                     o_next := p_now;
                 END IF;
@@ -298,9 +304,15 @@ BEGIN
                 SELECT count(*) FROM {schema}.active AS a
                 WHERE a.worker_id IS NOT NULL AND a.place IS NOT NULL AND a.place = v_queue.name)::integer);
         END IF;
-        CONTINUE WHEN v_room <= 0;
+        IF v_room <= 0 THEN
+            IF v_lined <> '{}' THEN
+                o_next := p_now;     -- once more, after the commit: see the race at awaited_v1
+            END IF;
+            CONTINUE;
+        END IF;
         v_again := {schema}.pick_line_v1(v_queue.name, 2, v_queue.served, v_queue.per_key, p_tasks, v_room, '{}');
         v_first := cardinality(v_again.o_runs);
+        v_served := v_again.o_runs;
         v_room := v_room - v_first;
         v_fresh := v_room;
         IF v_queue.rate IS NOT NULL THEN
@@ -313,6 +325,7 @@ BEGIN
             v_new := {schema}.pick_line_v1(
                 v_queue.name, 1, v_queue.served, v_queue.per_key, p_tasks, v_fresh, v_again.o_keys);
             v_second := cardinality(v_new.o_runs);
+            v_served := v_served || v_new.o_runs;
         END IF;
         IF v_queue.rate IS NOT NULL AND v_second >= v_fresh AND v_room > v_second AND EXISTS (
             SELECT 1 FROM {schema}.active AS a
@@ -321,6 +334,10 @@ BEGIN
             -- It is the rate that keeps the next one back: until the oldest start of the period is no more in it.
             o_next := least(o_next, v_queue.period + coalesce(
                 (SELECT min(s.at) FROM {schema}.queue_starts AS s WHERE s.queue = v_queue.name), p_now));
+        END IF;
+        IF v_lined <> '{}' AND (v_queue.concurrency IS NOT NULL OR v_queue.per_key IS NOT NULL)
+           AND NOT v_lined <@ v_served THEN
+            o_next := p_now;         -- likewise
         END IF;
         IF v_first > 0 THEN
             o_runs := o_runs || v_again.o_runs; o_offers := o_offers || v_again.o_offers;
@@ -364,7 +381,12 @@ BEGIN
     WHERE q.name = last.place AND q.served <> last.key;
 END $$;
 
--- Whether others wait for the places that runs of these queues have just given back.
+-- Whether others wait in the line of one of these queues.
+--
+-- Race: a place becomes free while a claim puts a run into the line. Each sees what was before the other's commit: the claim a place that is
+-- taken, and the transaction that gives it back a line in which nobody stands. Each of them looks again after its commit, and one of them
+-- must find the other: the claim by o_next of pick_limited_v1; whoever gives back by asking this once more, see vacancies.py. What is
+-- true already when it is given back needs no second look.
 CREATE FUNCTION {schema}.awaited_v1(p_places text[]) RETURNS boolean LANGUAGE sql STABLE
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
