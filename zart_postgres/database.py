@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
@@ -72,6 +72,31 @@ class OwnConnection(asyncpg.Connection):
 
     timeline = STANDBY
     """The server's as the connection was made. See ``Timelines``."""
+
+    # asyncpg has each connection ask the server what an array of integers is, for each kind of array that it meets, by a query that takes
+    # longer than to connect (its issue 1272). The answer is the same on every server. Should asyncpg ask in another way one
+    # day, this is never called, and each connection asks again.
+    async def _introspect_types(self, typeoids: Iterable[int], timeout: float | None) -> tuple[Any, object]:
+        asked = frozenset(typeoids)
+        types = _builtin_types.get(asked)
+        if types is not None:
+            return types, _NotAsked
+        types, statement = await cast(Any, super())._introspect_types(asked, timeout)
+        if max(asked) < _FIRST_OTHER_TYPE:
+            _builtin_types[asked] = types
+        return types, statement
+
+
+class _NotAsked:
+    """Stands for the statement by which the server was asked: had it no name, asyncpg would prepare its own anew."""
+
+    name = "none"
+
+
+_FIRST_OTHER_TYPE: Final = 10_000
+"""From here on numbers of types differ from server to server: ``FirstGenbkiObjectId`` in Postgres' ``access/transam.h``."""
+_builtin_types: Final[dict[frozenset[int], Any]] = {}
+"""What servers have told of their own types, in this process."""
 
 
 class LentConnection(OwnConnection):

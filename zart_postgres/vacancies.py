@@ -26,7 +26,7 @@ class Vacancies:
 
     def __init__(self, lane: Lane) -> None:
         self._lane: Final = lane
-        self._runs = set[int]()
+        self._runs: set[int] = set()
         self._task: asyncio.Task[None] | None = None
 
     def given_back(self, runs: Iterable[int], tell: Callable[[], None]) -> None:
