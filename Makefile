@@ -3,7 +3,7 @@ PYTHON ?= python3
 # Test processes of each part of the suite; two parts run at once.
 WORKERS ?= 2
 # Of the longest part of the tests, and of one that runs alone.
-LONGEST_WORKERS ?= 3
+LONGEST_WORKERS ?= 4
 # What `make bench` is told: --quick, --only W1-postgres, --peer none, ...
 BENCH ?=
 
