@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.postgres.server import VERSIONS, connection_to, database
+from tests.postgres.server import VERSIONS, audited, connection_to, database, keeper
 from zart_core.testing.contract import Backend, SchedulerContract
 from zart_postgres import PostgresScheduler
 
@@ -21,8 +21,7 @@ class PostgresDatabase(Backend):
         return PostgresScheduler(self.url)
 
     async def audit(self) -> list[str]:
-        async with self.scheduler() as scheduler:
-            return await scheduler.audit()
+        return await audited(self.url)
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
@@ -32,6 +31,10 @@ class PostgresDatabase(Backend):
 
 class OnPostgres(SchedulerContract):
     version: ClassVar[int]
+
+    @classmethod
+    def setup_class(cls) -> None:
+        keeper()  # before the first test, which counts its threads
 
     @contextlib.asynccontextmanager
     async def backend(self) -> AsyncIterator[Backend]:

@@ -126,6 +126,9 @@ async def _counted(data: int, **config: Any) -> dict[str, int]:
         options = WorkerConfig(lease="30s", poll_interval="30s", **config)
         async with Worker(d.scheduler, registry, options):
             await (await client.start(Steps, 1)).result("30s")
+            # When listening begins, anything may have happened, and a worker asks for the signals of what it runs.
+            await asyncio.wait_for((await d.scheduler._use()).listener.listening.wait(), 20)
+            await asyncio.sleep(0)
             with statements_counted() as counts:
                 assert await (await client.start(Steps, data)).result("30s") == data
         return dict(counts)
