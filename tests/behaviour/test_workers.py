@@ -320,6 +320,29 @@ async def test_a_worker_that_was_deaf_beyond_its_lease_hears_of_pauses_before_it
     assert sorted(world.ledger.entries()) == ["first", "next", "second"]
 
 
+async def test_a_worker_that_is_drained_after_its_lease_says_so(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:  # B59
+    handler = Branches(world)
+    world.register(handler)
+    plan = FaultPlan()
+    async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), lease=LEASE) as worker:
+        handle = await world.client.start(Branches, None)
+        await handler.first_began.wait()
+        tenure = worker.tenure
+        assert tenure is not None
+        plan.add(hang("heartbeat", "claim"))
+        await until(lambda: tenure.lease.lapsed)
+        handler.first_may_end.set()
+        await worker.stop()
+        plan.heal()
+    assert "its lease ran out before it was drained" in caplog.text
+    handler.second_may_begin.set()
+    async with world.worker():
+        await handle.result("20s")
+    assert sorted(world.ledger.entries()) == ["first", "next", "second"]
+
+
 class Queueing(TaskHandler[None, None]):
     """Two plain functions for one thread: the second waits for it."""
 

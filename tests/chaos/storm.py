@@ -82,7 +82,7 @@ class Storm:
             findings += [*await audited(scheduler), *self._said()]
         assert not findings, "\n".join(findings)
         # One that is on its way out says of a failover only that its registration is of the past, and may not get to say that it goes.
-        signs = "has lost its lease", "registered on timeline", "its lease will run out"
+        signs = "has lost its lease", "registered on timeline", "its lease will run out", "its lease ran out"
         lost = (str(process.pid) for process in self._crew if any(sign in process.said for sign in signs))
         return Proof(self.place.ledger.entries(), self.programs, lost)
 
@@ -203,6 +203,7 @@ class Storm:
                 "listening for notifications failed, polling goes on",
                 "heartbeat failed",
                 "could not be deregistered, its lease will run out",
+                "its lease ran out before it was drained",
                 "signals failed, it will be repeated",
                 "sweeping failed, it will be repeated",
                 "a standby was promoted, or a backup restored",

@@ -29,13 +29,15 @@ class Recorded(Struct, frozen=True):
 
 
 class Archive:
-    """Executions by the names under which they were told. ``purged``: how many a purge said that it has removed."""
+    """Executions by the names under which they were told. ``purged``: how many a purge said that it has removed. ``blind``: one of them
+    had to wait for so long that it may have removed what had ended meanwhile, and nobody had read."""
 
     def __init__(self, client: DurableScheduler) -> None:
         self._client = client
         self.entries: dict[str, Entry] = {}
         self._rounds: dict[str, tuple[str, int]] = {}
         self.purged = 0
+        self.blind = False
 
     def begin_anew(self, execution_id: str, name: str, first: int) -> None:
         """From run ``first`` on, the execution is kept as ``name``."""
@@ -58,7 +60,10 @@ class Archive:
         """Read what has ended, and have the store purge what has ended ``age`` seconds ago: all of that is known by then."""
         began = time.monotonic()
         await self.keep()
-        self.purged += await self._client.purge(older_than=age + time.monotonic() - began)
+        asked = time.monotonic()
+        self.purged += await self._client.purge(older_than=age + asked - began)
+        # How old is old, the store says when its turn has come: on a file, after all who are before it.
+        self.blind = self.blind or time.monotonic() - asked > age / 2
 
     async def _read(self, name: str, execution: Execution, first: int) -> None:
         steps: dict[str, Recorded] = {}

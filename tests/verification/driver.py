@@ -179,7 +179,7 @@ class Driver:
         try:
             await self.client.wait(execution_id)
         except ExecutionNotFound:
-            if name not in self.archive.entries:
+            if name not in self.archive.entries and not self.archive.blind:
                 raise
         self.place.ledger.write(f"over {name}")
         self.open.pop(name, None)
@@ -206,6 +206,8 @@ class Driver:
     async def _anew(self, execution_id: str, name: str, told: Prediction, beginning: Coroutine[Any, Any, Any]) -> None:
         async with self._purging:
             await self.archive.keep()
+            if execution_id not in self.archive.entries:
+                return  # purged by one that was blind; if not, it is lost, and that is found
             told.earlier = self.archive.entries[execution_id].execution.run
             self.archive.begin_anew(execution_id, name, told.earlier + 1)
             self._tell(name, told)

@@ -194,6 +194,11 @@ class Tenure:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_END)
         await self.close()
+        if self.lease.lapsed and not self.lease.lost:
+            # Nobody has told it that others have its executions, and from now on nobody will.
+            logger.warning(
+                "worker %d: its lease ran out before it was drained; others may have what it held", self.worker_id
+            )
         await self._scheduler.deregister(self.worker_id)
 
     async def close(self) -> None:
