@@ -143,6 +143,7 @@ _ALLOWED: Final = (
     "listening for notifications failed, polling goes on",
     "heartbeat failed",
     "could not be deregistered, its lease will run out",
+    "its lease ran out before it was drained",
     "signals failed, it will be repeated",
     "sweeping failed, it will be repeated",
 )
