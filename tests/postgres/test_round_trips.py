@@ -125,10 +125,10 @@ async def _counted(data: int, **config: Any) -> dict[str, int]:
         # Nothing but the execution: no poll, no heartbeat, no sweep falls into the time.
         options = WorkerConfig(lease="30s", poll_interval="30s", **config)
         async with Worker(d.scheduler, registry, options):
-            await (await client.start(Steps, 1)).result("30s")
-            # When listening begins, anything may have happened, and a worker asks for the signals of what it runs.
+            # When listening begins, anything may have happened: the first run that is claimed then asks whether it is concerned.
             await asyncio.wait_for((await d.scheduler._use()).listener.listening.wait(), 20)
             await asyncio.sleep(0)
+            await (await client.start(Steps, 1)).result("30s")
             with statements_counted() as counts:
                 assert await (await client.start(Steps, data)).result("30s") == data
         return dict(counts)
