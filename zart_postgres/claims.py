@@ -44,7 +44,7 @@ _DOES_NOT_LOAD: Final = (msgspec.MsgspecError, ValueError, TypeError)
 _PUT_OFF: Final = 30_000_000
 """How long, in microseconds, a run waits that does not load: for a worker of another version, or for a mended row."""
 
-Parked = Callable[[Happened], None]
+Tell = Callable[[Happened], None]
 
 _decode_tags = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -66,9 +66,9 @@ class Turns:
             self._turns[worker_id] = turn
 
 
-async def claim(db: Session, request: Claim, turns: Turns, known: Known, parked: Parked) -> Claimed:
-    """See :meth:`zart_core.scheduler.Scheduler.claim`. ``parked`` is told what the end of a run that does not fit, or of a
-    pause, has led to."""
+async def claim(db: Session, request: Claim, turns: Turns, known: Known, tell: Tell) -> Claimed:
+    """See :meth:`zart_core.scheduler.Scheduler.claim`. ``tell`` is called for what has come of runs that do not fit or
+    do not load, and of pauses that have ended."""
     while True:
         turn = turns.of(request.worker_id)
         head, *rows = await db.timed(
@@ -88,19 +88,17 @@ async def claim(db: Session, request: Claim, turns: Turns, known: Known, parked:
         )
         turns.note(request.worker_id, head["turn"])
         if head["ended"]:
-            parked(Happened(ready=True, pauses=True))
+            tell(Happened(ready=True, pauses=True))
         if head["turn"] is None:
             raise LeaseLost(lost(request.worker_id))
         if head["turn"] == turn:
             rules = read_rules(head["pauses"], head["own_pauses"])
             times = (head["next_wake"], head["first_end"])
             next_wake = min((time for time in times if time is not None), default=None)
-            runs = await _first(db, request.worker_id, head)
+            runs = await _first(db, request.worker_id, head, tell)
             if rows:
-                runs = await _merged(db, request.worker_id, head["first_places"] or (), runs, rows, parked)
+                runs = await _merged(db, request.worker_id, head["first_places"] or (), runs, rows, tell)
             claimed = [run for run in runs if run is not None]
-            if len(claimed) < len(runs):
-                parked(Happened(ready=True))  # others may have their places
             known.claimed(claimed)
             return Claimed(claimed, next_wake, rules)
         # Another scheduler object released for this worker. The claim was refused; this one is not late.
@@ -115,7 +113,7 @@ async def _give_back(db: Session, worker_id: int, leases: Sequence[tuple[int, in
     await db.rows(_GIVE_BACK, worker_id, [run_id for run_id, _ in leases], [epoch for _, epoch in leases])
 
 
-async def _first(db: Session, worker_id: int, head: asyncpg.Record) -> list[ClaimedRun | None]:
+async def _first(db: Session, worker_id: int, head: asyncpg.Record, tell: Tell) -> list[ClaimedRun | None]:
     """The runs that have nothing behind them. ``None``: one that does not load."""
     if head["first_run_ids"] is None:
         return []
@@ -138,7 +136,7 @@ async def _first(db: Session, worker_id: int, head: asyncpg.Record) -> list[Clai
         try:
             decoded = {} if tags == "{}" else _decode_tags(tags)
         except _DOES_NOT_LOAD as error:
-            await _put_off(db, worker_id, run_id, 1, error)
+            await _put_off(db, worker_id, run_id, 1, error, tell)
             runs.append(None)
             continue
         runs.append(
@@ -175,15 +173,15 @@ async def _merged(
     places: Sequence[int],
     first: Sequence[ClaimedRun | None],
     rows: list[asyncpg.Record],
-    parked: Parked,
+    tell: Tell,
 ) -> list[ClaimedRun | None]:
     """All runs in the order in which they are to run: those at ``places``, and the others."""
-    others = iter(await _loaded(db, worker_id, rows, parked))
+    others = iter(await _loaded(db, worker_id, rows, tell))
     at = dict(zip(places, first, strict=True))
     return [at[place] if place in at else next(others) for place in range(1, len(first) + len(rows) + 1)]
 
 
-async def _loaded(db: Session, worker_id: int, rows: list[asyncpg.Record], parked: Parked) -> list[ClaimedRun | None]:
+async def _loaded(db: Session, worker_id: int, rows: list[asyncpg.Record], tell: Tell) -> list[ClaimedRun | None]:
     """What of the claimed loads. The others are put off, with the error to be seen: at the head of the queue they would keep all
     back. What was too much for one answer goes back to the queue."""
     runs: list[ClaimedRun | None] = []
@@ -194,24 +192,25 @@ async def _loaded(db: Session, worker_id: int, rows: list[asyncpg.Record], parke
             if row["loaded"]:
                 run = _run(row)
             elif row["bytes"] > _MOST:
-                await _park(db, worker_id, row, parked)
+                await _park(db, worker_id, row, tell)
             else:
                 left.append((row["run_id"], row["epoch"]))
         except _DOES_NOT_LOAD as error:
-            await _put_off(db, worker_id, row["run_id"], row["epoch"], error)
+            await _put_off(db, worker_id, row["run_id"], row["epoch"], error, tell)
         runs.append(run)
     if left:
         await _give_back(db, worker_id, left)
     return runs
 
 
-async def _put_off(db: Session, worker_id: int, run_id: int, epoch: int, error: Exception) -> None:
+async def _put_off(db: Session, worker_id: int, run_id: int, epoch: int, error: Exception, tell: Tell) -> None:
     logger.error("run %d is put off: what is stored of it does not load", run_id, exc_info=error)
     info = ErrorInfo(type=type(error).__name__, message=f"what is stored of this run does not load: {error}")
     await db.rows(_UNLEASE, worker_id, run_id, epoch, _PUT_OFF, msgspec.json.encode(info))
+    tell(Happened(ready=True))  # others may have its place
 
 
-async def _park(db: Session, worker_id: int, row: asyncpg.Record, parked: Parked) -> None:
+async def _park(db: Session, worker_id: int, row: asyncpg.Record, tell: Tell) -> None:
     """Quarantine a run that is too big for any claim. Somebody may have it locked: then the next claim meets it again."""
     said = f"its input, results and events are {row['bytes']} bytes, and no claim can load more than {_MOST}"
     logger.error("execution %r is parked: %s", row["execution_id"], said)
@@ -224,7 +223,7 @@ async def _park(db: Session, worker_id: int, row: asyncpg.Record, parked: Parked
     if happened is None:
         await _give_back(db, worker_id, [(lease.run_id, lease.epoch)])
     else:
-        parked(happened)
+        tell(happened)
 
 
 def _run(row: asyncpg.Record) -> ClaimedRun:

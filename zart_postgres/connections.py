@@ -12,7 +12,7 @@ from zart_postgres.database import Database
 from zart_postgres.herald import Herald
 from zart_postgres.lanes import Lane
 from zart_postgres.listener import Listener
-from zart_postgres.notices import Notices
+from zart_postgres.notices import Happened, Notices
 from zart_postgres.vacancies import Vacancies
 
 T = TypeVar("T")
@@ -51,8 +51,9 @@ class Connections:
         self.patient: Final = Lane(database, clock, "patient flush")
         self.lent: Final = Lane(database, clock, "transaction", pool_size, lent=True)
         self.herald: Final = Herald(self.news, database.schema, sender)
-        self.vacancies: Final = Vacancies(self.news)
+        self.vacancies: Final = Vacancies(self.news, self.begin, lambda: self.tell(Happened(ready=True)))
         self.listener: Final = Listener(database, clock, sender, listen_url, notices.tell, self.herald.send)
+        self._notices: Final = notices
         self._deaf = database.pooler and listen_url is None
         self._told = False
         self._listening: asyncio.Task[None] | None = None
@@ -64,6 +65,14 @@ class Connections:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def tell(self, happened: Happened) -> None:
+        """Have everybody hear of it who listens, here and in other processes. Called after the commit."""
+        if happened.vacated:
+            self.vacancies.given_back(happened.vacated)
+        if happened:
+            self._notices.tell(happened.notification())
+            self.herald.tell(happened)
 
     def listen(self) -> None:
         """From now on somebody listens. The connection stays until the end: listeners come and go."""
@@ -81,7 +90,6 @@ class Connections:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        await self.vacancies.close()
         await self.herald.close()
         if self._listening is not None:
             self._listening.cancel()

@@ -67,24 +67,10 @@ class Connection(Protocol):
     def terminate(self) -> None: ...
 
 
-class OwnConnection(asyncpg.Connection):
-    """A connection that was made here."""
-
-    timeline = STANDBY
-    """The server's as the connection was made. See ``Timelines``."""
-
-    # asyncpg has each connection ask the server what an array of integers is, for each kind of array that it meets, by a query that takes
-    # longer than to connect (its issue 1272). The answer is the same on every server. Should asyncpg ask in another way one
-    # day, this is never called, and each connection asks again.
-    async def _introspect_types(self, typeoids: Iterable[int], timeout: float | None) -> tuple[Any, object]:
-        asked = frozenset(typeoids)
-        types = _builtin_types.get(asked)
-        if types is not None:
-            return types, _NotAsked
-        types, statement = await cast(Any, super())._introspect_types(asked, timeout)
-        if max(asked) < _FIRST_OTHER_TYPE:
-            _builtin_types[asked] = types
-        return types, statement
+_FIRST_OTHER_TYPE: Final = 10_000
+"""From here on numbers of types differ from database to database: ``FirstGenbkiObjectId`` in Postgres' ``access/transam.h``."""
+_builtin_types: Final[dict[tuple[int, frozenset[int]], Any]] = {}
+"""What servers of a major version have told of their own types, in this process."""
 
 
 class _NotAsked:
@@ -93,10 +79,25 @@ class _NotAsked:
     name = "none"
 
 
-_FIRST_OTHER_TYPE: Final = 10_000
-"""From here on numbers of types differ from server to server: ``FirstGenbkiObjectId`` in Postgres' ``access/transam.h``."""
-_builtin_types: Final[dict[frozenset[int], Any]] = {}
-"""What servers have told of their own types, in this process."""
+class OwnConnection(asyncpg.Connection):
+    """A connection that was made here."""
+
+    timeline = STANDBY
+    """The server's as the connection was made. See ``Timelines``."""
+
+    # asyncpg has each connection ask the server what an array of integers is, for each kind of array that it meets, by a query that takes
+    # longer than to connect (its issue 1272). The answer is the same on every server of one version. Should asyncpg ask in another
+    # way one day, this is never called, and each connection asks again.
+    async def _introspect_types(self, typeoids: Iterable[int], timeout: float | None) -> tuple[Any, object]:
+        asked = frozenset(typeoids)
+        key = cast(Connection, self).get_server_version().major, asked
+        types = _builtin_types.get(key)
+        if types is not None:
+            return types, _NotAsked
+        types, statement = await cast(Any, super())._introspect_types(asked, timeout)
+        if max(asked) < _FIRST_OTHER_TYPE:
+            _builtin_types[key] = types
+        return types, statement
 
 
 class LentConnection(OwnConnection):

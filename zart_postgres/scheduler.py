@@ -228,7 +228,7 @@ class PostgresScheduler:
             # A call with a nonce recognizes what an earlier try of it created.
             repeatable = all(new.nonce for new in starts)
             started = await calls.client.run(lambda db: start(db, starts), repeatable=repeatable)
-            self._tell(calls, _started(starts, started))
+            calls.tell(_started(starts, started))
             return started
 
         return await self._do(work)
@@ -239,7 +239,7 @@ class PostgresScheduler:
 
         async def work(calls: Connections) -> bool:
             taken, happened = await calls.client.run(lambda db: signals.offer_event(db, offer))
-            self._tell(calls, happened)
+            calls.tell(happened)
             return taken
 
         return await self._do(work)
@@ -247,7 +247,7 @@ class PostgresScheduler:
     async def cancel(self, execution_id: str, reason: str | None) -> bool:
         async def work(calls: Connections) -> bool:
             accepted, happened = await calls.client.run(lambda db: succession.cancel(db, execution_id, reason))
-            self._tell(calls, happened)
+            calls.tell(happened)
             return accepted
 
         return await self._do(work)
@@ -263,14 +263,14 @@ class PostgresScheduler:
                 happened = await connections.client.run(work)
             except LeaseLost:
                 return  # a run that is not held cancels nothing
-            self._tell(connections, happened)
+            connections.tell(happened)
 
         await self._do(work)
 
     async def resume(self, execution_id: str) -> bool:
         async def work(calls: Connections) -> bool:
             resumed = await calls.client.run(lambda db: leases.resume(db, execution_id))
-            self._tell(calls, Happened(ready=resumed))
+            calls.tell(Happened(ready=resumed))
             return resumed
 
         return await self._do(work)
@@ -278,7 +278,7 @@ class PostgresScheduler:
     async def pause(self, new: NewPause) -> int:
         async def work(calls: Connections) -> int:
             rule_id = await calls.client.run(lambda db: pauses.pause(db, new), repeatable=True)
-            self._tell(calls, Happened(ready=True, pauses=True))
+            calls.tell(Happened(ready=True, pauses=True))
             return rule_id
 
         return await self._do(work)
@@ -286,7 +286,7 @@ class PostgresScheduler:
     async def lift(self, wanted: PauseFilter) -> int:
         async def work(calls: Connections) -> int:
             lifted = await calls.client.run(lambda db: pauses.lift(db, wanted))
-            self._tell(calls, Happened(ready=lifted > 0, pauses=lifted > 0))
+            calls.tell(Happened(ready=lifted > 0, pauses=lifted > 0))
             return lifted
 
         return await self._do(work)
@@ -303,7 +303,7 @@ class PostgresScheduler:
     async def put_recurrence(self, new: NewRecurrence) -> bool:
         async def work(calls: Connections) -> bool:
             stored = await calls.client.run(lambda db: recurrences.put(db, new))
-            self._tell(calls, Happened(ticks=stored))
+            calls.tell(Happened(ticks=stored))
             return stored
 
         return await self._do(work)
@@ -316,7 +316,7 @@ class PostgresScheduler:
         async def work(calls: Connections) -> Fired | None:
             # By a client's connection: with overlap="cancel" it may have to wait for what a user has locked.
             fired, happened = await calls.client.run(lambda db: recurrences.fire(db, firing))
-            self._tell(calls, happened)
+            calls.tell(happened)
             return fired
 
         return await self._do(work)
@@ -324,7 +324,7 @@ class PostgresScheduler:
     async def begin_run(self, new: NewRun) -> Started | None:
         async def work(calls: Connections) -> Started | None:
             started, happened = await calls.client.run(lambda db: succession.begin_run(db, new), repeatable=True)
-            self._tell(calls, happened)
+            calls.tell(happened)
             return started
 
         return await self._do(work)
@@ -332,7 +332,7 @@ class PostgresScheduler:
     async def revive(self, revival: Revival) -> bool:
         async def work(calls: Connections) -> bool:
             revived = await calls.client.run(lambda db: succession.revive(db, revival))
-            self._tell(calls, Happened(ready=revived))
+            calls.tell(Happened(ready=revived))
             return revived
 
         return await self._do(work)
@@ -378,8 +378,7 @@ class PostgresScheduler:
 
     async def claim(self, claim: Claim) -> Claimed:
         calls = await self._use()
-        parked = functools.partial(self._tell, calls)
-        work = self._fenced(claim.worker_id, lambda db: claims.claim(db, claim, self._turns, self._known, parked))
+        work = self._fenced(claim.worker_id, lambda db: claims.claim(db, claim, self._turns, self._known, calls.tell))
         claiming = calls.begin(calls.claim.run(work))
         try:
             return await asyncio.shield(claiming)
@@ -418,7 +417,7 @@ class PostgresScheduler:
         happened = Happened(ready=bool(outcome.ready), signals=outcome.signals, finished=outcome.finished)
         if outcome.ready is None:
             happened.vacated.update(fact.run_id for facts in (flush.finishes, flush.suspends) for fact in facts)
-        self._tell(calls, happened)
+        calls.tell(happened)
         return outcome.flushed
 
     def flush_at_once(self, flush: Flush) -> bool:
@@ -457,7 +456,7 @@ class PostgresScheduler:
         async def work(calls: Connections) -> Flushed:
             lane = calls.patient if flush.patience else calls.flush
             flushed, happened = await lane.run(self._fenced(flush.worker_id, once))
-            self._tell(calls, happened)
+            calls.tell(happened)
             return flushed
 
         return await self._do(work)
@@ -495,7 +494,7 @@ class PostgresScheduler:
             reaped, happened = await calls.news.run(
                 lambda db: leases.reap(db, max_deliveries, worker_id), repeatable=True
             )
-            self._tell(calls, happened)
+            calls.tell(happened)
             return reaped
 
         return await self._do(work)
@@ -505,7 +504,7 @@ class PostgresScheduler:
             # Between claims, and so on their lane: not on that of the heartbeats.
             released = await calls.claim.run(self._fenced(worker_id, lambda db: leases.release(db, worker_id, keep)))
             self._turns.note(worker_id, released.turn)
-            self._tell(calls, Happened(ready=released.freed > 0))
+            calls.tell(Happened(ready=released.freed > 0))
             if released.left:
                 calls.begin(self._release_left(calls, worker_id, released.left))
             return released.freed
@@ -519,7 +518,7 @@ class PostgresScheduler:
             freed = await leases.deregister(calls.lease, worker_id, registered_at)
             self._timelines.forget(worker_id)
             self._turns.note(worker_id, None)
-            self._tell(calls, Happened(ready=freed > 0))
+            calls.tell(Happened(ready=freed > 0))
 
         await self._do(work)
 
@@ -602,25 +601,18 @@ class PostgresScheduler:
         await self._use()
         return await transactions.join(self._database, self.clock, tx, work, happened)
 
-    def _tell(self, calls: Connections, happened: Happened) -> None:
-        if happened.vacated:
-            calls.vacancies.given_back(happened.vacated, lambda: self._tell(calls, Happened(ready=True)))
-        if happened:
-            self._notices.tell(happened.notification())
-            calls.herald.tell(happened)
-
     async def _give_back(self, calls: Connections, worker_id: int, claiming: asyncio.Task[Claimed]) -> None:
         claimed = await claiming
         if claimed.runs:
             await calls.claim.run(self._fenced(worker_id, lambda db: claims.give_back(db, worker_id, claimed)))
-            self._tell(calls, Happened(ready=True))
+            calls.tell(Happened(ready=True))
 
     async def _release_left(self, calls: Connections, worker_id: int, left: Sequence[tuple[int, int]]) -> None:
         while left:
             await asyncio.sleep(leases.PAUSE)
             work = self._fenced(worker_id, functools.partial(leases.free_left, worker_id=worker_id, left=left))
             left = await calls.news.run(work, repeatable=True)
-        self._tell(calls, Happened(ready=True))
+        calls.tell(Happened(ready=True))
 
     def _drop_dead_loop(self) -> None:
         """Forget connections whose event loop was closed under them: they can neither be used nor be closed any more."""

@@ -121,7 +121,7 @@ async def test_what_had_no_place_asks_for_nobody_who_waits_for_it() -> None:
         with statements_counted() as counts:
             await hand.record(finish(runs[0]))
             await hand.record(suspend(runs[1], on_signal=True))
-            assert (await d.scheduler._use()).vacancies._task is None
+            assert (await d.scheduler._use()).vacancies._asking is False
         assert counts == {"active": 1, "flush_v1": 1}
 
 
