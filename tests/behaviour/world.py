@@ -135,9 +135,9 @@ class World:
 
     async def audit(self) -> list[str]:
         if STORE != "sqlite":
-            from tests.postgres import server
+            from tests.postgres.keeper import audit_of
 
-            return await server.audited(self.url)
+            return await audit_of(self.url)
         audit = getattr(self.scheduler, "audit")  # noqa: B009 - not part of the contract
         return list(await audit())
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.postgres.server import VERSIONS, audited, connection_to, database, keeper
+from tests.postgres.keeper import audit_of, keeper
+from tests.postgres.server import VERSIONS, connection_to, database
 from zart_core.testing.contract import Backend, SchedulerContract
 from zart_postgres import PostgresScheduler
 
@@ -21,7 +22,7 @@ class PostgresDatabase(Backend):
         return PostgresScheduler(self.url)
 
     async def audit(self) -> list[str]:
-        return await audited(self.url)
+        return await audit_of(self.url)
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:

