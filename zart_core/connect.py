@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, cast
 
@@ -22,17 +24,25 @@ def connect(url: str, **options: Any) -> Scheduler:
     """
     if not isinstance(url, str) or "://" not in url:
         raise ValueError("a database URL looks like sqlite:///zart.db; this one has no scheme")
-    scheme = url.partition("://")[0].lower()
+    return _factory(url.partition("://")[0].lower())(url, **options)
+
+
+@cache
+def _factory(scheme: str) -> Callable[..., Scheduler]:
+    """What makes schedulers for URLs of this scheme.
+
+    Kept, because to look for it is to read about every distribution that is installed: several milliseconds. What was not found is
+    looked for again, since only a value is kept.
+    """
     found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=GROUP)}
     if scheme not in found:
         hint = f": pip install '{_INSTALL[scheme]}'" if scheme in _INSTALL else ""
         known = ", ".join(sorted(found)) or "none"
         raise ValueError(f"no installed backend serves {scheme}:// URLs (there are: {known}){hint}")
     try:
-        factory = found[scheme].load()
+        return cast(Callable[..., Scheduler], found[scheme].load())
     except ModuleNotFoundError as error:
         hint = f": pip install '{_INSTALL[scheme]}'" if scheme in _INSTALL else ""
         raise ValueError(
             f"the backend for {scheme}:// URLs needs {error.name}, which is not installed{hint}"
         ) from error
-    return cast(Scheduler, factory(url, **options))

@@ -21,7 +21,8 @@ def from_url(url: str, **options: Any) -> SqliteScheduler:
     parts = urlsplit(url)
     if parts.scheme != "sqlite":
         raise ValueError(f"this is not a sqlite: URL, it begins with {parts.scheme}:")
-    if not url.startswith("sqlite://"):
+    # What a scheme is may be written in capitals (RFC 3986, 3.1).
+    if not url.lower().startswith("sqlite://"):
         raise ValueError(
             "a SQLite URL has two slashes or more: sqlite:///relative.db, sqlite:////absolute/path.db, sqlite:// (memory)"
         )
