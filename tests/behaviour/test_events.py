@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from tests.behaviour.world import Replay, World, registry_of, until
+from tests.behaviour.world import REPLAY, Replay, World, registry_of, until
 from zart_core import (
     DurableScheduler,
     EventTimeout,
@@ -246,6 +246,8 @@ async def race(world: World, client: DurableScheduler, *, executions: int, event
 
 
 async def test_of_10000_offers_that_race_with_suspensions_none_is_lost_or_doubled(world: World) -> None:  # B28
+    if REPLAY == "always":
+        pytest.skip("each wait is a suspension whatever the replay: its worker lingers for none")
     await race(world, world.client, executions=400, events=25)
 
 

@@ -20,7 +20,7 @@ SEEDS = [int(seed) for seed in os.environ.get("ZART_SOAK_SEEDS", "1 2 3").split(
 
 def test_nothing_durable_is_repeated_and_nothing_lost_in_a_short_storm(place: Place) -> None:  # B9, B56, B57
     # On a server, others follow that kill workers, too.
-    weather(place, seed=56, seconds=15 if STORE == "sqlite" else 8)
+    weather(place, seed=56, seconds=10 if STORE == "sqlite" else 8)
 
 
 @pytest.mark.soak

@@ -146,6 +146,7 @@ class Simulation:
         """All of it."""
         began = time.perf_counter()
         # What is collected, and when, is nobody's chance either: what nobody has awaited says so at the end of this simulation.
+        frozen = gc.get_freeze_count()
         gc.freeze()
         gc.disable()
         with self._without_a_world():
@@ -163,7 +164,8 @@ class Simulation:
                 self.loop.close()
             gc.collect()
         gc.enable()
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
         self.findings += self.loop.errors
         return Result(
             self.seed,
