@@ -19,6 +19,10 @@ from zart_postgres.lanes import Session
 
 T = TypeVar("T")
 
+_IS_LARGE: Final = """
+    SELECT max(pg_relation_size(oid)) > 131072 FROM pg_class WHERE relkind = 'r' AND relnamespace = 'zart'::regnamespace
+"""
+
 
 class Keeper:
     """Keeps a connection to each database from test to test, beyond their event loops: to make one, and to plan an audit on it,
@@ -63,4 +67,11 @@ def keeper() -> Keeper:
 async def audit_of(url: str) -> list[str]:
     """What the audit of a database finds."""
     database = Database(url, "zart", connect_timeout=30, command_timeout=30, pooler=False)
-    return await keeper().ask(url, lambda connection: audit(Session(database, connection, DatabaseClock())))
+
+    async def look(connection: Any) -> list[str]:
+        # Plans are kept with a connection. Those for a few rows compare each with each: of thousands, that takes seconds.
+        if await connection.fetchval(_IS_LARGE):
+            await connection.execute("DISCARD PLANS")
+        return await audit(Session(database, connection, DatabaseClock()))
+
+    return await keeper().ask(url, look)

@@ -18,7 +18,7 @@ from tests.simulation.simulation import Simulation
 from tests.simulation.weather import Weather
 
 ROOT = Path(__file__).parents[2]
-PORTION = 12
+PORTION = 9
 SOAK = 4_000
 """Seeds of the long run, in portions of 100."""
 
