@@ -275,7 +275,13 @@ class Ending:
             await self.catch_up()
 
     async def catch_up(self) -> None:
-        """Return when the backend has been asked for this run's signals, and their news are here."""
+        """Return when the backend has been asked for this run's signals, and their news are here; at once when the run is stopped.
+
+        Race: the answer may be what stops the run (it is another worker's by now). Whoever asked before is told then; one who asks
+        after it would be told by nobody, since a run is stopped once.
+        """
+        if self.halt is not None:
+            return
         if self._news is None:
             self._news = self.loop.create_future()
             self.services.refresh(self)
