@@ -50,6 +50,7 @@ class Ending:
         "_grace",
         "_idle_check",
         "_impatient",
+        "_leading",
         "_linger",
         "_news",
         "_parked",
@@ -145,6 +146,7 @@ class Ending:
         self._quiet: asyncio.Future[None] | None = None
         self._impatient = False
         """Whether this pass has waited in vain for its branches to come to what an earlier one did."""
+        self._leading = 0  # branches that a replay holds at a recorded sleep or child, until others are as far
         self._refusals = 0
         self._draining = False
         self._closed = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -37,6 +38,8 @@ _TURNS: Final = 50
 _PATIENCE: Final = 1.0
 """Seconds without one more step met, after which a replay stops waiting for those that it should meet."""
 _PAUSE: Final = 0.005
+ALL: Final = sys.maxsize
+"""Later than all that has begun."""
 _ASIDE: Final = 0.05
 """Seconds of real time that a result is held back while bodies of steps run, with ``replay="always"``: what takes longer may wait for it.
 Less than the time after which ``TestEngine`` takes such bodies to wait for its clock."""
@@ -98,33 +101,49 @@ class Parking(Ending):
         return error
 
     async def in_order(self, row: StepRow | None) -> None:
-        """Before a replay gives a call what is recorded, or (``None``) lets a pass end earlier than the one that recorded it.
+        """Before a replay gives a call what is recorded, or (``None``) goes on to where no pass that is on record has been: what a call
+        raises now that had not ended, or an end that comes earlier than theirs.
 
         A replay answers all calls at once, so a branch that raised late in the first pass would raise now before others have come
         to what they did; and what was never called in a pass, its sagas cannot undo. So it waits here until every step that may have
         to be undone, and that had begun by then, has been called. Only in the passes of a saga that has not ended is there any.
         """
-        replay, compensating = self.replay, self.compensating
+        if row is None:
+            await self.come_to(ALL)
+            return
         # A step that began before this ended was called before this was told. Other workers' clocks say when a child ended, and a
         # sleep's deadline when it should have, not when this run heard of it; and what began while an error was on its way is later
         # than that error, and was called before it was raised: for those there are a few turns of the loop, and no more.
-        unsure = row is None or row.error is not None or row.kind in REMOTE or row.kind == "sleep"
-        before = None if row is None or row.kind in REMOTE or row.kind == "sleep" else row.finished_at
+        unsure, failed = row.kind in REMOTE or row.kind == "sleep", row.error is not None
+        await self.come_to(
+            0 if unsure else row.finished_at or 0, others=unsure or failed, leading=unsure and not failed
+        )
+
+    async def come_to(self, before: int, *, others: bool = False, leading: bool = False) -> None:
+        """Wait in a replay for its branches to come to the steps that may have to be undone, and began before ``before``.
+
+        ``others``: and a few turns of the loop for those that began later. Those turns begin when no branch waits here any more that
+        is ``leading``: one that may have many a sleep behind it before its next step, where another has but to raise an error.
+        """
+        replay, compensating = self.replay, self.compensating
 
         def owes() -> bool:
-            return replay.owes(None if unsure else before, compensating=compensating)
+            return replay.owes(None if others else before, compensating=compensating)
 
         def surely() -> bool:
-            return row is None or (before is not None and replay.owes(before, compensating=compensating, ties=False))
+            return replay.owes(before, compensating=compensating, ties=False)
 
         if not owes():
             return
         self.enter_branch()
+        self._leading += leading
         try:
             turns, owed, until = 0, -1, 0.0
             while self.halt is None and owes():
                 if len(replay.owed) != owed:
                     turns, owed, until = 0, len(replay.owed), self.loop.time() + _PATIENCE
+                elif self._leading and not leading:
+                    turns = 0
                 if turns >= _TURNS:
                     firmly = surely()
                     if not firmly or self._impatient or self.loop.time() >= until:
@@ -134,6 +153,7 @@ class Parking(Ending):
                 turns += 1
                 await asyncio.sleep(0 if turns < _TURNS else _PAUSE)
         finally:
+            self._leading -= leading
             self.leave()
         if self.halt is not None:
             raise self.halt
@@ -157,6 +177,9 @@ class Parking(Ending):
         """
         if self.services.replay_always and self._over(row.name) is None:
             await self.hold_back(row.name)
+        elif row.error is not None and self.replay.owed:
+            # It had not ended when others had come farther than they are now: what it raises is not to keep them from that.
+            await self.in_order(None)
 
     async def park(self, name: str, *, wake_at: int | None, on_signal: bool = False) -> None:
         """Wait in memory until ``wake_at``, or until a signal comes; the run may be suspended meanwhile. ``name``: the call's."""

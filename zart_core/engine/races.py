@@ -34,6 +34,8 @@ async def settle(run: Run, name: str, branches: Sequence[Branch]) -> None:
             await run.ready(name)
         if await _until(run, name, branches, len(branches)) and run.services.replay_always and run.over is None:
             await run.hold_back(name)
+        elif run.replay.owed and any(branch.row is not None and branch.row.error is not None for branch in branches):
+            await run.in_order(None)  # as in Parking.settled
     finally:
         run.leave()
 

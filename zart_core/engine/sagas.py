@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from zart_core import failure as failures
 from zart_core.engine.blocks import Block, check_block, current_block
 from zart_core.engine.halt import Halt, being_closed
+from zart_core.engine.parking import ALL
 from zart_core.engine.races import settle_for_undo
 from zart_core.engine.replay import KEPT, Key, details_of_undo, generation_of, pass_age, undo_key
 from zart_core.engine.steps import Attempts, StepOptions, run_step, stored_value
@@ -57,11 +58,12 @@ MakeUndo = Callable[["StepRow", Any, "Site"], Undo]
 class Saga:
     """The finished steps of one ``async with ctx.saga()`` block that can be undone."""
 
-    __slots__ = ("__weakref__", "_block", "_expected", "_task", "_token", "_undos", "run")
+    __slots__ = ("__weakref__", "_block", "_expected", "_task", "_token", "run", "undos")
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._undos: list[Undo] = []
+        self.undos: list[Undo] = []
+        """What takes back the steps that have finished in it."""
         self._expected: list[tuple[Branch, MakeUndo, Site]] = []
         self._block: Block | None = None
         self._token: Token[Block | None] | None = None
@@ -102,7 +104,7 @@ class Saga:
 
     def _finished(self, undo: Undo) -> None:
         """A step with an undo has finished inside the block."""
-        self._undos.append(undo)
+        self.undos.append(undo)
 
     def expect(self, branch: Branch, make: MakeUndo, site: Site) -> None:
         """A step with an undo was set going inside the block; it may finish when nobody looks."""
@@ -157,12 +159,12 @@ class Saga:
 
     def _names(self) -> list[str]:
         """The steps that this saga would undo, in an order that every pass has."""
-        undos = sorted(self._undos, key=lambda undo: (undo.row.started_at, undo.row.name))
+        undos = sorted(self.undos, key=lambda undo: (undo.row.started_at, undo.row.name))
         return [undo.row.name for undo in undos] + [branch.name for branch, _, _ in self._expected]
 
     def is_begun(self) -> bool:
         """Whether it is on record that what was done in the block is undone."""
-        return any(self.run.replay.get(*undo.key) is not None for undo in self._undos)
+        return any(self.run.replay.get(*undo.key) is not None for undo in self.undos)
 
     def is_kept(self) -> bool:
         """Whether it is on record that the block has ended well."""
@@ -174,7 +176,7 @@ class Saga:
         run, outer, names = self.run, self._outer, self._names()
         run.blocks.close(block, "done")
         if outer is not None:
-            for undo in self._undos:
+            for undo in self.undos:
                 outer._finished(undo)
             for expected in self._expected:
                 outer.expect(*expected)
@@ -243,9 +245,9 @@ class Saga:
             for branch, make, site in self._expected:
                 row = branch.row
                 if row is not None and row.status == "completed":
-                    self._undos.append(make(row, branch.decode(row), site))
+                    self.undos.append(make(row, branch.decode(row), site))
             self._expected = []
-        return self._undos
+        return self.undos
 
 
 def may_undo(error: BaseException) -> bool:
@@ -262,6 +264,8 @@ async def take_back(run: Run, outer: Block | None, cause: BaseException | None) 
     Branches that are still in there make no further call: what waits is cancelled, and what runs is let come to its end, so that it is
     known, and undone as well. An undo that fails for good does not keep the others from running; the first such error is raised.
     """
+    if outer is not None and run.replay.owed:
+        await _come_as_far(run, outer)
     blocks = [block for block in run.blocks.within(outer) if block.state == "open"]
     for block in blocks:
         block.state = "failed"
@@ -285,6 +289,21 @@ async def take_back(run: Run, outer: Block | None, cause: BaseException | None) 
         if run.halt is None:
             for block in blocks:
                 run.blocks.close(block, "failed")
+
+
+async def _come_as_far(run: Run, outer: Block) -> None:
+    """Before ``outer`` fails in a replay: let its branches come to what they had done when it failed first."""
+    blocks = [block for block in run.blocks.within(outer) if block.state == "open"]
+    keys = [
+        undo.key
+        for block in blocks
+        for undo in run.blocks.left[block].undos
+        if (undo.row.name, undo.row.ordinal) not in run.replay.kept
+    ]
+    planned = [row.started_at for key in keys if (row := run.replay.get(*key)) is not None]
+    # What is recorded was called before anything was to be undone; what began after that may be what came of it. Where nothing can be
+    # undone yet, nothing tells when the block failed, if it did.
+    await run.come_to(min(planned) if planned else ALL if keys else 0, others=not keys)
 
 
 class _Attempts(Attempts):
@@ -340,8 +359,9 @@ async def _run(run: Run, undo: Undo) -> ZartError | None:
     name, ordinal = undo.key
     arguments = (undo.value,) if _takes_value(undo.fn) else ()
     with run.undoing(name):
-        row = run.meet(name, ordinal, "undo", undo.site)
+        recorded = row = run.meet(name, ordinal, "undo", undo.site)
         if row is None or row.status == "pending":
+            recorded = None
             run.enter()
             try:
                 if run.gated or run.services.lease.lapsed:
@@ -352,6 +372,9 @@ async def _run(run: Run, undo: Undo) -> ZartError | None:
                 row, _ = await attempts.finish()
             finally:
                 run.leave()
+        if run.replay.owed:
+            # What another branch did while this was undone, the saga around both may have to undo.
+            await run.in_order(recorded)
     return None if row.error is None else failures.step_error(row.error, step=name, scopes=(undo.fn,))
 
 
