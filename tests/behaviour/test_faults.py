@@ -36,7 +36,7 @@ from zart_core import (
     Worker,
     context,
 )
-from zart_core.records import Notification
+from zart_core.records import Claim, Claimed, Notification
 from zart_core.testing import TestEngine
 from zart_core.testing.faults import (
     METHODS,
@@ -640,6 +640,59 @@ async def test_a_run_claimed_anew_is_not_stopped_by_news_of_its_earlier_life(wor
         plan.heal()
         await handle.result("10s")
     assert len(place.lines("after")) == 1
+
+
+class Forgetful(FaultyScheduler):
+    """Loses the answer of one claim that has taken something."""
+
+    armed = False
+    claims_after: int | None = None
+    """Claims that were answered since."""
+
+    async def claim(self, claim: Claim) -> Claimed:
+        claimed = await super().claim(claim)
+        if self.armed and claimed.runs:
+            self.armed, self.claims_after = False, 0
+            raise BackendUnavailable("the answer is lost")
+        if self.claims_after is not None:
+            self.claims_after += 1
+        return claimed
+
+
+class Lingering(TaskHandler[None, str]):
+    """Takes its time when it is suspended first."""
+
+    name = "lingering"
+
+    def __init__(self) -> None:
+        self.suspended, self.may_go = asyncio.Event(), asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        try:
+            await ctx.sleep("nap", "50ms")
+        finally:
+            if not self.suspended.is_set():
+                self.suspended.set()
+                await self.may_go.wait()
+        return "rested"
+
+
+async def test_a_run_whose_new_claim_is_lost_before_its_earlier_life_has_ended_is_given_back(
+    world: World,
+) -> None:  # B61
+    handler = Lingering()
+    world.register(handler)
+    faulty = Forgetful(world.scheduler, FaultPlan())
+    async with world.worker(scheduler=faulty, linger=0, lease=NEVER, poll_interval=NEVER):
+        handle = await world.client.start(Lingering, None)
+        await handler.suspended.wait()
+        faulty.armed = True
+        # Lets the worker look, and learn when the sleep ends.
+        await world.client.start("any", queue="of nobody")
+        # It has given back what it does not drive, and claimed again; the earlier life of this run is driven still.
+        await until(lambda: bool(faulty.claims_after))
+        handler.may_go.set()
+        assert await handle.result("10s") == "rested"
 
 
 async def test_a_cancellation_that_only_a_flush_has_told_of_keeps_its_reason(world: World, place: Place) -> None:  # B52

@@ -62,6 +62,7 @@ class Claims:
         self._sure = True  # there is a reason to claim: work was told of, or a slot became free
         self._in_vain = 0  # polls that need not look first
         self._unsure = False
+        self._spared: set[int] = set()  # the runs that were driven here at the last release
         self._polling = False  # the poll interval has passed: look even without a free slot, for passed deadlines
         self._unheard = False  # rules may have come or gone since they were last read
         self._wanted = asyncio.Event()
@@ -93,6 +94,15 @@ class Claims:
         """The backend may hold runs for this worker that are not driven here: the next claim releases them first."""
         self._unsure = True
         self._wanted.set()
+
+    def ended(self, run_id: int, *, released: bool) -> None:
+        """A run is not driven here any more. ``released``: by the backend's word, its lease was given up."""
+        # Not given up, nobody else gets it as long as this worker lives.
+        # Race: it was suspended, claimed again by this worker, and the answer to that claim was lost, all before it came to its end here;
+        # so the release that followed took it for one that is driven here.
+        if not released or run_id in self._spared:
+            self._spared.discard(run_id)
+            self.doubt()
 
     async def run(self) -> None:
         """Claim until cancelled, or until the lease is lost. What else goes wrong is logged, and asked for again later."""
@@ -187,8 +197,11 @@ class Claims:
                 # The last claim failed, perhaps after it took effect: runs that we were given and never heard of would be
                 # ours for as long as we live. So would those that stopped here without giving their lease up.
                 self._unsure = False
+                held = self._held()
+                # Before it is asked: what ends meanwhile is asked for once more.
+                self._spared = set(held)
                 try:
-                    await self._scheduler.release(self._lease.worker_id, self._held())
+                    await self._scheduler.release(self._lease.worker_id, held)
                 except BaseException:
                     self._unsure = True
                     raise

@@ -286,12 +286,11 @@ class Tenure:
                 return None if row is None else row.input
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        run = self.runs.pop(self._tasks.pop(task), None)
+        key = self._tasks.pop(task)
+        run = self.runs.pop(key, None)
         self.journal.writers = len(self.runs)
-        if (run is None or not run.released) and not self.lease.lost:
-            # Stopped without having given the lease up: if the backend still holds the run for this worker, nobody else
-            # gets it as long as the worker lives.
-            self.claims.doubt()
+        if not self.lease.lost:
+            self.claims.ended(key[0], released=run is not None and run.released)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("driving a run failed", exc_info=error)
         self.changed.set()
