@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
+from tests.behaviour.test_pauses import Gate
 from tests.behaviour.world import REPLAY, World, until
 from zart_core import ExecutionCancelled, TaskContext, TaskHandler, WaitTimedOut
 from zart_core.testing.faults import FaultPlan, FaultyScheduler, hang
@@ -348,35 +349,15 @@ async def test_an_answer_under_way_does_not_stand_for_one_that_is_asked_for_late
         assert await handle.result("20s") == "in time"
 
 
-class Told(TaskHandler[None, str]):
-    """Two steps; the first ends when the test says so."""
-
-    name = "told"
-
-    def __init__(self) -> None:
-        self.entered, self.go = asyncio.Event(), asyncio.Event()
-
-    async def run(self, ctx: TaskContext, data: None) -> str:
-        await ctx.step("first", self.first)
-        return await ctx.step("second", self.second)
-
-    async def first(self) -> None:
-        self.entered.set()
-        await self.go.wait()
-
-    async def second(self) -> str:
-        return "done"
-
-
 async def test_a_run_that_is_lost_while_it_asks_why_it_was_cancelled_gives_its_slot_back(
     world: World,
 ) -> None:  # B57, B66
     """The answer is that it is another's. What is left of its handler must not ask again, and wait for nobody."""
-    handler = Told()
+    handler = Gate(world)
     world.register(handler)
     plan = FaultPlan()
     async with world.worker(scheduler=FaultyScheduler(world.scheduler, plan), concurrency=1) as worker:
-        handle = await world.client.start(Told, None, execution_id="t")
+        handle = await world.client.start(Gate, None, execution_id="t")
         await handler.entered.wait()
         plan.add(hang("signals"))
         await handle.cancel()

@@ -61,7 +61,7 @@ class Claims:
         self._outlook = outlook
         self._sure = True  # there is a reason to claim: work was told of, or a slot became free
         self._in_vain = 0  # polls that need not look first
-        self._unsure = False
+        self._unsure = False  # the backend may hold runs for this worker that are not driven here
         self._spared: set[int] = set()  # the runs that were driven here at the last release
         self._polling = False  # the poll interval has passed: look even without a free slot, for passed deadlines
         self._unheard = False  # rules may have come or gone since they were last read
@@ -90,19 +90,19 @@ class Claims:
         self._unheard = True
         self._wanted.set()
 
-    def doubt(self) -> None:
-        """The backend may hold runs for this worker that are not driven here: the next claim releases them first."""
-        self._unsure = True
-        self._wanted.set()
-
     def ended(self, run_id: int, *, released: bool) -> None:
-        """A run is not driven here any more. ``released``: by the backend's word, its lease was given up."""
-        # Not given up, nobody else gets it as long as this worker lives.
-        # Race: it was suspended, claimed again by this worker, and the answer to that claim was lost, all before it came to its end here;
-        # so the release that followed took it for one that is driven here.
+        """A run is not driven here any more. ``released``: the backend has said that its lease was given up.
+
+        Where the backend may hold it for this worker all the same, nobody else gets it as long as the worker lives: so the next claim
+        releases first what is not driven here.
+
+        Race: a run was suspended and claimed again by this worker, the answer to that claim was lost, and the release that followed
+        took it for the earlier life, which was still on its way to its end here. ``keep`` names runs, not claims.
+        """
         if not released or run_id in self._spared:
             self._spared.discard(run_id)
-            self.doubt()
+            self._unsure = True
+            self._wanted.set()
 
     async def run(self) -> None:
         """Claim until cancelled, or until the lease is lost. What else goes wrong is logged, and asked for again later."""

@@ -38,7 +38,7 @@ _TURNS: Final = 50
 _PATIENCE: Final = 1.0
 """Seconds without one more step met, after which a replay stops waiting for those that it should meet."""
 _PAUSE: Final = 0.005
-ALL: Final = sys.maxsize
+_ALL: Final = sys.maxsize
 """Later than all that has begun."""
 _ASIDE: Final = 0.05
 """Seconds of real time that a result is held back while bodies of steps run, with ``replay="always"``: what takes longer may wait for it.
@@ -101,15 +101,15 @@ class Parking(Ending):
         return error
 
     async def in_order(self, row: StepRow | None) -> None:
-        """Before a replay gives a call what is recorded, or (``None``) goes on to where no pass that is on record has been: what a call
-        raises now that had not ended, or an end that comes earlier than theirs.
+        """Before a replay gives a call what is recorded, or (``None``) goes on with something that is on no record.
 
+        That is what a call raises that had not ended in an earlier pass, and an end that comes earlier than theirs.
         A replay answers all calls at once, so a branch that raised late in the first pass would raise now before others have come
         to what they did; and what was never called in a pass, its sagas cannot undo. So it waits here until every step that may have
         to be undone, and that had begun by then, has been called. Only in the passes of a saga that has not ended is there any.
         """
         if row is None:
-            await self.come_to(ALL)
+            await self.come_to(_ALL)
             return
         # A step that began before this ended was called before this was told. Other workers' clocks say when a child ended, and a
         # sleep's deadline when it should have, not when this run heard of it; and what began while an error was on its way is later
@@ -122,8 +122,8 @@ class Parking(Ending):
     async def come_to(self, before: int, *, others: bool = False, leading: bool = False) -> None:
         """Wait in a replay for its branches to come to the steps that may have to be undone, and began before ``before``.
 
-        ``others``: and a few turns of the loop for those that began later. Those turns begin when no branch waits here any more that
-        is ``leading``: one that may have many a sleep behind it before its next step, where another has but to raise an error.
+        ``others``: and a few turns of the loop for those that began later. ``leading``: whose turns come before all others', because
+        a branch at a recorded sleep may have many more of them before its next step, where another has but to raise an error.
         """
         replay, compensating = self.replay, self.compensating
 

@@ -20,7 +20,6 @@ from msgspec.structs import replace
 from zart_core import failure as failures
 from zart_core.engine.blocks import Block, check_block, current_block
 from zart_core.engine.halt import Halt, being_closed
-from zart_core.engine.parking import ALL
 from zart_core.engine.races import settle_for_undo
 from zart_core.engine.replay import KEPT, Key, details_of_undo, generation_of, pass_age, undo_key
 from zart_core.engine.steps import Attempts, StepOptions, run_step, stored_value
@@ -58,12 +57,11 @@ MakeUndo = Callable[["StepRow", Any, "Site"], Undo]
 class Saga:
     """The finished steps of one ``async with ctx.saga()`` block that can be undone."""
 
-    __slots__ = ("__weakref__", "_block", "_expected", "_task", "_token", "run", "undos")
+    __slots__ = ("__weakref__", "_block", "_expected", "_task", "_token", "_undos", "run")
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.undos: list[Undo] = []
-        """What takes back the steps that have finished in it."""
+        self._undos: list[Undo] = []
         self._expected: list[tuple[Branch, MakeUndo, Site]] = []
         self._block: Block | None = None
         self._token: Token[Block | None] | None = None
@@ -76,6 +74,13 @@ class Saga:
             block = block.outer
         saga: Saga | None = None if block is None else block.saga()
         return saga
+
+    @property
+    def undos(self) -> list[Undo]:
+        """What takes back the steps that have finished in the block, but for those that are kept: they were done in blocks that ended
+        well in an earlier pass, and that this one has not come to the end of."""
+        kept = self.run.replay.kept
+        return [undo for undo in self._undos if (undo.row.name, undo.row.ordinal) not in kept]
 
     async def step(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: StepOptions, make: MakeUndo
@@ -104,7 +109,7 @@ class Saga:
 
     def _finished(self, undo: Undo) -> None:
         """A step with an undo has finished inside the block."""
-        self.undos.append(undo)
+        self._undos.append(undo)
 
     def expect(self, branch: Branch, make: MakeUndo, site: Site) -> None:
         """A step with an undo was set going inside the block; it may finish when nobody looks."""
@@ -159,12 +164,12 @@ class Saga:
 
     def _names(self) -> list[str]:
         """The steps that this saga would undo, in an order that every pass has."""
-        undos = sorted(self.undos, key=lambda undo: (undo.row.started_at, undo.row.name))
+        undos = sorted(self._undos, key=lambda undo: (undo.row.started_at, undo.row.name))
         return [undo.row.name for undo in undos] + [branch.name for branch, _, _ in self._expected]
 
     def is_begun(self) -> bool:
         """Whether it is on record that what was done in the block is undone."""
-        return any(self.run.replay.get(*undo.key) is not None for undo in self.undos)
+        return any(self.run.replay.get(*undo.key) is not None for undo in self._undos)
 
     def is_kept(self) -> bool:
         """Whether it is on record that the block has ended well."""
@@ -176,7 +181,7 @@ class Saga:
         run, outer, names = self.run, self._outer, self._names()
         run.blocks.close(block, "done")
         if outer is not None:
-            for undo in self.undos:
+            for undo in self._undos:
                 outer._finished(undo)
             for expected in self._expected:
                 outer.expect(*expected)
@@ -245,7 +250,7 @@ class Saga:
             for branch, make, site in self._expected:
                 row = branch.row
                 if row is not None and row.status == "completed":
-                    self.undos.append(make(row, branch.decode(row), site))
+                    self._undos.append(make(row, branch.decode(row), site))
             self._expected = []
         return self.undos
 
@@ -279,8 +284,6 @@ async def take_back(run: Run, outer: Block | None, cause: BaseException | None) 
     for block in blocks:
         saga: Saga = run.blocks.left[block]
         undos += await saga.settled()
-    # What is kept was done in blocks that ended well in an earlier pass, and that this one has not come to the end of.
-    undos = [undo for undo in undos if (undo.row.name, undo.row.ordinal) not in run.replay.kept]
     # By the stored times, which every pass sees alike; steps that finished together are undone in reverse order of their calls.
     undos = [undo for _, undo in sorted(enumerate(undos), key=_newest_first)]
     try:
@@ -294,16 +297,17 @@ async def take_back(run: Run, outer: Block | None, cause: BaseException | None) 
 async def _come_as_far(run: Run, outer: Block) -> None:
     """Before ``outer`` fails in a replay: let its branches come to what they had done when it failed first."""
     blocks = [block for block in run.blocks.within(outer) if block.state == "open"]
-    keys = [
-        undo.key
-        for block in blocks
-        for undo in run.blocks.left[block].undos
-        if (undo.row.name, undo.row.ordinal) not in run.replay.kept
-    ]
-    planned = [row.started_at for key in keys if (row := run.replay.get(*key)) is not None]
-    # What is recorded was called before anything was to be undone; what began after that may be what came of it. Where nothing can be
-    # undone yet, nothing tells when the block failed, if it did.
-    await run.come_to(min(planned) if planned else ALL if keys else 0, others=not keys)
+    undos = [undo for block in blocks for undo in run.blocks.left[block].undos]
+    planned = [row.started_at for undo in undos if (row := run.replay.get(*undo.key)) is not None]
+    if planned:
+        # What began after that may be what came of it.
+        await run.come_to(min(planned))
+    elif undos:
+        # Nothing that is on record can have come of what was not to be undone yet.
+        await run.in_order(None)
+    else:
+        # Nothing tells when the block failed, if it did.
+        await run.come_to(0, others=True)
 
 
 class _Attempts(Attempts):
@@ -359,9 +363,11 @@ async def _run(run: Run, undo: Undo) -> ZartError | None:
     name, ordinal = undo.key
     arguments = (undo.value,) if _takes_value(undo.fn) else ()
     with run.undoing(name):
-        recorded = row = run.meet(name, ordinal, "undo", undo.site)
-        if row is None or row.status == "pending":
-            recorded = None
+        row = run.meet(name, ordinal, "undo", undo.site)
+        # Before anything follows from it: what another branch did while this was undone, the saga around both may have to undo.
+        if row is not None and row.status != "pending":
+            await run.in_order(row)
+        else:
             run.enter()
             try:
                 if run.gated or run.services.lease.lapsed:
@@ -372,9 +378,7 @@ async def _run(run: Run, undo: Undo) -> ZartError | None:
                 row, _ = await attempts.finish()
             finally:
                 run.leave()
-        if run.replay.owed:
-            # What another branch did while this was undone, the saga around both may have to undo.
-            await run.in_order(recorded)
+            await run.in_order(None)
     return None if row.error is None else failures.step_error(row.error, step=name, scopes=(undo.fn,))
 
 
