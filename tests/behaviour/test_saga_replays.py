@@ -160,8 +160,31 @@ class FailingBeside(Failing):
         await ctx.wait_all([ctx.schedule("flight", self.refuse)])
 
 
-# What makes these two late is a wait that is on no record, and is over in the next pass: a TaskGroup would have cancelled the hotel by then.
-LEFT_BEHIND = [(Far, "gather"), (Undone, "gather")]
+class Bare(Far):
+    """Nothing can be undone yet when the saga fails in the replay, and no step of its own says when it did: the hotel is not so far off."""
+
+    name = "bare"
+
+    async def run(self, ctx: TaskContext, data: str) -> str:
+        self.passes += 1
+        async with ctx.saga():
+            await asyncio.gather(self.hotel(ctx), self.flight(ctx))
+        return "booked"
+
+    async def way(self, ctx: TaskContext) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    async def flight(self, ctx: TaskContext) -> None:
+        self.may_book.set()
+        await self.has_booked.wait()
+        if self.is_first:
+            await self.end_first()
+        await self.refuse()
+
+
+# What makes these late is a wait that is on no record, and is over in the next pass: a TaskGroup would have cancelled the hotel by then.
+LEFT_BEHIND = [(each, "gather") for each in (Far, Undone, Bare)]
 BESIDE = [(each, how) for each in (Napping, Nested, Unplanned, Failing, FailingBeside) for how in ("gather", "group")]
 
 
