@@ -606,7 +606,9 @@ def _doomed(scheduler: Scheduler, case: str) -> FaultyScheduler:
     method, moment, number = case.split("-")
     if method == "transact":
         return DeadlyTransaction(scheduler, int(number), moment)
-    plan = FaultPlan(crash(method, calls=[int(number)], moment="before" if moment == "before" else "after"))
+    # Or in one of the next, where the lease was lost in this and it had no effect: so many processes at once may stand still for that long.
+    calls = range(int(number), int(number) + 10)
+    plan = FaultPlan(crash(method, calls=calls, moment="before" if moment == "before" else "after"))
     return FaultyScheduler(scheduler, plan)
 
 
