@@ -25,6 +25,7 @@ from zart_core import (
 )
 from zart_core.engine import steps
 from zart_core.engine.blocks import Blocks
+from zart_core.engine.run import Run
 from zart_core.records import Flush, Flushed
 from zart_core.testing import TestEngine
 
@@ -57,9 +58,9 @@ class Trip(TaskHandler[str, str]):
             await ctx.step(name, self.book, name, undo=self.cancel)
 
 
-async def ended(world: World, handler: type[TaskHandler[Any, Any]], data: Any = "") -> ExecutionFailure:
+async def ended(world: World, handler: type[TaskHandler[Any, Any]], data: Any = "", **config: Any) -> ExecutionFailure:
     """Run one execution that fails, and say why it did."""
-    async with world.worker():
+    async with world.worker(**config):
         handle = await world.client.start(handler, data)
         with pytest.raises(ExecutionFailed) as failed:
             await handle.result("30s")
@@ -259,6 +260,59 @@ async def test_undos_under_way_are_not_cut_off_when_another_branch_fails(world: 
     world.register(trip)
     await ended(world, TwoTrips, f"undoes {how}")
     assert sorted(undone(trip.done)) == ["hotel", "train"]
+
+
+@pytest.mark.parametrize("how", BESIDE)
+@pytest.mark.parametrize("kind", ["waits", "nested"])
+async def test_a_branch_that_fails_ends_those_that_wait_beside_it_without_linger_too(
+    world: World, kind: str, how: str
+) -> None:  # B18
+    trip = TwoTrips()
+    world.register(trip)
+    await ended(world, TwoTrips, f"{kind} {how}", linger="0s")
+    assert {"hotel", "tram", "train"} <= set(undone(trip.done))
+
+
+class Deployed(TwoTrips):
+    """The worker is drained while an undo of the second saga is under way."""
+
+    name = "deployed"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cancelling, self.may_cancel = asyncio.Event(), asyncio.Event()
+
+    async def cancel(self, what: str) -> None:
+        self.cancelling.set()
+        await self.may_cancel.wait()
+        await super().cancel(what)
+
+
+@pytest.mark.parametrize("how", BESIDE)
+@pytest.mark.parametrize("kind", ["waits", "nested"])
+async def test_a_drain_during_an_undo_keeps_no_branch_waiting_that_the_failure_would_have_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
+) -> None:  # B18, B59
+    told, drain = asyncio.Event(), Run.drain
+
+    def drained(run: Run) -> None:
+        drain(run)
+        told.set()
+
+    monkeypatch.setattr(Run, "drain", drained)
+    trip = Deployed()
+    world.register(trip)
+    async with world.worker(linger="60s") as worker:
+        handle = await world.client.start(Deployed, f"{kind} {how}")
+        await trip.cancelling.wait()
+        stopping = asyncio.create_task(worker.stop())
+        await told.wait()
+        trip.may_cancel.set()
+        await stopping
+    async with world.worker():
+        with pytest.raises(ExecutionFailed):
+            await handle.result("30s")
+    assert {"hotel", "tram", "train"} <= set(undone(trip.done))
 
 
 class LeftBehind(Trip):

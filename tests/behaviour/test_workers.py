@@ -686,6 +686,42 @@ async def test_a_drained_worker_finishes_its_steps_and_hands_over_the_rest_at_on
     assert not [line for line in place.lines("after", "waiting") if line.endswith(f" {leaving.pid}")]
 
 
+class Elsewhere(TaskHandler[None, str]):
+    """One branch waits for an event; the other is busy with something of its own, and then has a step to do."""
+
+    name = "elsewhere"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.is_busy, self.may_go_on, self.went_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        word, _ = await asyncio.gather(ctx.wait_for_event("go", str), self.other(ctx))
+        return word
+
+    async def other(self, ctx: TaskContext) -> None:
+        await ctx.step("first", self.world.ledger.write, "first")
+        self.is_busy.set()
+        await self.may_go_on.wait()
+        await ctx.step("second", self.world.ledger.write, "second")
+        self.went_on.set()
+
+
+async def test_a_drain_cuts_no_branch_off_that_is_busy_with_something_of_its_own(world: World) -> None:  # B59
+    handler = Elsewhere(world)
+    world.register(handler)
+    async with world.worker(linger="60s"):
+        handle = await world.client.start(Elsewhere, None)
+        await handler.is_busy.wait()
+    handler.may_go_on.set()
+    async with world.worker():
+        # Before what the other branch waits for has come: that may take days.
+        await handler.went_on.wait()
+        await handle.offer_event("go", "now")
+        assert await handle.result("20s") == "now"
+    assert sorted(world.ledger.entries()) == ["first", "second"]
+
+
 @pytest.mark.parametrize("task", ["gated", "stuck"])
 async def test_a_step_that_outlasts_the_drain_is_released_as_it_is(
     world: World, place: Place, task: str

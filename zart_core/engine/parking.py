@@ -376,8 +376,9 @@ class Parking(Ending):
             # just appended and the suspension go in one flush.
             self._suspend()
         else:
-            # Other branches may be about to begin (gather starts its tasks one after another): look again after them.
-            self._idle_check = self.loop.call_soon(self._look_again, 2)
+            # Other branches may be about to begin (gather starts its tasks one after another), and one that has failed may be on its
+            # way up to where the others are cancelled: look again after them. Without linger these turns are all the time they have.
+            self._idle_check = self.loop.call_soon(self._look_again, 2 if self.services.linger > 0 else _TURNS)
 
     def _look_again(self, turns: int) -> None:
         self._idle_check = None
@@ -386,7 +387,7 @@ class Parking(Ending):
         if turns:
             self._idle_check = self.loop.call_soon(self._look_again, turns - 1)
         elif self._suspend_at_once():
-            self._suspend()
+            self._suspend(early=self._draining and self._unaccounted)
         elif self._linger is None:
             until = later(self.clock.now(), self.services.linger)
             self._linger = Timer(self.clock, until, self._linger_over)
@@ -444,7 +445,8 @@ class Parking(Ending):
         """The pauses that hold calls."""
         return {parked.rule.rule_id for parked in self._parked if parked.rule is not None}
 
-    def _suspend(self) -> None:
+    def _suspend(self, *, early: bool = False) -> None:
+        """Give the lease up until something that is waited for has happened; ``early``: to be claimed anew at once."""
         if not (self.compensating or self.overdue) and self.deadline.is_over:
             # Not before it is settled: a run that is suspended until its deadline would be claimed at once, and suspended again.
             self.deadline.reach()
@@ -453,6 +455,11 @@ class Parking(Ending):
         self._suspending = self.loop.create_future()
         self.gated = True
         held = self._held
+        wake_at, only_held = self._wake_at(), held is not None and self._only_held
+        if early:
+            # Race: the worker is drained while a branch goes on outside of any call (its undo has ended, and its error is on the way to
+            # the branches beside it). This pass cannot wait for it, and what the others wait for may never come: the next one looks.
+            wake_at, only_held = self.clock.now(), False
         # What waits for more ends than those of calls that have begun waits for the end of a pause.
         needed = [
             parked.needed
@@ -462,7 +469,7 @@ class Parking(Ending):
         fact = SuspendFact(
             self.run_id,
             self.epoch,
-            self._wake_at(),
+            wake_at,
             on_signal=any(parked.on_signal for parked in self._parked),
             on_children=bool(needed),
             seen=self.seen,
@@ -471,7 +478,7 @@ class Parking(Ending):
             # Whichever children end: before so many have, no call has what it needs. Woken for others than its own, it waits on.
             children_left=max(0, self.replay.open_children - len(self._unstarted) - min(needed)) if needed else 0,
             held_by=None if held is None else held.rule_id,
-            only_held=held is not None and self._only_held,
+            only_held=only_held,
         )
         self.journal.suspend(fact).add_done_callback(self._answered)
 
