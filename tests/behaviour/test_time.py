@@ -706,3 +706,39 @@ class Branching(TaskHandler[None, list[datetime]]):
             return await ctx.now(f"woken-{hours}")
 
         return await asyncio.gather(*(branch(hours) for hours in (3, 1, 2)))
+
+
+class Beside(TaskHandler[str, None]):
+    """Sets tasks going, and sleeps or waits in the same turn of the event loop, before any of them has begun."""
+
+    name = "beside"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def run(self, ctx: TaskContext, data: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.notices(ctx))
+            if data == "sleep":
+                await ctx.sleep("a while", "1h")
+            else:
+                await ctx.wait_for_event("confirmation")
+
+    async def notices(self, ctx: TaskContext) -> None:
+        await ctx.step("letter", self.world.ledger.write, "letter")
+        await asyncio.gather(*(ctx.step(name, self.world.ledger.write, name) for name in ("mail", "text")))
+
+
+@pytest.mark.parametrize("linger", ["0s", "1s"])
+@pytest.mark.parametrize("wait", ["sleep", "event"])
+async def test_tasks_that_were_set_going_do_not_wait_for_what_the_handler_itself_waits_for(
+    world: World, wait: str, linger: str
+) -> None:  # B25
+    world.register(Beside(world))
+    async with world.worker(linger=linger):
+        handle = await world.client.start(Beside, wait)
+        await until(lambda: len(world.ledger.entries()) == 3)
+        await handle.cancel()
+        with pytest.raises(ExecutionCancelled):
+            await handle.result("20s")
+    assert sorted(world.ledger.entries()) == ["letter", "mail", "text"]

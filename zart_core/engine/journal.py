@@ -83,6 +83,7 @@ class Journal:
         ] = {}  # how often each run was set aside, and until when that counts
         self._details: dict[tuple[int, str, int], DetailsFact] = {}
         self._work: asyncio.Future[None] | None = None
+        self._turns = 0  # of the event loop, that the next flush waits
         self._fenced = False
         self._task: asyncio.Task[None] | None = None
         self._in_flight = False
@@ -171,6 +172,11 @@ class Journal:
         self._pending.suspends.append(fact)
         return self._expect(fact.run_id)
 
+    def wait(self, turns: int) -> None:
+        """A fact that belongs into one flush with the last comes within ``turns`` of the event loop: let that not begin before."""
+        if self._work is not None and not self._turns:  # not again and again, while one run after another waits
+            self._turns = turns
+
     def set_aside(self, run_id: int, epoch: int, error: BaseException) -> Durable:
         """Give the run's lease up for a while, with ``error`` to be seen: it cannot go on here as it is."""
         return self.suspend(self._aside(run_id, epoch, error))
@@ -205,6 +211,9 @@ class Journal:
                     self._work = self._loop.create_future()
                     await self._work
                     self._work = None
+                    while self._turns > 0:
+                        self._turns -= 1
+                        await asyncio.sleep(0)
                     continue
                 flush, waiting = self._take()
                 if not waiting and not flush.facts():
@@ -262,6 +271,7 @@ class Journal:
         return Flush(worker_id=self._worker_id, patience=0)
 
     def _take(self) -> tuple[Flush, Waiting]:
+        self._turns = 0
         flush, waiting = self._pending, self._waiting
         if self._details:
             flush.details.extend(self._details.values())

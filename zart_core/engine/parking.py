@@ -35,6 +35,9 @@ logger = logging.getLogger("zart")
 
 _TURNS: Final = 50
 """Turns of the event loop that a replay's branches have to come to what they did, where the order of that is not known."""
+_STARTS: Final = 2
+"""Turns of the event loop, after the next, until the branches of an idle run have begun: ``gather`` starts its tasks one after another,
+and a task may have others to start."""
 _PATIENCE: Final = 1.0
 """Seconds without one more step met, after which a replay stops waiting for those that it should meet."""
 _PAUSE: Final = 0.005
@@ -371,14 +374,15 @@ class Parking(Ending):
         if self._idle_check is not None or self._stale or not self.idle:
             return
         self.services.changed()
+        turns = _STARTS
         if not self._unaccounted and self._suspend_at_once():
-            # The handler's own task waits and no other ever made a call: nothing else can move it. The row of the wait that was
-            # just appended and the suspension go in one flush.
-            self._suspend()
-        else:
-            # Other branches may be about to begin (gather starts its tasks one after another), and one that has failed may be on its
-            # way up to where the others are cancelled: look again after them. Without linger these turns are all the time they have.
-            self._idle_check = self.loop.call_soon(self._look_again, 2 if self.services.linger > 0 else _TURNS)
+            # The handler's own task waits and no other ever made a call: what may move it are tasks that it has created and that have
+            # not begun. The row of the wait that was just appended and the suspension are to go in one flush.
+            self.journal.wait(turns + 1)
+        elif self.services.linger <= 0:
+            # One that has failed may be on its way up to where the others are cancelled. These turns are all the time it has.
+            turns = _TURNS
+        self._idle_check = self.loop.call_soon(self._look_again, turns)
 
     def _look_again(self, turns: int) -> None:
         self._idle_check = None
