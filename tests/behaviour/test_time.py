@@ -718,24 +718,23 @@ class Beside(TaskHandler[str, None]):
 
     async def run(self, ctx: TaskContext, data: str) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.notices(ctx))
+            group.create_task(self.all_notices(ctx))
             if data == "sleep":
                 await ctx.sleep("a while", "1h")
             else:
                 await ctx.wait_for_event("confirmation")
 
-    async def notices(self, ctx: TaskContext) -> None:
-        await ctx.step("letter", self.world.ledger.write, "letter")
-        await asyncio.gather(*(ctx.step(name, self.world.ledger.write, name) for name in ("mail", "text")))
+    async def all_notices(self, ctx: TaskContext) -> None:
+        await asyncio.gather(*(ctx.step(name, self.world.ledger.write, name) for name in ("letter", "mail", "text")))
 
 
-@pytest.mark.parametrize("linger", ["0s", "1s"])
+@pytest.mark.parametrize(("linger", "slots"), [("0s", 2), ("1s", 2), ("1s", 1)])
 @pytest.mark.parametrize("wait", ["sleep", "event"])
 async def test_tasks_that_were_set_going_do_not_wait_for_what_the_handler_itself_waits_for(
-    world: World, wait: str, linger: str
+    world: World, wait: str, linger: str, slots: int
 ) -> None:  # B25
     world.register(Beside(world))
-    async with world.worker(linger=linger):
+    async with world.worker(linger=linger, concurrency=slots):
         handle = await world.client.start(Beside, wait)
         await until(lambda: len(world.ledger.entries()) == 3)
         await handle.cancel()

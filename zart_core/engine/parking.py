@@ -395,6 +395,7 @@ class Parking(Ending):
         elif self._linger is None:
             until = later(self.clock.now(), self.services.linger)
             self._linger = Timer(self.clock, until, self._linger_over)
+            self.services.changed()
 
     def _suspend_at_once(self) -> bool:
         if self._draining or self.services.linger <= 0 or any(p.hold and p.rule is None for p in self._parked):
@@ -414,7 +415,7 @@ class Parking(Ending):
 
     def evict(self) -> None:
         """Another run may need this slot: suspend without lingering on. Does nothing to a run that may not be idle."""
-        if self.idle and not self._stale and not self._unaccounted:
+        if self.resting and not self._unaccounted:
             self._suspend()
 
     @property
