@@ -373,7 +373,6 @@ class Parking(Ending):
         # (A look that is due already sees what has come until then; thousands of branches that park at once need only one.)
         if self._idle_check is not None or self._stale or not self.idle:
             return
-        self.services.changed()
         turns = _STARTS
         if not self._unaccounted and self._suspend_at_once():
             # The handler's own task waits and no other ever made a call: what may move it are tasks that it has created and that have
@@ -392,10 +391,11 @@ class Parking(Ending):
             self._idle_check = self.loop.call_soon(self._look_again, turns - 1)
         elif self._suspend_at_once():
             self._suspend(early=self._draining and self._unaccounted)
-        elif self._linger is None:
-            until = later(self.clock.now(), self.services.linger)
-            self._linger = Timer(self.clock, until, self._linger_over)
-            self.services.changed()
+        else:
+            if self._linger is None:
+                until = later(self.clock.now(), self.services.linger)
+                self._linger = Timer(self.clock, until, self._linger_over)
+            self.services.changed()  # not before: until now it could not make room for others
 
     def _suspend_at_once(self) -> bool:
         if self._draining or self.services.linger <= 0 or any(p.hold and p.rule is None for p in self._parked):
