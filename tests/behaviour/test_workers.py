@@ -39,6 +39,7 @@ from tests.behaviour.world import REPLAY, STORE, World
 from zart_core import (
     BackendUnavailable,
     DurableScheduler,
+    ExecutionFailed,
     ExecutionHandle,
     SchemaOutdated,
     StartRequest,
@@ -720,6 +721,39 @@ async def test_a_drain_cuts_no_branch_off_that_is_busy_with_something_of_its_own
         await handle.offer_event("go", "now")
         assert await handle.result("20s") == "now"
     assert sorted(world.ledger.entries()) == ["first", "second"]
+
+
+class Computing(TaskHandler[float, None]):
+    """One branch waits for an event that never comes; the other, some task groups further in, computes, and then fails."""
+
+    name = "computing"
+
+    async def run(self, ctx: TaskContext, data: float) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.wait_for_event("never"))
+            group.create_task(self.inner(ctx, data, 4))
+
+    async def inner(self, ctx: TaskContext, seconds: float, depth: int) -> None:
+        if depth:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.inner(ctx, seconds, depth - 1))
+            return
+        await ctx.step("input", lambda: 1)
+        for _ in range(10):  # by now the run is taken for idle
+            await asyncio.sleep(0)
+        time.sleep(seconds)
+        raise ValueError("no such number")
+
+
+@pytest.mark.parametrize(("seconds", "linger"), [(0.3, "100ms"), (0.0, "1us")])
+async def test_a_branch_that_fails_after_the_linger_still_ends_those_that_wait_beside_it(
+    world: World, seconds: float, linger: str
+) -> None:  # B18
+    world.register(Computing())
+    async with world.worker(linger=linger):
+        handle = await world.client.start(Computing, seconds)
+        with pytest.raises(ExecutionFailed, match="ExceptionGroup"):
+            await handle.result("20s")
 
 
 @pytest.mark.parametrize("task", ["gated", "stuck"])

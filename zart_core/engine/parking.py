@@ -34,7 +34,8 @@ from zart_core.records import (
 logger = logging.getLogger("zart")
 
 _TURNS: Final = 50
-"""Turns of the event loop that a replay's branches have to come to what they did, where the order of that is not known."""
+"""Turns of the event loop that branches have to come to what they do, however little time there is: in a replay where the order of
+that is not known, and when an idle run is to be suspended while one may be busy outside of any call."""
 _STARTS: Final = 2
 """Turns of the event loop, after the next, until the branches of an idle run have begun: ``gather`` starts its tasks one after another,
 and a task may have others to start."""
@@ -394,7 +395,10 @@ class Parking(Ending):
         else:
             if self._linger is None:
                 until = later(self.clock.now(), self.services.linger)
-                self._linger = Timer(self.clock, until, self._linger_over)
+                # Race: the event loop may stand still for all that time, or ``linger`` be shorter than a few of its turns. A branch that
+                # fails after that needs turns, not time, to come to where it ends the others, which may wait for ever.
+                turns = _TURNS if self._unaccounted else 0
+                self._linger = Timer(self.clock, until, self._linger_over, turns=turns)
             self.services.changed()  # not before: until now it could not make room for others
 
     def _suspend_at_once(self) -> bool:
