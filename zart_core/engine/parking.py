@@ -382,13 +382,17 @@ class Parking(Ending):
         elif self.services.linger <= 0:
             # One that has failed may be on its way up to where the others are cancelled. These turns are all the time it has.
             turns = _TURNS
+        self._looked_at = self.replay.calls
         self._idle_check = self.loop.call_soon(self._look_again, turns)
 
     def _look_again(self, turns: int) -> None:
         self._idle_check = None
         if not self.idle or self._stale:
             return
-        if turns:
+        if self.replay.calls != self._looked_at:
+            # Race: a call that has an answer at once, or parks, leaves the run idle. Whoever made it may be on its way to the next.
+            self._look()
+        elif turns:
             self._idle_check = self.loop.call_soon(self._look_again, turns - 1)
         elif self._suspend_at_once():
             self._suspend(early=self._draining and self._unaccounted)
@@ -399,6 +403,7 @@ class Parking(Ending):
                 # fails after that needs turns, not time, to come to where it ends the others, which may wait for ever.
                 turns = _TURNS if self._unaccounted else 0
                 self._linger = Timer(self.clock, until, self._linger_over, turns=turns)
+                self._lingers_at = self.replay.calls
             self.services.changed()  # not before: until now it could not make room for others
 
     def _suspend_at_once(self) -> bool:
@@ -414,7 +419,9 @@ class Parking(Ending):
 
     def _linger_over(self) -> None:
         self._linger = None
-        if self.idle and not self._stale:
+        if self.replay.calls != self._lingers_at:
+            self._look()  # a branch has gone on meanwhile, and may be between two calls now: the linger begins anew
+        elif self.idle and not self._stale:
             self._suspend()
 
     def evict(self) -> None:

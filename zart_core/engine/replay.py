@@ -107,6 +107,11 @@ class Replay:
             self._unmet -= 1
         return row
 
+    @property
+    def calls(self) -> int:
+        """How many this pass has made, those answered from the history included."""
+        return len(self._used)
+
     def occurrence(self, name: str) -> int:
         """How often this pass has waited for events of this name before, or raced the same calls.
 
