@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 from typing import Any
 
@@ -13,10 +12,9 @@ import pytest
 
 import zart_core
 from tests.behaviour.world import World
+from tests.soak.seed import BASE
 from zart_core import StartRequest, TaskContext, TaskHandler, WaitTimedOut
 
-BASE = int(os.environ.get("ZART_SOAK_BASE", "0"))
-"""The first seed of the long tests: another in every soak."""
 NEVER = "never"
 
 Call = list[Any]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 from collections import defaultdict
 from typing import Any
@@ -13,10 +12,8 @@ import pytest
 
 import zart_core
 from tests.behaviour.world import World
+from tests.soak.seed import BASE
 from zart_core import DurableScheduler, StartRequest, TaskContext, TaskHandler, zart_step
-
-BASE = int(os.environ.get("ZART_SOAK_BASE", "0"))
-"""The first seed of the long tests: another in every soak."""
 
 
 class Ledger:

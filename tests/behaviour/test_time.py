@@ -343,6 +343,52 @@ async def test_a_sleep_longer_than_linger_leaves_memory_and_wakes_by_a_real_cloc
     assert handler.woken == {"nap": 1}
 
 
+class Told(TaskHandler[None, str]):
+    """One branch waits for an event; the other does a step each time it is told to."""
+
+    name = "told"
+
+    def __init__(self) -> None:
+        self.told = [asyncio.Event() for _ in range(3)]
+        self.done = 0
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        word, _ = await asyncio.gather(ctx.wait_for_event("go", str), self.other(ctx))
+        return word
+
+    async def other(self, ctx: TaskContext) -> None:
+        for number, told in enumerate(self.told):
+            await told.wait()
+            await ctx.step(f"step {number}", lambda: None)
+            self.done = number + 1
+
+
+async def turns() -> None:
+    """More turns of the event loop than an idle run is given to come to its suspension."""
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+async def test_the_linger_begins_anew_when_a_branch_has_gone_on_meanwhile(tmp_path: Path) -> None:  # B59
+    async with life(tmp_path, "cached") as store:
+        handler = Told()
+        handle = await store.client.start(Told, None)
+        async with store.worker(handler, linger="1s"):
+            for number, told in enumerate(handler.told):
+                told.set()
+                await until(lambda number=number: handler.done == number + 1)
+                await turns()
+                store.pass_by(0.9)
+                await turns()
+            # It begins anew at its end: such a run may stay for up to twice that time.
+            for _ in range(2):
+                store.pass_by(1)
+                await turns()
+            await until(lambda: _suspended(handle))
+            await handle.offer_event("go", "now")
+            assert await handle.result(20) == "now"
+
+
 async def _suspended(handle: ExecutionHandle[Any]) -> bool:
     return (await handle.status()).status == "waiting"
 

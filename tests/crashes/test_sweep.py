@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from typing import Any
 
 import pytest
 
 from tests.crashes.scenarios import SCENARIOS, Scene
+from tests.soak.seed import BASE
 from zart_core import TaskContext
 from zart_core.records import Claimed, Flush, Flushed, Reaped
 from zart_core.testing import Outcome, crash_sweep
 from zart_sqlite import SqliteScheduler, finishes
-
-BASE = int(os.environ.get("ZART_SOAK_BASE", "0"))
-"""The first seed of the long tests: another in every soak."""
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -52,8 +52,6 @@ class Ending:
         "_impatient",
         "_leading",
         "_linger",
-        "_lingers_at",
-        "_looked_at",
         "_news",
         "_parked",
         "_pauses",
@@ -184,7 +182,6 @@ class Ending:
         self.seen = claimed.signal_seq
         self._idle_check: asyncio.Handle | None = None
         self._linger: Timer | None = None
-        self._looked_at = self._lingers_at = 0  # how many calls had been made by then
         self.deadline = Deadline(self.clock, claimed.deadline, self._deadline_reached)
         self._grace: asyncio.TimerHandle | None = None
         self.root: asyncio.Task[Any] | None = None

@@ -382,18 +382,18 @@ class Parking(Ending):
         elif self.services.linger <= 0:
             # One that has failed may be on its way up to where the others are cancelled. These turns are all the time it has.
             turns = _TURNS
-        self._looked_at = self.replay.calls
-        self._idle_check = self.loop.call_soon(self._look_again, turns)
+        self._idle_check = self.loop.call_soon(self._look_again, turns, self.replay.calls)
 
-    def _look_again(self, turns: int) -> None:
+    def _look_again(self, turns: int, calls: int) -> None:
+        """Look whether the run is idle still, ``turns`` more times; ``calls``: how many had been made at the first look."""
         self._idle_check = None
         if not self.idle or self._stale:
             return
-        if self.replay.calls != self._looked_at:
-            # Race: a call that has an answer at once, or parks, leaves the run idle. Whoever made it may be on its way to the next.
+        if self.replay.calls != calls:
+            # Race: a call that is answered at once, or parks, leaves the run idle. Whoever made it may be on its way to the next.
             self._look()
         elif turns:
-            self._idle_check = self.loop.call_soon(self._look_again, turns - 1)
+            self._idle_check = self.loop.call_soon(self._look_again, turns - 1, calls)
         elif self._suspend_at_once():
             self._suspend(early=self._draining and self._unaccounted)
         else:
@@ -402,8 +402,8 @@ class Parking(Ending):
                 # Race: the event loop may stand still for all that time, or ``linger`` be shorter than a few of its turns. A branch that
                 # fails after that needs turns, not time, to come to where it ends the others, which may wait for ever.
                 turns = _TURNS if self._unaccounted else 0
-                self._linger = Timer(self.clock, until, self._linger_over, turns=turns)
-                self._lingers_at = self.replay.calls
+                over = functools.partial(self._linger_over, self.replay.calls)
+                self._linger = Timer(self.clock, until, over, turns=turns)
             self.services.changed()  # not before: until now it could not make room for others
 
     def _suspend_at_once(self) -> bool:
@@ -417,10 +417,11 @@ class Parking(Ending):
         awaits_news = any(parked.on_signal or parked.remote for parked in self._parked)
         return self.services.signal_linger <= 0 or not awaits_news
 
-    def _linger_over(self) -> None:
+    def _linger_over(self, calls: int) -> None:
         self._linger = None
-        if self.replay.calls != self._lingers_at:
-            self._look()  # a branch has gone on meanwhile, and may be between two calls now: the linger begins anew
+        if self.replay.calls != calls:
+            # Race: a branch has gone on while the others waited, and may be between two calls in this moment. The linger begins anew.
+            self._look()
         elif self.idle and not self._stale:
             self._suspend()
 
