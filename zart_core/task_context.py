@@ -26,7 +26,14 @@ from zart_core.failure import step_error
 from zart_core.identity import check_execution_id, new_id
 from zart_core.outcomes import BusinessErr, Ok, ZartErr
 from zart_core.parallel_calls import ParallelCalls, Task, check_callable
-from zart_core.step_definition import StepKeywords, TransactionKeywords, options_of, plain_function, undo_of
+from zart_core.step_definition import (
+    StepDefinition,
+    StepKeywords,
+    TransactionKeywords,
+    options_of,
+    plain_function,
+    undo_of,
+)
 
 if TYPE_CHECKING:
     from zart_core.engine.replay import Site
@@ -219,10 +226,13 @@ class TaskContext(ParallelCalls):
     async def _transaction(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: TransactionKeywords
     ) -> Any:
-        if "at_most_once" in options:
+        given = {**fn.keywords, **options} if isinstance(fn, StepDefinition) else options
+        if given.get("at_most_once") is not None:
             raise TypeError(
                 f"transaction {name!r} has no option at_most_once: what a crash has cut off has left nothing behind"
             )
+        if given.get("undo") is not None:
+            raise TypeError(f"transaction {name!r} has no option undo: a saga takes steps back, and no transactions")
         checked = options_of(name, fn, cast(StepKeywords, options))
         row, value = await run_transaction(
             self._live(), site, name, plain_function(check_callable(name, fn)), args, checked

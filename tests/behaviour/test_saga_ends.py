@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 
 import zart_core
-from tests.behaviour.world import World, registry_of, until
+from tests.behaviour.world import REPLAY, World, registry_of, until
 from zart_core import (
     ExecutionCancelled,
     ExecutionFailed,
     ExecutionFailure,
     NonRetryable,
     RetryConfig,
+    StepFailed,
     TaskContext,
     TaskHandler,
     TaskRegistry,
@@ -260,6 +262,82 @@ async def test_undos_under_way_are_not_cut_off_when_another_branch_fails(world: 
     world.register(trip)
     await ended(world, TwoTrips, f"undoes {how}")
     assert sorted(undone(trip.done)) == ["hotel", "train"]
+
+
+class Hurried(Trip):
+    """Is cancelled while its saga, which has failed, undoes what it did: by a brother that fails, or since its time is over."""
+
+    name = "hurried"
+
+    def __init__(self, *, undo_fails: bool) -> None:
+        super().__init__()
+        self.undo_fails = undo_fails
+        self.undoing = asyncio.Event()
+        self.limit: asyncio.Timeout | None = None
+
+    async def run(self, ctx: TaskContext, data: str) -> str:
+        match data:
+            case "a brother fails":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self.survives(ctx))
+                    group.create_task(self.fails())
+            case "its time is over":
+                async with asyncio.timeout(None) as self.limit:
+                    await self.flies(ctx)
+            case _:
+                async with asyncio.timeout(None) as self.limit:
+                    await self.survives(ctx)
+        return "there"
+
+    async def flies(self, ctx: TaskContext) -> None:
+        async with ctx.saga():
+            await ctx.step("train", self.book, "train", undo=self.slowly)
+            await ctx.step("flight", self.refuse)
+
+    async def survives(self, ctx: TaskContext) -> None:
+        with contextlib.suppress(StepFailed):
+            await self.flies(ctx)
+        await ctx.wait_for_event("never")
+
+    async def fails(self) -> None:
+        await self.undoing.wait()
+        raise ValueError("beside it")
+
+    async def slowly(self, what: str) -> None:
+        self.undoing.set()
+        if self.limit is not None:
+            self.limit.reschedule(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        if self.undo_fails:
+            raise NonRetryable("gone")
+        self.done.append(f"-{what}")
+
+
+@pytest.mark.parametrize("undo_fails", [False, True], ids=["", "undo fails"])
+@pytest.mark.parametrize(
+    ("way", "outcome"),
+    [
+        ("a brother fails", "error"),
+        ("its time is over", "step"),
+        pytest.param(
+            "the time of more than it is over",
+            "error",
+            marks=pytest.mark.skipif(REPLAY == "always", reason="no later pass is limited as the first was"),
+        ),
+    ],
+)
+async def test_who_is_cancelled_during_an_undo_hears_of_it_afterwards(
+    world: World, way: str, outcome: str, undo_fails: bool
+) -> None:  # B18
+    trip = Hurried(undo_fails=undo_fails)
+    world.register(trip)
+    async with world.worker():
+        await world.client.start(Hurried, way, execution_id="a")
+        ended = await world.client.wait("a", "20s")
+    assert ended.failure is not None
+    assert ended.failure.kind == outcome
+    assert trip.done == ["train"] + ["-train"] * (not undo_fails)
 
 
 @pytest.mark.parametrize("how", BESIDE)

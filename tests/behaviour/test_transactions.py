@@ -552,6 +552,121 @@ async def test_a_commit_that_has_begun_when_the_timeout_comes_counts(
         assert body.runs == 1
 
 
+class Committing:
+    """A scheduler whose first transaction is committed while its caller is cancelled: it answers with the row then, as backends do."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.committed = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.scheduler, name)
+
+    async def transact(self, key: StepKey, work: Body) -> StepRow | None:
+        row = await self.scheduler.transact(key, work)
+        if not self.committed.is_set():
+            self.committed.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return row
+
+
+class Cancelled(Pay):
+    """What happens beside its transaction, or to it, cancels it while it is committed."""
+
+    name = "cancelled"
+
+    def __init__(self, scheduler: Committing, way: str, **options: Any) -> None:
+        def pay(db: sqlite3.Connection) -> str:
+            insert(db, "paid")
+            return "paid"
+
+        super().__init__(pay, **options)
+        self.scheduler = scheduler
+        self.way = way
+        self.told: list[str] = []
+
+    async def pay(self, ctx: TaskContext) -> None:
+        self.told.append(await ctx.transaction("pay", self.body, **self.options))
+
+    async def pay_and_wait(self, ctx: TaskContext) -> None:
+        await self.pay(ctx)
+        await ctx.wait_for_event("never")
+
+    async def fail(self) -> None:
+        await self.scheduler.committed.wait()
+        raise ValueError("beside it")
+
+    async def run(self, ctx: TaskContext, data: Any) -> Any:
+        match self.way:
+            case "its lease is lost":
+                await self.pay(ctx)
+                return "done"
+            case "a brother fails":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self.pay_and_wait(ctx))
+                    group.create_task(self.fail())
+            case "a child fails":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self.fail())
+                    await self.pay_and_wait(ctx)
+            case "its time is over":
+                async with asyncio.timeout(0.05):
+                    await self.pay(ctx)
+            case _:
+                async with asyncio.timeout(0.05):
+                    await self.pay_and_wait(ctx)
+        return await ctx.step("after it", lambda: "done")
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": "60s"}], ids=["", "timeout"])
+@pytest.mark.parametrize(
+    ("way", "outcome"),
+    [
+        ("a brother fails", "ExceptionGroup"),
+        ("a child fails", "ExceptionGroup"),
+        ("its time is over", "done"),
+        ("the time of more than it is over", "TimeoutError"),
+    ],
+)
+async def test_a_call_that_is_cancelled_beside_its_commit_has_its_result_and_hears_of_it_afterwards(
+    world: World, table: Table, way: str, outcome: str, options: dict[str, Any]
+) -> None:  # B18, B54
+    scheduler: Any = Committing(world.scheduler)
+    handler = Cancelled(scheduler, way, **options)
+    world.register(handler)
+    async with world.worker(scheduler=scheduler):
+        handle = await world.client.start("cancelled", execution_id="a")
+        ended = await world.client.wait("a", "20s")
+        if outcome == "done":
+            assert await handle.result("1s") == "done"
+        else:
+            assert ended.failure is not None
+            assert outcome in ended.failure.error.type
+    assert (set(handler.told), table.all()) == ({"paid"}, ["paid"])
+    assert [step.status for step in (await world.client.history("a")).steps if step.name == "pay"] == ["completed"]
+
+
+async def test_a_lease_that_is_lost_beside_a_commit_stops_the_handler(
+    world: World, table: Table, caplog: pytest.LogCaptureFixture
+) -> None:  # B54, B57
+    scheduler: Any = Committing(world.scheduler)
+    handler = Cancelled(scheduler, "its lease is lost")
+    world.register(handler)
+    async with world.worker(scheduler=scheduler, poll_interval="50ms") as worker:
+        handle = await world.client.start("cancelled", execution_id="a")
+        await scheduler.committed.wait()
+        with table.connection() as db:
+            db.execute("UPDATE zart_active SET worker_id = NULL, wake_at = 0")
+        assert worker.tenure is not None
+        [run] = worker.tenure.runs.values()
+        run.abandon()
+        assert await handle.result("20s") == "done"
+    # By the pass that found it, and not by the one that had lost its run.
+    assert (handler.told, table.all()) == (["paid"], ["paid"])
+    assert "returned a value" not in caplog.text
+
+
 async def test_a_timeout_while_the_answer_of_a_commit_is_lost_does_not_deny_it(
     world: World, table: Table
 ) -> None:  # B54, B61
@@ -833,10 +948,11 @@ async def test_a_function_of_the_other_kind_is_refused(world: World, table: Tabl
     [
         ("pay", {}, "'str' object instead of a function"),
         (count, {"at_most_once": True}, "at_most_once"),
+        (count, {"undo": count}, "no option undo"),
         (count, {"retires": 1}, "no option retires"),
         (count, {"timeout_scope": "each"}, "timeout_scope"),
     ],
-    ids=["no function", "at_most_once", "unknown option", "scope"],
+    ids=["no function", "at_most_once", "undo", "unknown option", "scope"],
 )
 async def test_wrong_arguments_are_refused(
     world: World, table: Table, body: Any, options: dict[str, Any], words: str

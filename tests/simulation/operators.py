@@ -85,8 +85,17 @@ class Operators:
             return
         self._forks += 1
         fork = Case(f"{case.name}-{self._forks}", case.plan, operated=True)
-        with contextlib.suppress(ExecutionAlreadyExists):  # an earlier try whose answer was lost
+        try:
             await surely(lambda: client.fork(case.name, steps[0], new_execution_id=fork.name))
+        except _TOO_LATE:
+            # It may exist all the same, by an earlier try whose answer was lost, whatever has become of its original since.
+            with contextlib.suppress(ExecutionNotFound):
+                await DurableScheduler(self._simulation.store).status(fork.name)
+                self._serve(fork)
+            return
+        self._serve(fork)
+
+    def _serve(self, fork: Case) -> None:
         self._simulation.cases[fork.name] = fork
         serving = self._simulation.clients.serve(fork, started=True)
         self._served.append(asyncio.create_task(serving))

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable
 from typing import Any, Final
 
 from zart_core.engine.blocks import Blocks
+from zart_core.engine.cancellations import Cancellations
 from zart_core.engine.deadline import Deadline
 from zart_core.engine.halt import LOST_RACE, Abandoned, Continued, Halt
 from zart_core.engine.inbox import Inbox
@@ -69,6 +70,7 @@ class Ending:
         "body",
         "branches",
         "cancel_reason",
+        "cancellations",
         "cancelled",
         "claimed",
         "clock",
@@ -123,6 +125,7 @@ class Ending:
         """Whether it is cut off once it has lost a race: a part, see parts.py."""
 
         self.halt: Halt | None = None
+        self.cancellations = Cancellations()
         self.released = False
         """Whether the backend has confirmed that this claim's lease is over: the run has finished or is suspended."""
         self.gated = claimed.cancel_requested

@@ -221,11 +221,12 @@ class Saga:
 
     async def _protected(self, work: Any) -> None:
         """``work`` in a task of its own, to its end, though the one that leaves the block is cancelled (a brother has failed, a
-        timeout strikes). It ends early only with the run, or with the event loop."""
+        timeout strikes): that is told later. It ends early only with the run, or with the event loop."""
         run = self.run
         task = run.loop.create_task(work, name=f"zart undo {run.execution_id}")
         run.tasks[task] = None
         run.stand_ins[task] = self._task
+        cancelled = False
         try:
             while not task.done():
                 try:
@@ -235,8 +236,12 @@ class Saga:
                         task.cancel()
                         await asyncio.wait((task,), timeout=1.0)
                         raise
+                    cancelled = True
             task.result()
         finally:
+            if cancelled:
+                # Who catches what the saga raises would go on, and a ``TaskGroup`` wait for it for as long.
+                run.cancellations.tell_later()
             task.cancel()
             run.tasks.pop(task, None)
             run.stand_ins.pop(task, None)

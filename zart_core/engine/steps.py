@@ -547,9 +547,12 @@ class Attempts:
                 self.expired = True
                 body.cancel()
             await asyncio.wait((body,), timeout=_STUCK)
-            if self.cancelled is not None and body.done() and not body.cancelled():
-                self.cancelled = cancelled
-                return body.result()
+            if body.done() and not body.cancelled():
+                if self._is_kept and body.exception() is None and body.result()[0] is None:
+                    return body.result()
+                if self.cancelled is not None:
+                    self.cancelled = cancelled
+                    return body.result()
             raise
         finally:
             self.expired = False

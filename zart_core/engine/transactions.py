@@ -47,14 +47,19 @@ async def run_transaction(
 class _Transaction(Attempts):
     """The attempts of one transaction. A failed one has left nothing behind but the record of its failure."""
 
-    __slots__ = ("_stored",)
+    __slots__ = ("_heard", "_stored")
 
     # The backend tells how a transaction ended that was cut off: not at all, or with the commit.
     _patience = None
     _is_kept = True
     _is_undone = True
 
+    _heard: int
     _stored: StepRow | None
+
+    async def finish(self) -> tuple[StepRow, Any]:
+        self._heard = self.run.cancellations.heard()
+        return await super().finish()
 
     async def _call(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
         self._stored = None
@@ -65,7 +70,7 @@ class _Transaction(Attempts):
         key = StepKey(run.services.worker_id, run.run_id, run.epoch, self.name, self.ordinal)
         work = self._async_work if run.services.transactions == "async" else self._plain_work()
         tries = 0
-        asked = _cancellations()
+        heard = run.cancellations.heard()
         while True:
             try:
                 row = await run.services.transact(key, work)
@@ -87,7 +92,7 @@ class _Transaction(Attempts):
                     raise self._unknown() from None
                 raise
             # Race: a cancellation beside the commit. The backend answers it with the row; that answer may be lost, too.
-            if _cancellations() > asked:
+            if run.cancellations.heard() > heard:
                 raise self._unknown()
             try:
                 await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES)) - 1] * random.uniform(0.5, 1.5))
@@ -162,16 +167,15 @@ class _Transaction(Attempts):
     async def _completed(self, value: Any, finished: int) -> tuple[StepRow, Any]:
         if self._stored is None:
             return await super()._completed(value, finished)
-        row = self._stored
-        self.run.replay.keep(row)
-        await self.run.settled(row)
-        return row, stored_value(self.run, row, self.fn, self.options)
-
-
-def _cancellations() -> int:
-    """How often the current task was cancelled, whether or not it has heard of it."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
+        run, row = self.run, self._stored
+        run.replay.keep(row)
+        # Race: the run was given up, or this task cancelled, beside the commit, and the backend has answered with the row.
+        if run.halt is not None:
+            raise run.halt
+        await run.settled(row)
+        if run.cancellations.heard() > self._heard:
+            run.cancellations.tell_later()
+        return row, stored_value(run, row, self.fn, self.options)
 
 
 class _LapsedError(Exception):
