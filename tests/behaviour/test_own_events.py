@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import sqlite3
+import time
 from typing import Any
 
 import pytest
 
 import zart_core
-from tests.behaviour.world import World
+from tests.behaviour.world import STORE, World
 from tests.soak.seed import BASE
 from zart_core import StartRequest, TaskContext, TaskHandler, WaitTimedOut
 
@@ -34,8 +36,13 @@ class Author:
 
     def quick(self) -> Call:
         """It needs nobody, and does not fail. What is on no record takes some turns of the event loop, and no time."""
-        kind = self.rnd.choice(("step", "thread", "booking", "part", "nap", "turns", "turns"))
+        kind = self.rnd.choice(("step", "thread", "booking", "payment", "part", "nap", "turns", "turns"))
         return [kind, self.next(), self.rnd.choice((0, 1, 5, 20))]
+
+    def undone(self) -> Call:
+        """A saga that fails and is caught: whatever ends its branch meanwhile comes while it undoes."""
+        booking = ["booking", self.next(), self.rnd.choice((1, 5, 20))]
+        return ["caught", self.next(), [["saga", self.next(), [booking, ["fail", self.next()]]]]]
 
     def ending(self, depth: int) -> list[Call]:
         """They come to an end."""
@@ -74,7 +81,7 @@ class Author:
         if draw < 0.6:
             branches = [self.failing(depth - 1)]
             for _ in range(self.rnd.randint(1, 2)):
-                beside = [self.quick()] if self.rnd.random() < 0.6 else []
+                beside = [self.rnd.choice((self.quick, self.undone))() for _ in range(self.rnd.choice((0, 1, 1, 2)))]
                 wait = [self.rnd.choice(("wait", "race", "long nap")), self.next(), NEVER]
                 beside.insert(self.rnd.randint(0, len(beside)), wait)
                 branches.append(beside)
@@ -111,6 +118,8 @@ class Program(TaskHandler[list[Call], str]):
                 await ctx.step(name, lambda: number)
             case "booking", ms:
                 await ctx.step(name, self.work, ms, undo=self.cancel)
+            case "payment", ms:
+                await ctx.transaction(name, self.pay if STORE == "sqlite" else self.pay_there, ms)
             case "part", ms:
                 await ctx.wait_all([ctx.schedule(name, self.work, ms)])
             case "nap", ms:
@@ -149,6 +158,14 @@ class Program(TaskHandler[list[Call], str]):
 
     async def work(self, ms: int) -> int:
         await asyncio.sleep(ms / 4_000)
+        return ms
+
+    def pay(self, db: sqlite3.Connection, ms: int) -> int:
+        time.sleep(ms / 20_000)
+        return ms
+
+    async def pay_there(self, db: Any, ms: int) -> int:
+        await db.execute("SELECT pg_sleep($1)", ms / 20_000)
         return ms
 
     async def cancel(self, ms: int) -> None:
