@@ -36,6 +36,7 @@ class Proof:
         self._lay: dict[tuple[str, str], int] = {}
         self._woke: dict[tuple[str, str], list[int]] = defaultdict(list)
         self._lines: dict[str, list[int]] = defaultdict(list)
+        self._heard: dict[str, list[int]] = defaultdict(list)
         self._stops: dict[str, list[int]] = defaultdict(list)
         self._conts: dict[str, list[int]] = defaultdict(list)
         self._kills: dict[str, int] = {}
@@ -52,8 +53,9 @@ class Proof:
                 self._conts[pid].append(position)
             case ["begin", execution, step, attempt, pid]:
                 self._begins[execution, step].append(Begin(position, int(attempt), pid))
-            case ["got", execution, call, value, _]:
+            case ["got", execution, call, value, pid]:
                 self._got[execution, call].append((position, value))
+                self._heard[pid].append(position)
             case ["lay", execution, call, time, _]:
                 self._lay.setdefault((execution, call), int(time))
             case ["woke", execution, call, time, _]:
@@ -135,6 +137,10 @@ class Proof:
     def _cut_off(self, first: Begin, before: int) -> bool:
         killed = self._kills.get(first.pid)
         if first.pid in self._lost or (killed is not None and killed < before):
+            return True
+        # It may have lost its lease as well, and have been killed before the store could tell it. What a handler is given is durable:
+        # who was given anything has reached the store, is told what it has lost, and says so.
+        if killed is not None and not any(before < heard < killed for heard in self._heard[first.pid]):
             return True
         conts = self._conts[first.pid]
         return any(
