@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from msgspec.structs import replace
 
@@ -62,8 +62,7 @@ def plain_function(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def options_of(name: str, fn: Callable[..., Any], given: StepKeywords) -> StepOptions:
     """The options of the step ``name`` as the engine takes them. ``TypeError`` and ``ValueError`` name the step."""
-    if isinstance(fn, StepDefinition):
-        given = {**fn.keywords, **given}
+    given = _with_definition(fn, given)
     if not given:
         return PLAIN
     unknown = given.keys() - StepKeywords.__annotations__.keys()
@@ -84,6 +83,22 @@ def options_of(name: str, fn: Callable[..., Any], given: StepKeywords) -> StepOp
         returns=given.get("returns"),
         at_most_once=bool(given.get("at_most_once", False)),
     )
+
+
+def transaction_options_of(name: str, fn: Callable[..., Any], given: TransactionKeywords) -> StepOptions:
+    """:func:`options_of` for the transaction ``name``, which has not all of them. Those of a definition are refused as well."""
+    keywords = _with_definition(fn, cast(StepKeywords, given))
+    if "at_most_once" in keywords:
+        raise TypeError(
+            f"transaction {name!r} has no option at_most_once: what a crash has cut off has left nothing behind"
+        )
+    if keywords.get("undo") is not None:
+        raise TypeError(f"transaction {name!r} has no option undo: a saga takes steps back, not transactions")
+    return options_of(name, fn, keywords)
+
+
+def _with_definition(fn: Callable[..., Any], given: StepKeywords) -> StepKeywords:
+    return {**fn.keywords, **given} if isinstance(fn, StepDefinition) else given
 
 
 def undo_of(name: str, fn: Callable[..., Any], given: StepKeywords, *, in_saga: bool) -> MakeUndo | None:

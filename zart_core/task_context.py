@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from datetime import datetime
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar, TypeVarTuple, Unpack, overload
 
 from zart_core.call_site import user_site
 from zart_core.duration import FOREVER, Duration, instant, later, micros, moment
@@ -27,11 +27,11 @@ from zart_core.identity import check_execution_id, new_id
 from zart_core.outcomes import BusinessErr, Ok, ZartErr
 from zart_core.parallel_calls import ParallelCalls, Task, check_callable
 from zart_core.step_definition import (
-    StepDefinition,
     StepKeywords,
     TransactionKeywords,
     options_of,
     plain_function,
+    transaction_options_of,
     undo_of,
 )
 
@@ -226,14 +226,7 @@ class TaskContext(ParallelCalls):
     async def _transaction(
         self, site: Site, name: str, fn: Callable[..., Any], args: tuple[Any, ...], options: TransactionKeywords
     ) -> Any:
-        given = {**fn.keywords, **options} if isinstance(fn, StepDefinition) else options
-        if given.get("at_most_once") is not None:
-            raise TypeError(
-                f"transaction {name!r} has no option at_most_once: what a crash has cut off has left nothing behind"
-            )
-        if given.get("undo") is not None:
-            raise TypeError(f"transaction {name!r} has no option undo: a saga takes steps back, and no transactions")
-        checked = options_of(name, fn, cast(StepKeywords, options))
+        checked = transaction_options_of(name, fn, options)
         row, value = await run_transaction(
             self._live(), site, name, plain_function(check_callable(name, fn)), args, checked
         )

@@ -558,6 +558,7 @@ class Committing:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.committed = asyncio.Event()
+        self.limit: asyncio.Timeout | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.scheduler, name)
@@ -566,6 +567,8 @@ class Committing:
         row = await self.scheduler.transact(key, work)
         if not self.committed.is_set():
             self.committed.set()
+            if self.limit is not None:
+                self.limit.reschedule(0)
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
         return row
@@ -589,6 +592,12 @@ class Cancelled(Pay):
     async def pay(self, ctx: TaskContext) -> None:
         self.told.append(await ctx.transaction("pay", self.body, **self.options))
 
+    def limit(self) -> asyncio.Timeout:
+        """A time that is over with the commit, however long that takes; and at once in later passes."""
+        limit = asyncio.timeout(0 if self.scheduler.committed.is_set() else None)
+        self.scheduler.limit = limit
+        return limit
+
     async def pay_and_wait(self, ctx: TaskContext) -> None:
         await self.pay(ctx)
         await ctx.wait_for_event("never")
@@ -611,10 +620,10 @@ class Cancelled(Pay):
                     group.create_task(self.fail())
                     await self.pay_and_wait(ctx)
             case "its time is over":
-                async with asyncio.timeout(0.05):
+                async with self.limit():
                     await self.pay(ctx)
             case _:
-                async with asyncio.timeout(0.05):
+                async with self.limit():
                     await self.pay_and_wait(ctx)
         return await ctx.step("after it", lambda: "done")
 

@@ -240,7 +240,7 @@ class Saga:
             task.result()
         finally:
             if cancelled:
-                # Who catches what the saga raises would go on, and a ``TaskGroup`` wait for it for as long.
+                # Race: a brother fails beside the undos. Who catches the error would go on, and a ``TaskGroup`` wait for that long.
                 run.cancellations.tell_later()
             task.cancel()
             run.tasks.pop(task, None)

@@ -548,6 +548,7 @@ class Attempts:
                 body.cancel()
             await asyncio.wait((body,), timeout=_STUCK)
             if body.done() and not body.cancelled():
+                # Race: the cancellation came beside the commit, which counts; it is told later.
                 if self._is_kept and body.exception() is None and body.result()[0] is None:
                     return body.result()
                 if self.cancelled is not None:
