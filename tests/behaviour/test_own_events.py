@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import zart_core
-from tests.behaviour.world import REPLAY, STORE, World
+from tests.behaviour.world import STORE, World
 from tests.soak.seed import BASE
 from zart_core import StartRequest, TaskContext, TaskHandler, WaitTimedOut
 
@@ -203,9 +203,6 @@ async def run_programs(world: World, seed: int, count: int) -> None:
             assert status.status == outcome, (seed, id_, status.failure, programs[id_])
 
 
-@pytest.mark.skipif(
-    REPLAY == "always", reason="a replay may wait for a second, and here one at each of many calls: no minute is enough"
-)
 @pytest.mark.parametrize("seed", range(3))
 async def test_random_programs_never_wait_for_what_their_own_branches_would_have_done(
     world: World, seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -204,3 +205,59 @@ async def test_what_fails_in_a_replay_waits_for_the_branches_that_have_something
         with pytest.raises(ExecutionFailed):
             await handle.result("30s")
     assert "hotel" in undone(trip.done)
+
+
+class Cut(Far):
+    """A failure beside it ends the hotel's branch before it books anything, and in a replay nothing else keeps it from that."""
+
+    name = "cut"
+
+    async def run(self, ctx: TaskContext, data: str) -> str:
+        self.passes += 1
+        async with ctx.saga():
+            with contextlib.suppress(ExceptionGroup):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self.hotel(ctx))
+                    group.create_task(self.flight(ctx))
+            await self.booked(ctx, "car")
+            if self.is_first:
+                await self.end_first()
+        return "booked"
+
+    async def hotel(self, ctx: TaskContext) -> None:
+        if self.is_first:
+            await asyncio.Event().wait()
+        async with ctx.saga():
+            await self.booked(ctx, "hotel")
+            await self.refuse()
+
+    async def flight(self, ctx: TaskContext) -> None:
+        await ctx.step("search", self.book, "search")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await self.refuse()
+
+
+class CutOnRecord(Cut):
+    """What fails beside it is a step, and on record."""
+
+    name = "cut-on-record"
+
+    async def flight(self, ctx: TaskContext) -> None:
+        await ctx.step("flight", self.refuse)
+
+
+@pytest.mark.skipif(REPLAY == "always", reason="there, each call has a pass of its own")
+@pytest.mark.parametrize("handler", [Cut, CutOnRecord])
+async def test_what_a_failure_had_kept_from_beginning_does_not_begin_before_that_in_a_replay(  # B18
+    world: World, monkeypatch: pytest.MonkeyPatch, handler: type[Cut]
+) -> None:
+    monkeypatch.setattr(parking, "_PATIENCE", 60.0)
+    trip = handler(world)
+    world.register(trip)
+    async with world.worker(drain_timeout="0s", linger="60s"):
+        handle = await world.client.start(handler, "")
+        await trip.held.wait()
+    async with world.worker(linger="60s"):
+        assert await handle.result("30s") == "booked"
+    assert "hotel" not in trip.done

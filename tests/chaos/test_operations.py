@@ -65,8 +65,10 @@ class Begin(Struct, frozen=True):
     pid: str
 
 
-_LONGER = 4
+_LONGER: Final = 4
 """How many times its length a siege may last in which too little has happened."""
+_CALM: Final = 5
+"""How much longer workers then live: on a machine so slow they may have come to nothing in their time."""
 
 
 class Siege:
@@ -87,6 +89,7 @@ class Siege:
         self._lifting: set[asyncio.Task[None]] = set()
         self._crew: list[Process] = []
         self._over, self._all_done = asyncio.Event(), asyncio.Event()
+        self._late = False
 
     async def rage(self) -> list[str]:
         """All of it, to the end of the last execution. What may not be."""
@@ -96,11 +99,11 @@ class Siege:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(WORKERS):
                         group.create_task(self._slot())
-                    group.create_task(self._start(client))
+                    starting = group.create_task(self._start(client))
                     async with asyncio.timeout(_LONGER * self.seconds + 2 * LONGEST):
                         await self._operate(client)
                         self._over.set()
-                        await asyncio.gather(*self._lifting)
+                        await asyncio.gather(starting, *self._lifting)
                         assert await client.pauses() == []
                         gone = [name for name in self._ids if not await self._completes(client, name)]
                     self._all_done.set()
@@ -119,11 +122,25 @@ class Siege:
     # --- what is done -------------------------------------------------------------------------------------------------
 
     async def _start(self, client: DurableScheduler) -> None:
+        planned = len(self._ids)
         for name in list(self._ids):
             await client.start("chore", STEPS, execution_id=name)
             if self._crash.random() < 0.5:
                 self.place.open_gate(f"mend-{name}")
-            await asyncio.sleep(self.seconds / len(self._ids) / 2)
+            await asyncio.sleep(self.seconds / planned / 2)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.seconds / 2):
+                await self._over.wait()
+        # Not enough has happened in its time, on a busy machine: there is to be something to do it to, such as a step that fails.
+        for number in itertools.count(planned):
+            if self._over.is_set():
+                return
+            name = f"c{number}"
+            await client.start("chore", STEPS, execution_id=name)
+            self._ids.append(name)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._over.wait()
 
     async def _operate(self, client: DurableScheduler) -> None:
         """One operation after another, on executions chosen by the dice; what cannot be done is refused with a typed error."""
@@ -135,7 +152,8 @@ class Siege:
         ):
             await asyncio.sleep(self._dice.uniform(0.01, 0.15))
             [verb] = self._dice.choices(verbs, weights)
-            if passed > self.seconds and self.done[verb]:
+            self._late = passed > self.seconds
+            if self._late and self.done[verb]:
                 continue  # on a busy machine little happens in its time: then it goes on with what is missing
             try:
                 await self._do(client, verb, await self._one(client, verb))
@@ -164,8 +182,9 @@ class Siege:
                 steps = self._dice.choice([[], ["s1"], ["p*"], ["s*"]])
                 await self._replace(client, name, client.rerun(name, steps))
             case "retry":
-                self.place.open_gate(f"mend-{name}")
                 await client.retry_step(name, "shaky")
+                # Not if it is refused: soon nothing would fail, and there would be nothing to retry.
+                self.place.open_gate(f"mend-{name}")
             case "cancel":
                 await client.cancel(name)
             case "fork":
@@ -219,7 +238,7 @@ class Siege:
         while not self._over.is_set():
             worker = await self._launch()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._crash.uniform(0.5, 3.0)):
+                async with asyncio.timeout(self._crash.uniform(0.5, 3.0) * (_CALM if self._late else 1)):
                     await self._over.wait()
             self.place.ledger.write(f"kill {worker.pid}")
             await worker.kill()

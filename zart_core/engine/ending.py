@@ -47,6 +47,7 @@ class Ending:
         "_closed",
         "_concurrent",
         "_draining",
+        "_early",
         "_ending",
         "_grace",
         "_idle_check",
@@ -150,6 +151,7 @@ class Ending:
         self._impatient = False
         """Whether this pass has waited in vain for its branches to come to what an earlier one did."""
         self._leading = 0  # branches that a replay holds at a recorded sleep or child, until others are as far
+        self._early = 0  # branches that a replay holds for some turns, and then goes on with what is on record
         self._refusals = 0
         self._draining = False
         self._closed = False

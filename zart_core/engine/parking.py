@@ -123,11 +123,23 @@ class Parking(Ending):
             0 if unsure else row.finished_at or 0, others=unsure or failed, leading=unsure and not failed
         )
 
-    async def come_to(self, before: int, *, others: bool = False, leading: bool = False) -> None:
+    async def in_order_of_new(self) -> None:
+        """Before a replay begins a step that is on no record, and may have to be undone: all that is on record began earlier.
+
+        It may not have begun then because an error beside it ended its branch, and in a replay it would be first: its saga would have
+        to undo what never was done, and wait for steps that come after that error. Only a few turns of the loop, for the code may
+        have changed.
+        """
+        await self.come_to(0, others=True, trailing=True)
+
+    async def come_to(
+        self, before: int, *, others: bool = False, leading: bool = False, trailing: bool = False
+    ) -> None:
         """Wait in a replay for its branches to come to the steps that may have to be undone, and began before ``before``.
 
         ``others``: and a few turns of the loop for those that began later. ``leading``: whose turns come before all others', because
         a branch at a recorded sleep may have many more of them before its next step, where another has but to raise an error.
+        ``trailing``: whose turns come after all others', because it is to begin something new.
         """
         replay, compensating = self.replay, self.compensating
 
@@ -141,13 +153,17 @@ class Parking(Ending):
             return
         self.enter_branch()
         self._leading += leading
+        early = 0
         try:
             turns, owed, until = 0, -1, 0.0
             while self.halt is None and owes():
                 if len(replay.owed) != owed:
                     turns, owed, until = 0, len(replay.owed), self.loop.time() + _PATIENCE
-                elif self._leading and not leading:
+                elif (self._leading and not leading) or (self._early and trailing):
                     turns = 0
+                self._early -= early
+                early = 0 if trailing or turns >= _TURNS else 1
+                self._early += early
                 if turns >= _TURNS:
                     firmly = surely()
                     if not firmly or self._impatient or self.loop.time() >= until:
@@ -158,6 +174,7 @@ class Parking(Ending):
                 await asyncio.sleep(0 if turns < _TURNS else _PAUSE)
         finally:
             self._leading -= leading
+            self._early -= early
             self.leave()
         if self.halt is not None:
             raise self.halt

@@ -74,6 +74,8 @@ async def run_step(
     if row is None or row.status == "pending":
         run.enter()
         try:
+            if row is None and options.generation is not None and run.replay.owed:
+                await run.in_order_of_new()
             if run.gated or run.services.lease.lapsed:
                 await run.ready(name)
             run.replay.leave()
