@@ -150,6 +150,8 @@ class Run(Parking):
             raise ZartError(
                 f"execution {self.execution_id!r} does not run here any more: its context was used after its end"
             )
+        if self.cancellations.untold is not None:
+            self.cancellations.tell()
 
     def bad_name(self, name: object, kind: str) -> ZartError:
         """The error for a name that cannot be one."""

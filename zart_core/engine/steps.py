@@ -150,7 +150,8 @@ class Attempts:
         self.expired = False
         """Whether the time of the attempt under way is over."""
         self.cancelled: asyncio.CancelledError | None = None
-        """That the call was cancelled while its body ran in a thread: told once the thread has ended and that is recorded."""
+        """That the call was cancelled while its body ran in a thread: told once the thread has ended, that is on record, and the handler
+        has what every replay gets."""
 
     async def finish(self) -> tuple[StepRow, Any]:
         run, row = self.run, self.row
@@ -212,15 +213,15 @@ class Attempts:
         output, decoded = run.payloads.round_trip(value, type_of(self.fn, self.options), what=what)
         row = self._completed_row(output, finished)
         await run.record(row)
-        if self.cancelled is not None:
-            raise self.cancelled
-        if run.services.replay_always:
+        if run.services.replay_always or self.cancelled is not None:
             await self._settled(row)
         return row, decoded
 
     async def _settled(self, row: StepRow) -> None:
         """It has ended, durably."""
         await self.run.settled(row)
+        if self.cancelled is not None:
+            self.run.cancellations.tell_later()
 
     def _completed_row(self, output: bytes, finished: int) -> StepRow:
         return StepRow(
@@ -287,11 +288,11 @@ class Attempts:
         recorded = run.journal.failed_attempt(*facts)
         run.replay.keep(row)  # as in Run.record
         await run.durable(recorded)
-        if self.cancelled is not None:
-            raise self.cancelled
         if wake_at is None:
             await self._settled(row)
             return row
+        if self.cancelled is not None:
+            raise self.cancelled
         if run.services.replay_always:
             await run.hold_back(self.name)
         await self._back_off(wake_at)

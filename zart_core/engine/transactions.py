@@ -9,6 +9,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
 from zart_core.ambient import current_step
+from zart_core.engine.cancellations import heard
 from zart_core.engine.halt import Halt
 from zart_core.engine.steps import Attempts, HeldError, StepOptions, is_async, stored_value, type_of
 from zart_core.errors import BackendUnavailable
@@ -58,7 +59,7 @@ class _Transaction(Attempts):
     _stored: StepRow | None
 
     async def finish(self) -> tuple[StepRow, Any]:
-        self._heard = self.run.cancellations.heard()
+        self._heard = heard()
         return await super().finish()
 
     async def _call(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
@@ -70,7 +71,7 @@ class _Transaction(Attempts):
         key = StepKey(run.services.worker_id, run.run_id, run.epoch, self.name, self.ordinal)
         work = self._async_work if run.services.transactions == "async" else self._plain_work()
         tries = 0
-        heard = run.cancellations.heard()
+        before = heard()
         while True:
             try:
                 row = await run.services.transact(key, work)
@@ -92,7 +93,7 @@ class _Transaction(Attempts):
                     raise self._unknown() from None
                 raise
             # Race: a cancellation beside the commit. The backend answers it with the row; that answer may be lost, too.
-            if run.cancellations.heard() > heard:
+            if heard() > before:
                 raise self._unknown()
             try:
                 await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES)) - 1] * random.uniform(0.5, 1.5))
@@ -173,7 +174,7 @@ class _Transaction(Attempts):
         if run.halt is not None:
             raise run.halt
         await run.settled(row)
-        if run.cancellations.heard() > self._heard:
+        if heard() > self._heard:
             run.cancellations.tell_later()
         return row, stored_value(run, row, self.fn, self.options)
 
