@@ -291,19 +291,24 @@ class Siege:
                 yield f"run {run} of {name} was replaced, and went on: {late}"
 
     def _began_again(self, begins: list[Begin], kills: dict[str, int]) -> Iterable[str]:
-        """A step of a run begins once more only when its process was killed, or had lost its lease; or when a saga has undone it."""
+        """A step of a run begins once more only when its process was killed, or had lost its lease; or when a saga has undone it.
+
+        One that has stood still for longer than its lease, and is killed before the store could tell it so, has begun nothing since.
+        """
         lost = {str(process.pid) for process in self._crew if "has lost its lease" in process.said}
         undone = {line.split()[1] for line in self.place.lines("undo")}
         by_step: dict[tuple[str, int, str], list[Begin]] = defaultdict(list)
+        by_process: dict[str, list[int]] = defaultdict(list)
         for begin in begins:
             by_step[begin.execution_id, begin.run, begin.step].append(begin)
+            by_process[begin.pid].append(begin.position)
         for (name, _, _), found in by_step.items():
             for first, second in pairwise(found):
-                if (
-                    first.pid not in lost
-                    and kills.get(first.pid, second.position) >= second.position
-                    and name not in undone
-                ):
+                killed = kills.get(first.pid)
+                is_cut_off = killed is not None and not any(
+                    second.position <= position < killed for position in by_process[first.pid]
+                )
+                if first.pid not in lost and not is_cut_off and name not in undone:
                     yield f"{second} though {first} was neither killed nor lost its lease"
 
 

@@ -219,9 +219,12 @@ class Attempts:
 
     async def _settled(self, row: StepRow) -> None:
         """It has ended, durably."""
-        await self.run.settled(row)
+        run = self.run
+        await run.settled(row)
         if self.cancelled is not None:
-            self.run.cancellations.tell_later()
+            if run.halt is not None:
+                raise run.halt
+            run.cancellations.tell_later()
 
     def _completed_row(self, output: bytes, finished: int) -> StepRow:
         return StepRow(
