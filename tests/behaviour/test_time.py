@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -34,6 +35,7 @@ from zart_core import (
     connect,
 )
 from zart_core.duration import FOREVER, instant, moment
+from zart_core.engine.parking import Parking
 from zart_core.engine.run import Run
 from zart_core.records import Claim, Claimed
 from zart_core.testing import TestEngine, VirtualClock
@@ -349,6 +351,9 @@ class Told(TaskHandler[None, str]):
     name = "told"
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         self.told = [asyncio.Event() for _ in range(3)]
         self.done = 0
 
@@ -369,10 +374,21 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_the_linger_begins_anew_when_a_branch_has_gone_on_meanwhile(tmp_path: Path) -> None:  # B59
+@pytest.mark.parametrize("on_record", [False, True], ids=["new", "on record"])
+async def test_the_linger_begins_anew_when_a_branch_has_gone_on_meanwhile(
+    tmp_path: Path, *, on_record: bool
+) -> None:  # B59
     async with life(tmp_path, "cached") as store:
         handler = Told()
         handle = await store.client.start(Told, None)
+        if on_record:
+            async with store.worker(handler, linger="1s"):
+                for told in handler.told[:2]:
+                    told.set()
+                await until(lambda: handler.done == 2)
+            handler.told[2].set()  # the branch that the pass has left behind ends with its next call
+            await turns()
+            handler.forget()
         async with store.worker(handler, linger="1s"):
             for number, told in enumerate(handler.told):
                 told.set()
@@ -380,13 +396,62 @@ async def test_the_linger_begins_anew_when_a_branch_has_gone_on_meanwhile(tmp_pa
                 await turns()
                 store.pass_by(0.9)
                 await turns()
-            # It begins anew at its end: such a run may stay for up to twice that time.
+            # It may begin anew at its end: such a run may stay for up to twice that time.
             for _ in range(2):
                 store.pass_by(1)
                 await turns()
             await until(lambda: _suspended(handle))
             await handle.offer_event("go", "now")
             assert await handle.result(20) == "now"
+
+
+class Failing(TaskHandler[None, str]):
+    """A branch waits for nobody; the other fails in a saga, which ends it. What comes after that has to be undone."""
+
+    name = "failing"
+
+    async def run(self, ctx: TaskContext, data: None) -> str:
+        async with ctx.saga():
+            with contextlib.suppress(ExceptionGroup):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(ctx.wait_for_event("never"))
+                    group.create_task(self.fail(ctx))
+            await ctx.step("car", lambda: None, undo=lambda: None)
+            return await ctx.wait_for_event("go", str)
+
+    async def fail(self, ctx: TaskContext) -> None:
+        async with ctx.saga():
+            await turns()
+            raise ValueError("on its way")
+
+
+async def test_the_linger_begins_anew_when_a_replay_has_held_a_branch_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # B18, B59
+    held = []
+
+    async def come_to(run: Parking, *args: Any, **options: Any) -> None:
+        store.pass_by(0.5)
+        await as_ever(run, *args, **options)
+        # The error is on its way to where it ends the branch that waits, and the event loop is slow.
+        store.pass_by(0.6)
+        await turns()
+        held.append(args)
+
+    async with life(tmp_path, "cached") as store:
+        handle = await store.client.start(Failing, None)
+        async with store.worker(Failing(), linger="1s"):
+            await until(lambda: _has_begun(store.client, handle, "go"))
+        as_ever = Parking.come_to
+        monkeypatch.setattr(Parking, "come_to", come_to)
+        async with store.worker(Failing(), linger="1s"):
+            await handle.offer_event("go", "now")
+            assert await handle.result(20) == "now"
+    assert held
+
+
+async def _has_begun(client: DurableScheduler, handle: ExecutionHandle[Any], name: str) -> bool:
+    return any(step.name == name for step in (await client.history(handle.execution_id)).steps)
 
 
 async def _suspended(handle: ExecutionHandle[Any]) -> bool:
