@@ -187,7 +187,8 @@ class Parking(Ending):
         """A call has ended."""
         self._calls -= 1
         # Race: it may be one of the engine's own, a branch that a replay has held. What comes of it needs time like any other.
-        self._no_longer_idle()
+        if self._linger is not None:
+            self._no_longer_idle()
         if not self._calls:
             self._hush()
         if self._parked:
