@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,14 +13,40 @@ import pytest
 from tests.behaviour.world import REPLAY, World
 from zart_core import StepFailed, TaskContext, TaskHandler
 
+Branch = Callable[[], Coroutine[Any, Any, None]]
+
+
+async def cut(way: str, *, alone: Branch, more: Branch, fail: Branch, limit: Callable[[], asyncio.Timeout]) -> None:
+    """Cancel a call in one of the ways of users' code. ``alone`` makes that call, ``more`` goes on after it; ``fail`` is the brother that
+    fails meanwhile, and ``limit`` a time that is over meanwhile."""
+    match way:
+        case "a brother fails":
+            async with asyncio.TaskGroup() as group:
+                group.create_task(more())
+                group.create_task(fail())
+        case "a child fails":
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+                await more()
+        case "its time is over":
+            async with limit():
+                await alone()
+        case "the time of more than it is over":
+            async with limit():
+                await more()
+        case _:
+            raise AssertionError(way)
+
 
 class Threaded(TaskHandler[None, str]):
     """Its step's body ends once its branch was cancelled: by a brother that fails, or by a time that is over when the body has begun."""
 
     name = "threaded"
 
-    def __init__(self, way: str, *, fails: bool) -> None:
+    def __init__(self, way: str, *, sleeps: bool, fails: bool) -> None:
         self.way = way
+        self.sleeps = sleeps
+        """Whether what its branch does next is no call."""
         self.fails = fails
         self.has_begun = asyncio.Event()
         self.loop = asyncio.get_running_loop()
@@ -28,21 +56,8 @@ class Threaded(TaskHandler[None, str]):
         self.went_on: list[str] = []
 
     async def run(self, ctx: TaskContext, data: None) -> str:
-        match self.way:
-            case "a brother fails":
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self.slow_and_next(ctx))
-                    group.create_task(self.fail())
-            case "a brother fails, and it sleeps":
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self.slow_and_idle(ctx))
-                    group.create_task(self.fail())
-            case "its time is over":
-                async with self.limited():
-                    await self.slow(ctx)
-            case _:
-                async with self.limited():
-                    await self.slow_and_next(ctx)
+        more = self.slow_and_idle if self.sleeps else self.slow_and_next
+        await cut(self.way, alone=partial(self.slow, ctx), more=partial(more, ctx), fail=self.fail, limit=self.limited)
         return await ctx.step("after it", lambda: "done")
 
     def limited(self) -> asyncio.Timeout:
@@ -85,11 +100,12 @@ class Threaded(TaskHandler[None, str]):
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["", "fails"])
+@pytest.mark.parametrize("sleeps", [False, True], ids=["calls", "sleeps"])
 @pytest.mark.parametrize(
     ("way", "outcome"),
     [
         ("a brother fails", "ExceptionGroup"),
-        ("a brother fails, and it sleeps", "ExceptionGroup"),
+        ("a child fails", "ExceptionGroup"),
         ("its time is over", "done"),
         pytest.param(
             "the time of more than it is over",
@@ -101,9 +117,9 @@ class Threaded(TaskHandler[None, str]):
     ],
 )
 async def test_a_step_in_a_thread_that_is_cancelled_has_its_result_and_nothing_begins_after_it(
-    world: World, way: str, outcome: str, *, fails: bool
+    world: World, way: str, outcome: str, *, sleeps: bool, fails: bool
 ) -> None:  # B18, B49
-    handler = Threaded(way, fails=fails)
+    handler = Threaded(way, sleeps=sleeps, fails=fails)
     world.register(handler)
     async with world.worker():
         handle = await world.client.start("threaded", execution_id="a")

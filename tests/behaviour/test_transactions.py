@@ -9,12 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from tests.behaviour.programs import until
+from tests.behaviour.test_cancelled_branches import cut
 from tests.behaviour.world import STORE, Replay, World, registry_of
 from zart_core import (
     BackendUnavailable,
@@ -607,24 +609,16 @@ class Cancelled(Pay):
         raise ValueError("beside it")
 
     async def run(self, ctx: TaskContext, data: Any) -> Any:
-        match self.way:
-            case "its lease is lost":
-                await self.pay(ctx)
-                return "done"
-            case "a brother fails":
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self.pay_and_wait(ctx))
-                    group.create_task(self.fail())
-            case "a child fails":
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self.fail())
-                    await self.pay_and_wait(ctx)
-            case "its time is over":
-                async with self.limit():
-                    await self.pay(ctx)
-            case _:
-                async with self.limit():
-                    await self.pay_and_wait(ctx)
+        if self.way == "its lease is lost":
+            await self.pay(ctx)
+            return "done"
+        await cut(
+            self.way,
+            alone=partial(self.pay, ctx),
+            more=partial(self.pay_and_wait, ctx),
+            fail=self.fail,
+            limit=self.limit,
+        )
         return await ctx.step("after it", lambda: "done")
 
 

@@ -119,6 +119,12 @@ class Siege:
         verbs = ("pause", "restart", "rerun", "retry", "cancel", "purge")
         return self.done["killed"] >= self.seconds / 10 and all(self.done[verb] for verb in verbs)
 
+    async def _pass(self, seconds: float) -> None:
+        """Wait for so long, or until the operations are over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+
     # --- what is done -------------------------------------------------------------------------------------------------
 
     async def _start(self, client: DurableScheduler) -> None:
@@ -128,9 +134,7 @@ class Siege:
             if self._crash.random() < 0.5:
                 self.place.open_gate(f"mend-{name}")
             await asyncio.sleep(self.seconds / planned / 2)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.seconds / 2):
-                await self._over.wait()
+        await self._pass(self.seconds / 2)
         # Not enough has happened in its time, on a busy machine: there is to be something to do it to, such as a step that fails.
         for number in itertools.count(planned):
             if self._over.is_set():
@@ -138,9 +142,7 @@ class Siege:
             name = f"c{number}"
             await client.start("chore", STEPS, execution_id=name)
             self._ids.append(name)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self._over.wait()
+            await self._pass(1.0)
 
     async def _operate(self, client: DurableScheduler) -> None:
         """One operation after another, on executions chosen by the dice; what cannot be done is refused with a typed error."""
@@ -209,9 +211,7 @@ class Siege:
         self._lifting.add(lifting)
 
     async def _lift(self, client: DurableScheduler, rule: int, held: Held, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._over.wait()
+        await self._pass(seconds)
         held.until = _now()
         await client.resume(rule)
 
@@ -237,9 +237,7 @@ class Siege:
         """One worker after another, each killed while it works; the last one stays."""
         while not self._over.is_set():
             worker = await self._launch()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._crash.uniform(0.5, 3.0) * (_CALM if self._late else 1)):
-                    await self._over.wait()
+            await self._pass(self._crash.uniform(0.5, 3.0) * (_CALM if self._late else 1))
             self.place.ledger.write(f"kill {worker.pid}")
             await worker.kill()
             self.done["killed"] += 1
@@ -323,6 +321,25 @@ def besiege(place: Place, *, seed: int, seconds: float) -> None:
     print(dict(siege.done))
     assert findings == [], f"seed {seed}, the ledger is in {place.folder}:\n" + "\n".join(findings[:20])
     assert siege.proves, dict(siege.done)
+
+
+@pytest.mark.parametrize(
+    ("entries", "explained"),
+    [
+        ([("s1", "1"), ("s1", "2")], False),
+        ([("s1", "1"), "1", ("s1", "2")], True),
+        ([("s1", "1"), ("s1", "2"), "1"], True),
+        ([("s1", "1"), ("s1", "2"), ("s2", "1"), "1"], False),
+        ([("s1", "1"), ("s1", "1"), "1"], False),
+    ],
+    ids=["nobody killed", "killed before", "silent until killed", "goes on until killed", "the same process"],
+)
+def test_a_step_that_begins_again_is_explained_by_a_process_that_can_no_longer_go_on(
+    place: Place, entries: list[Any], explained: bool
+) -> None:
+    begins = [Begin(at, "c", 1, entry[0], 0, entry[1]) for at, entry in enumerate(entries) if isinstance(entry, tuple)]
+    kills = {entry: at for at, entry in enumerate(entries) if isinstance(entry, str)}
+    assert bool([*Siege(place, seed=0, seconds=1)._began_again(begins, kills)]) != explained
 
 
 def test_operations_beside_dying_workers_do_what_they_say_in_a_short_siege(

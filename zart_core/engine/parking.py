@@ -124,7 +124,7 @@ class Parking(Ending):
         )
 
     async def in_order_of_new(self) -> None:
-        """Before a replay begins a step that is on no record, and may have to be undone: all that is on record began earlier.
+        """Before a replay begins a step that is on no record, and may have to be undone: what is on record began earlier.
 
         It may not have begun then because an error beside it ended its branch, and in a replay it would be first: its saga would have
         to undo what never was done, and wait for steps that come after that error. Only a few turns of the loop, for the code may

@@ -137,7 +137,7 @@ class Run(Parking):
         return -1 - count if self.compensating else count
 
     def check(self) -> None:
-        """Whether calls may be made from here at all."""
+        """Whether calls may be made from here at all. Raises the cancellation that the current task is still to hear of."""
         step = current_step.get()
         if step is not None:
             raise step.misuse(

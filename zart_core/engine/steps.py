@@ -213,18 +213,24 @@ class Attempts:
         output, decoded = run.payloads.round_trip(value, type_of(self.fn, self.options), what=what)
         row = self._completed_row(output, finished)
         await run.record(row)
-        if run.services.replay_always or self.cancelled is not None:
+        if run.services.replay_always or self._is_cancelled:
             await self._settled(row)
         return row, decoded
 
     async def _settled(self, row: StepRow) -> None:
-        """It has ended, durably."""
+        """It has ended, durably. Who was cancelled meanwhile has the result, as in every replay, and hears of it after that."""
         run = self.run
         await run.settled(row)
-        if self.cancelled is not None:
+        if self._is_cancelled:
+            # Race: the run was given up beside that end. Its handler goes no further.
             if run.halt is not None:
                 raise run.halt
             run.cancellations.tell_later()
+
+    @property
+    def _is_cancelled(self) -> bool:
+        """Whether the call was cancelled, and is to have its result all the same."""
+        return self.cancelled is not None
 
     def _completed_row(self, output: bytes, finished: int) -> StepRow:
         return StepRow(

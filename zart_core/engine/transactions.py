@@ -62,6 +62,11 @@ class _Transaction(Attempts):
         self._heard = heard()
         return await super().finish()
 
+    @property
+    def _is_cancelled(self) -> bool:
+        # Race: a cancellation beside the end of the body, or the commit. The backend answers it with what has become of them.
+        return heard() > self._heard
+
     async def _call(self, fn: Callable[..., Any]) -> tuple[BaseException | None, Any]:
         self._stored = None
         # A test's stand-in knows nothing of connections; one that only watches says what it wraps.
@@ -170,12 +175,10 @@ class _Transaction(Attempts):
             return await super()._completed(value, finished)
         run, row = self.run, self._stored
         run.replay.keep(row)
-        # Race: the run was given up, or this task cancelled, beside the commit, and the backend has answered with the row.
+        # Race: the run was given up beside the commit, and the backend has answered with the row.
         if run.halt is not None:
             raise run.halt
-        await run.settled(row)
-        if heard() > self._heard:
-            run.cancellations.tell_later()
+        await self._settled(row)
         return row, stored_value(run, row, self.fn, self.options)
 
 
